@@ -1,0 +1,105 @@
+"""Named layers, each with its source, and `parse`, which reads a name or a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from normforge.errors import ParseError, UnknownNameError, nearest
+from normforge.ir.graph import Graph
+from normforge.ir.text import parse_formula
+
+
+class NamedLayer(NamedTuple):
+    """A formula and where it comes from."""
+
+    formula: str
+    source: str
+
+
+_EVONORM = "Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967"
+_BN = "Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167"
+_GN = "Wu and He, Group Normalization, arXiv 1803.08494"
+_LN = "Ba et al., Layer Normalization, arXiv 1607.06450"
+_SILU = "Ramachandran et al., Searching for Activation Functions, arXiv 1710.05941"
+
+
+def _normalised(index: str) -> str:
+    return f"(x - mean[{index}](x)) / std[{index}](x) * gamma + beta"
+
+
+CATALOGUE: dict[str, NamedLayer] = {
+    "bn-relu": NamedLayer(f"relu({_normalised('b,w,h')})", _BN),
+    "bn-silu": NamedLayer(f"silu({_normalised('b,w,h')})", f"{_BN}; {_SILU}"),
+    "gn-relu": NamedLayer(f"relu({_normalised('w,h,c/g')})", _GN),
+    "gn-silu": NamedLayer(f"silu({_normalised('w,h,c/g')})", f"{_GN}; {_SILU}"),
+    "ln-relu": NamedLayer(f"relu({_normalised('w,h,c')})", _LN),
+    "in-relu": NamedLayer(f"relu({_normalised('w,h')})", "Ulyanov et al., Instance Normalization, arXiv 1607.08022"),
+    "frn-tlu": NamedLayer(
+        "param tau = 0; max(x / rms[w,h](x) * gamma + beta, tau)",
+        "Singh and Krishnan, Filter Response Normalization, arXiv 1911.09737",
+    ),
+    "evonorm-b0": NamedLayer("x / max(std[b,w,h](x), v1 * x + std[w,h](x)) * gamma + beta", _EVONORM),
+    "evonorm-b1": NamedLayer("x / max(std[b,w,h](x), (x + 1) * rms[w,h](x)) * gamma + beta", _EVONORM),
+    "evonorm-b2": NamedLayer("x / max(std[b,w,h](x), rms[w,h](x) - x) * gamma + beta", _EVONORM),
+    "evonorm-s0": NamedLayer("x * sigmoid(v1 * x) / std[w,h,c/g](x) * gamma + beta", _EVONORM),
+    "evonorm-s1": NamedLayer("x * sigmoid(x) / std[w,h,c/g](x) * gamma + beta", _EVONORM),
+    "evonorm-s2": NamedLayer("x * sigmoid(x) / rms[w,h,c/g](x) * gamma + beta", _EVONORM),
+    "layernorm-gelu": NamedLayer(f"gelu({_normalised('c')})", f"{_LN}; Hendrycks and Gimpel, GELU, arXiv 1606.08415"),
+    "rmsnorm": NamedLayer("x / rms[c](x) * gamma", "Zhang and Sennrich, RMSNorm, arXiv 1910.07467"),
+    "dyt": NamedLayer(
+        "param alpha scalar = 0.5; gamma * tanh(alpha * x) + beta",
+        "Zhu et al., Transformers without Normalization, arXiv 2503.10622",
+    ),
+    "derf": NamedLayer(
+        "param alpha scalar = 0.5; param s scalar = 0; gamma * erf(alpha * x + s) + beta",
+        "Stronger Normalization-Free Transformers, arXiv 2512.10938",
+    ),
+}
+
+
+class Layers(Mapping[str, Graph]):
+    """The named layers: name -> graph. `list(nf.layers)` gives the names."""
+
+    def __getitem__(self, name: str) -> Graph:
+        if name not in CATALOGUE:
+            raise UnknownNameError(f"there is no layer named {name!r}{nearest(name, CATALOGUE)}")
+        return _named(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CATALOGUE)
+
+    def __len__(self) -> int:
+        return len(CATALOGUE)
+
+    def __contains__(self, name: object) -> bool:
+        return name in CATALOGUE
+
+
+@lru_cache(maxsize=None)
+def _named(name: str) -> Graph:
+    return parse_formula(CATALOGUE[name].formula)
+
+
+layers = Layers()
+
+
+def parse(text: str) -> Graph:
+    """The graph of a named layer or of a formula; a known name wins over a formula that reads the same.
+
+    Raises:
+        ParseError: with the position of the mistake, what was expected, and the nearest known name.
+    """
+    name = text.strip()
+    if name in CATALOGUE:
+        return _named(name)
+    try:
+        return parse_formula(text)
+    except ParseError as e:
+        # Only what looks like a name, and not like a formula, is told about layer names.
+        looks_like_name = name and all(ch.isalnum() or ch in "-_" for ch in name)
+        hint = nearest(name, CATALOGUE) if looks_like_name else ""
+        if hint:
+            raise ParseError(f"there is no layer named {name!r}{hint}") from None
+        raise e

@@ -1,0 +1,227 @@
+"""Nodes: immutable, hash-consed (equality is identity), each with its inferred type and a stable digest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Any
+from weakref import WeakValueDictionary
+
+from normforge.errors import GraphError
+from normforge.ir.ops import ARITY, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.types import FULL, INDEX_NAMES, C, FloatClass, Type, axes_name, valid_axes
+
+Attr = tuple[Any, ...]
+
+
+class Node:
+    """One operation. Never construct it directly: `make` returns the one node with this meaning.
+
+    Attributes:
+        op: the operation.
+        args: operands.
+        attr: what else defines it: (name, axes, float class) of an input, (name, axes, start) of a
+            parameter, (value,) of a constant, (axes,) of a size or a reduction.
+        type: the axes along which it varies and its float class.
+        digest: 16 bytes that depend on the structure alone, equal in every process.
+    """
+
+    __slots__ = ("__weakref__", "args", "attr", "digest", "op", "type")
+    op: Op
+    args: tuple[Node, ...]
+    attr: Attr
+    type: Type
+    digest: bytes
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("nodes are immutable")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make, (self.op, self.args, self.attr)
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {axes_name(self.axes)} {self.digest.hex()[:6]}>"
+
+    @property
+    def axes(self) -> int:
+        """The axes along which the value varies."""
+        return self.type.axes
+
+    @property
+    def name(self) -> str:
+        """The name of an input or a parameter."""
+        return str(self.attr[0])
+
+    @property
+    def value(self) -> float:
+        """The value of a constant."""
+        return float(self.attr[0])
+
+    @property
+    def reduced(self) -> int:
+        """The axes that a reduction names (its operand may lack some of them), or those of a size."""
+        return int(self.attr[0])
+
+
+_nodes: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
+
+
+def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
+    """The type rule of every operation.
+
+    Raises:
+        GraphError: an operand count, an axis set or an attribute that the operation does not allow.
+    """
+    if len(args) != ARITY[op]:
+        raise GraphError(f"{op} takes {ARITY[op]} operands, not {len(args)}")
+    if op in LEAF:
+        return _infer_leaf(op, attr)
+    cls = FloatClass.DATA if any(a.type.cls is FloatClass.DATA for a in args) else FloatClass.STAT
+    if op in REDUCE or op in MOMENT:
+        axes = attr[0] if len(attr) == 1 else None
+        if not isinstance(axes, int) or not 0 < axes <= FULL:
+            raise GraphError(f"{op} needs one set of axes, not {attr}")
+        if op is not Op.SUM and axes not in INDEX_NAMES:
+            raise GraphError(f"{op} over {axes_name(axes)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
+        return Type(args[0].axes & ~axes, FloatClass.STAT)
+    if op is Op.BROADCAST:
+        if len(attr) != 2 or not isinstance(attr[0], int) or not valid_axes(attr[0]) or args[0].axes & ~attr[0]:
+            raise GraphError(f"broadcast needs axes that hold those of its operand and a float class, not {attr}")
+        return Type(attr[0], FloatClass(attr[1]))
+    if attr:
+        raise GraphError(f"{op} has no attributes, so {attr} means nothing")
+    axes = 0
+    for a in args:
+        axes |= a.axes
+    return Type(axes, cls)
+
+
+def _infer_leaf(op: Op, attr: Attr) -> Type:
+    if op is Op.CONST:
+        if len(attr) != 1 or not isinstance(attr[0], float):
+            raise GraphError(f"const needs one float, not {attr}")
+        return Type(0, FloatClass.STAT)
+    if op is Op.SIZE:
+        if len(attr) != 1 or not isinstance(attr[0], int) or not 0 < attr[0] <= FULL:
+            raise GraphError(f"size needs one set of axes, not {attr}")
+        return Type(0, FloatClass.STAT)
+    if len(attr) != 3 or not isinstance(attr[0], str) or not isinstance(attr[1], int) or not valid_axes(attr[1]):
+        raise GraphError(f"{op} needs a name, axes and one more attribute, not {attr}")
+    if op is Op.INPUT:
+        return Type(attr[1], FloatClass(attr[2]))
+    if attr[1] not in (0, C) or not isinstance(attr[2], float) or not math.isfinite(attr[2]):
+        raise GraphError(f"parameter {attr[0]} is one value a channel or a scalar, with a finite start value")
+    return Type(attr[1], FloatClass.STAT)
+
+
+def make(op: Op, args: tuple[Node, ...] = (), attr: Attr = ()) -> Node:
+    """The node with this operation, operands and attributes; the same object for the same meaning.
+
+    Raises:
+        GraphError: the type rule of `op` refuses them.
+    """
+    # -0.0 == 0.0 as a key, but they are different constants.
+    marker = math.copysign(1.0, attr[0]) if op is Op.CONST and attr and attr[0] == 0 else 0
+    key = (op, tuple(map(id, args)), attr, marker)
+    node = _nodes.get(key)
+    if node is not None:
+        return node
+    node_type = infer(op, args, attr)
+    h = blake2b(f"{op}{attr!r}".encode(), digest_size=16)
+    for a in args:
+        h.update(a.digest)
+    node = object.__new__(Node)
+    for field, value in (
+        ("op", op),
+        ("args", args),
+        ("attr", attr),
+        ("type", node_type),
+        ("digest", h.digest()),
+    ):
+        object.__setattr__(node, field, value)
+    _nodes[key] = node
+    return node
+
+
+def const(value: float) -> Node:
+    """A literal."""
+    return make(Op.CONST, (), (float(value),))
+
+
+def size(axes: int) -> Node:
+    """The number of elements along `axes`; 1 when there are none."""
+    return make(Op.SIZE, (), (axes,)) if axes else const(1.0)
+
+
+def data(name: str, axes: int = FULL) -> Node:
+    """A tensor input in the dtype of x, by default as large as x."""
+    return make(Op.INPUT, (), (name, axes, FloatClass.DATA.value))
+
+
+def stat(name: str, axes: int) -> Node:
+    """A tensor input that is a statistic: float32, or float64 under a float64 x."""
+    return make(Op.INPUT, (), (name, axes, FloatClass.STAT.value))
+
+
+def param(name: str, start: float, *, scalar: bool = False) -> Node:
+    """A trainable parameter, one value a channel or a scalar."""
+    return make(Op.PARAM, (), (name, 0 if scalar else C, float(start)))
+
+
+def broadcast(node: Node, t: Type) -> Node:
+    """The value delivered in type `t`; itself where it has that type already."""
+    return node if node.type == t else make(Op.BROADCAST, (node,), (t.axes, t.cls.value))
+
+
+def toposort(roots: Iterable[Node]) -> list[Node]:
+    """Every node below `roots`, operands first; the order of the text where there is a choice. Not recursive."""
+    done: set[Node] = set()
+    order: list[Node] = []
+    for root in roots:
+        stack: list[tuple[Node, Iterator[Node]]] = []
+        if root not in done:
+            done.add(root)
+            stack.append((root, iter(root.args)))
+        while stack:
+            node, rest = stack[-1]
+            for a in rest:
+                if a not in done:
+                    done.add(a)
+                    stack.append((a, iter(a.args)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order
+
+
+def preorder(roots: Iterable[Node]) -> list[Node]:
+    """Every node below `roots` in order of first appearance, as a reader meets them. Not recursive."""
+    seen: set[Node] = set()
+    order: list[Node] = []
+    stack = list(reversed(list(roots)))
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        order.append(node)
+        stack.extend(reversed(node.args))
+    return order
+
+
+def substitute(roots: Iterable[Node], replace: dict[Node, Node]) -> dict[Node, Node]:
+    """A map from every node below `roots` to the node after `replace`; what stands below a replaced node is dropped."""
+    out: dict[Node, Node] = {}
+    for node in toposort(roots):
+        if node in replace:
+            out[node] = replace[node]
+        elif node.args:
+            args = tuple(out[a] for a in node.args)
+            out[node] = node if args == node.args else make(node.op, args, node.attr)
+        else:
+            out[node] = node
+    return out
+
+

@@ -1,0 +1,26 @@
+"""Graph to graph: frozen dataclasses whose `run` never mutates. Importing this package gives graphs their keys."""
+
+from normforge.passes.canonicalise import Canonicalise
+from normforge.passes.degeneracy import Degeneracy, Finding, Stage
+from normforge.passes.describe import Describe
+from normforge.passes.differentiate import Differentiate
+from normforge.passes.keys import lower
+from normforge.passes.legalise import Legalise
+from normforge.passes.running import inference_graph, running_statistics, training_graph
+from normforge.passes.simplify import Simplify, simplify
+
+__all__ = [
+    "Canonicalise",
+    "Degeneracy",
+    "Describe",
+    "Differentiate",
+    "Finding",
+    "Legalise",
+    "Simplify",
+    "Stage",
+    "inference_graph",
+    "lower",
+    "running_statistics",
+    "simplify",
+    "training_graph",
+]

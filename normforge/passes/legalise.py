@@ -1,0 +1,60 @@
+"""legalise: surface operations to core ones. ε becomes a constant; std and rms become one moment and a root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from normforge.ir.graph import Graph
+from normforge.ir.node import Node, broadcast, const, make
+from normforge.ir.ops import MOMENT, REDUCE, Op
+
+
+def _sqrt(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.DIV, (a, make(Op.ROOT, (make(Op.ADD, (make(Op.ABS, (a,)), eps)),))))
+
+
+def _log(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.MUL, (make(Op.SIGN, (a,)), make(Op.LN, (make(Op.ADD, (make(Op.ABS, (a,)), eps)),))))
+
+
+def _std(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.ROOT, (make(Op.ADD, (moment(Op.VAR, a, node.reduced), eps)),))
+
+
+def _rms(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.ROOT, (make(Op.ADD, (moment(Op.MEAN, make(Op.SQUARE, (a,)), node.reduced), eps)),))
+
+
+# surface operation -> (node, operand, ε) -> core nodes; DESIGN of the ε-guards: normforge's own, see docs/formula.md
+LOWER: dict[Op, Callable[[Node, Node, Node], Node]] = {Op.SQRT: _sqrt, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms}
+
+
+def moment(op: Op, a: Node, axes: int) -> Node:
+    """A reduction, decided by type alone where the operand lacks all the axes: it is then broadcast along them."""
+    if a.axes & axes:
+        return make(op, (a,), (axes,))
+    return const(0.0) if op is Op.VAR else a
+
+
+@dataclass(frozen=True)
+class Legalise:
+    """Core graph of a surface graph; a core graph comes back unchanged."""
+
+    def run(self, graph: Graph) -> Graph:
+        """Lower every surface operation; outputs and inputs keep their names."""
+        eps = const(graph.eps)
+        out: dict[Node, Node] = {}
+        for node in graph.nodes:
+            args = tuple(out[a] for a in node.args)
+            if node.op in LOWER:
+                out[node] = LOWER[node.op](node, args[0], eps)
+            elif node.op in REDUCE or node.op in MOMENT:
+                out[node] = moment(node.op, args[0], node.reduced)
+            elif node.args:
+                out[node] = make(node.op, args, node.attr)
+            else:
+                out[node] = node
+        # A layer's output, `y`, always has the shape and dtype of x.
+        x = graph.inputs[0].type
+        return graph.with_outputs(*((k, broadcast(out[n], x) if k == "y" else out[n]) for k, n in graph.outputs))
