@@ -1,0 +1,162 @@
+"""What every generated C file starts with: loads, stores and branch-free elementary functions that vectorise.
+
+float32 functions are short polynomials (own minimax fits, largest relative error about 2e-7 for exp, 1e-7
+absolute for tanh and erf); NaN, infinities and denormals come out right. float64 calls the C library. Nothing
+here touches the floating-point state of the process.
+"""
+
+COMMON = r"""
+#include <stdint.h>
+#include <string.h>
+#include <math.h>
+#include <stddef.h>
+#define INLINE static inline __attribute__((always_inline))
+#define MIN2(a, b) ((a) < (b) ? (a) : (b))
+#define MAX2(a, b) ((a) > (b) ? (a) : (b))
+
+INLINE uint32_t bits_of(float a) { uint32_t u; memcpy(&u, &a, 4); return u; }
+INLINE float float_of(uint32_t u) { float a; memcpy(&a, &u, 4); return a; }
+"""
+
+# T is float or double. A NaN in either operand of max and min gives NaN; at 0 the sign of abs is dropped.
+GENERIC = r"""
+INLINE T f_max(T a, T b) { return (a > b) | (a != a) ? a : b; }
+INLINE T f_min(T a, T b) { return (a < b) | (a != a) ? a : b; }
+INLINE T f_sign(T a) { return a != a ? a : (T)(a > 0) - (T)(a < 0); }
+INLINE T f_gate(T a, T b, T t) { T half = a == b ? t * (T)0.5 : t; return a < b ? (T)0 : half; }
+"""
+
+FLOAT32 = r"""
+INLINE float f_abs(float a) { return fabsf(a); }
+INLINE float f_root(float a) { return sqrtf(a); }
+INLINE float f_exp(float a) {
+  float x = a > 89.0f ? 89.0f : a;
+  x = x < -104.0f ? -104.0f : x;
+  const float magic = 12582912.0f;              /* 1.5 * 2^23: adding it rounds to an integer */
+  float shifted = x * 1.44269504089f + magic;
+  int32_t n = (int32_t)(bits_of(shifted) - bits_of(magic));
+  float k = shifted - magic;
+  float r = (x - k * 0.693145751953125f) - k * 1.42860682030941723e-6f;
+  float p = 1.394111754e-03f;
+  p = p * r + 8.363179812e-03f;
+  p = p * r + 4.166637521e-02f;
+  p = p * r + 1.666657698e-01f;
+  p = p * r + 5.000000027e-01f;
+  p = p * (r * r) + r + 1.0f;
+  int32_t half = n >> 1;                        /* two factors: results may be denormal or infinite */
+  return p * float_of((uint32_t)(half + 127) << 23) * float_of((uint32_t)(n - half + 127) << 23);
+}
+INLINE float f_sigmoid(float a) { return 1.0f / (1.0f + f_exp(-a)); }
+INLINE float f_tanh(float a) {
+  float t = fabsf(a), z = a * a;
+  float p = -6.112778589e-03f;
+  p = p * z + 2.100980034e-02f;
+  p = p * z - 5.385401129e-02f;
+  p = p * z + 1.333279417e-01f;
+  p = p * z - 3.333332925e-01f;
+  float small = a + a * (z * p);
+  float large = copysignf(1.0f - 2.0f / (f_exp(2.0f * t) + 1.0f), a);
+  return t < 0.625f ? small : large;            /* NaN takes the second, which is NaN */
+}
+INLINE float f_erf(float a) {
+  float t = fabsf(a), z = a * a;
+  float p = -5.976652060e-04f;
+  p = p * z + 4.990933347e-03f;
+  p = p * z - 2.676553556e-02f;
+  p = p * z + 1.128180193e-01f;
+  p = p * z - 3.761249424e-01f;
+  p = p * z + 1.283791500e-01f;
+  float small = a + a * p;
+  float u = t > 4.0f ? 4.0f : t;                /* erf(4) is 1 in float32 */
+  float q = -2.122106246e-05f;
+  q = q * u + 4.359049412e-04f;
+  q = q * u - 4.177978468e-03f;
+  q = q * u + 2.513744012e-02f;
+  q = q * u - 1.083076324e-01f;
+  q = q * u - 6.333221659e-01f;
+  q = q * u - 1.129527027e+00f;
+  q = q * u + 1.771703649e-04f;
+  float large = copysignf(1.0f - f_exp(q), a);
+  return t < 0.93f ? small : large;
+}
+INLINE float f_ln(float a) {
+  int tiny = a < 1.17549435e-38f;
+  float x = tiny ? a * 8388608.0f : a;
+  uint32_t u = bits_of(x) - 0x3f3504f3u;        /* mantissa to [sqrt(1/2), sqrt(2)) */
+  int32_t n = (int32_t)u >> 23;
+  float f = float_of((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  float p = 7.330558956e-02f;
+  p = p * f - 1.165944721e-01f;
+  p = p * f + 1.163508319e-01f;
+  p = p * f - 1.239677715e-01f;
+  p = p * f + 1.425112627e-01f;
+  p = p * f - 1.666914772e-01f;
+  p = p * f + 2.000068877e-01f;
+  p = p * f - 2.499998122e-01f;
+  p = p * f + 3.333333125e-01f;
+  float k = (float)n - (tiny ? 23.0f : 0.0f);
+  float y = k * 0.693145751953125f + (f + (k * 1.42860682030941723e-6f + f * f * (f * p - 0.5f)));
+  y = a > 3.4028235e38f ? a : y;
+  y = a == 0.0f ? -INFINITY : y;
+  return (a < 0.0f) | (a != a) ? NAN : y;
+}
+"""
+
+FLOAT64 = r"""
+INLINE double f_abs(double a) { return fabs(a); }
+INLINE double f_root(double a) { return sqrt(a); }
+INLINE double f_exp(double a) { return exp(a); }
+INLINE double f_sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
+INLINE double f_tanh(double a) { return tanh(a); }
+INLINE double f_erf(double a) { return erf(a); }
+INLINE double f_ln(double a) { return log(a); }
+"""
+
+# Full tensors in the storage dtype X; arithmetic in T.
+PLAIN = r"""
+#define LOAD(p, i) ((p)[i])
+#define STORE(p, i, v) ((p)[i] = (v))
+"""
+
+BFLOAT16 = r"""
+INLINE float f_load(uint16_t h) { return float_of((uint32_t)h << 16); }
+INLINE uint16_t f_store(float a) {
+  uint32_t u = bits_of(a);
+  uint32_t even = u + 0x7fffu + ((u >> 16) & 1u);
+  uint32_t r = (u & 0x7fffffffu) > 0x7f800000u ? u | 0x00400000u : even;
+  return (uint16_t)(r >> 16);
+}
+#define LOAD(p, i) f_load((p)[i])
+#define STORE(p, i, v) ((p)[i] = f_store(v))
+"""
+
+FLOAT16 = r"""
+INLINE float f_load(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu) << 13;
+  uint32_t scaled = bits_of(float_of(rest) * float_of(0x77800000u)); /* 2^112 moves the exponent, denormals too */
+  uint32_t special = rest | 0x7f800000u;
+  return float_of((rest >= 0x0f800000u ? special : scaled) | sign);
+}
+INLINE uint16_t f_store(float a) {
+  uint32_t u = bits_of(a), sign = (u >> 16) & 0x8000u, m = u & 0x7fffffffu;
+  uint32_t even = m + 0xfffu + ((m >> 13) & 1u);
+  uint32_t normal = (even - 0x38000000u) >> 13;
+  uint32_t denormal = bits_of(float_of(m) + 0.5f) - 0x3f000000u;       /* adding 1/2 rounds at 2^-24 */
+  uint32_t r = m < 0x38800000u ? denormal : normal;
+  r = m >= 0x477ff000u ? 0x7c00u : r;                                    /* rounds to infinity */
+  r = m > 0x7f800000u ? 0x7e00u : r;                                     /* NaN */
+  return (uint16_t)(r | sign);
+}
+#define LOAD(p, i) f_load((p)[i])
+#define STORE(p, i, v) ((p)[i] = f_store(v))
+"""
+
+
+def prelude(dtype: str) -> str:
+    """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type."""
+    wide = dtype == "float64"
+    arithmetic = "double" if wide else "float"
+    storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
+    io = {"bfloat16": BFLOAT16, "float16": FLOAT16}.get(dtype, PLAIN)
+    types = f"typedef {arithmetic} T;\ntypedef {storage} X;\n"
+    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + io

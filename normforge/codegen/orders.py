@@ -1,0 +1,87 @@
+"""The graphs behind a layer: forward, backward, double backward, ... and what forward saves for the others.
+
+Derivatives are differentiated from graphs that are total in x; only then are forward's moments replaced by
+inputs that carry their saved values. So a saved statistic is a cache, and no gradient flows to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from normforge.ir.graph import Graph
+from normforge.ir.node import Node, make, stat, substitute
+from normforge.ir.ops import REDUCE, Op
+from normforge.passes.canonicalise import Canonicalise
+from normforge.passes.differentiate import Differentiate
+from normforge.passes.keys import lower
+from normforge.passes.running import inference_graph, training_graph
+
+
+@dataclass(frozen=True)
+class Program:
+    """One derivative of a layer, ready to be planned.
+
+    Attributes:
+        graph: lowered; its inputs and parameters in `operands`, its outputs in order.
+        operands: every tensor that the program is given, in calling order.
+        order: 0 forward, 1 backward, 2 double backward, ...
+        wrt: the operands that the next order differentiates in.
+        saved: the operands that are saved statistics.
+    """
+
+    graph: Graph
+    operands: tuple[Node, ...]
+    order: int
+    wrt: tuple[Node, ...]
+    saved: tuple[Node, ...]
+
+
+@lru_cache(maxsize=4096)
+def program(layer: Graph, order: int, train: bool) -> Program:
+    """The program of one order of a layer.
+
+    Forward's operands are x, the parameters in the order of the formula, and in inference the buffers; its
+    outputs are y, the raw running statistics in their order (training only), and the saved moments.
+    Order k + 1 is given order k's operands, one cotangent for each differentiable output, and (from order 1
+    on) the saved moments; its outputs are the gradients of order k's differentiable operands.
+    """
+    forward = _forward(layer, train)
+    params = layer.params
+    buffers = forward.inputs[1:]
+    moments = _moments(forward)
+    saved = tuple(stat(f"saved.{i}", m.axes) for i, m in enumerate(moments))
+    if order == 0:
+        extra = tuple((s.name, m) for s, m in zip(saved, moments, strict=True))
+        graph = forward.with_outputs(*forward.outputs, *extra)
+        return Program(graph, (layer.inputs[0], *params, *buffers), 0, (layer.inputs[0], *params), saved)
+    total = forward.with_outputs(forward.outputs[0])
+    wrt: tuple[Node, ...] = (layer.inputs[0], *params)
+    seeds: tuple[Node, ...] = ()
+    for k in range(1, order + 1):
+        before = total.inputs
+        total = lower(Differentiate(wrt, k).run(total))
+        new = total.inputs[len(before) :]
+        seeds += new
+        if k < order:
+            wrt += new
+    replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
+    outputs = tuple((name, replaced[n]) for name, n in total.outputs)
+    graph = Canonicalise().run(Graph(outputs, (*total.inputs, *saved), total.eps))
+    return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, (*wrt, *new), saved)
+
+
+@lru_cache(maxsize=4096)
+def _forward(layer: Graph, train: bool) -> Graph:
+    return lower(training_graph(layer) if train else inference_graph(layer))
+
+
+def _moments(forward: Graph) -> tuple[Node, ...]:
+    """Every reduction of forward, and beside each variance the mean that its derivative asks for."""
+    found: dict[Node, None] = {}
+    for node in forward.nodes:
+        if node.op is Op.VAR:
+            found[make(Op.MEAN, node.args, node.attr)] = None
+        if node.op in REDUCE:
+            found[node] = None
+    return tuple(found)

@@ -1,0 +1,32 @@
+"""Small helpers for emitting source that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Lines:
+    """Indented source text."""
+
+    def __init__(self, indent: str = "  ") -> None:
+        self._lines: list[str] = []
+        self._indent = indent
+        self._depth = 0
+
+    def __call__(self, *lines: str) -> None:
+        for line in lines:
+            self._lines.append(self._indent * self._depth + line if line else "")
+
+    @contextmanager
+    def block(self, head: str, tail: str = "}") -> Iterator[None]:
+        """A head line, an indented body, a tail line (none when empty)."""
+        self(head)
+        self._depth += 1
+        yield
+        self._depth -= 1
+        if tail:
+            self(tail)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines) + "\n"
