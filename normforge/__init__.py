@@ -1,1 +1,38 @@
+"""normforge: normalization-activation layers, compiled and discovered.
 
+A layer is a formula. `parse` reads one, `compile` makes an nn.Module of it, `check` tells what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from normforge.ir import Graph, layers, parse
+from normforge.passes import simplify
+
+if TYPE_CHECKING:
+    from normforge.api import check, grad, plan, source
+    from normforge.kernels.module import Layer, compile
+
+__version__ = "0.1.0"
+
+# What needs torch is imported when it is first asked for: reading formulas stays light.
+_LAZY = {
+    "compile": "normforge.kernels.module",
+    "Layer": "normforge.kernels.module",
+    "check": "normforge.api",
+    "grad": "normforge.api",
+    "plan": "normforge.api",
+    "source": "normforge.api",
+}
+
+__all__ = ["Graph", "Layer", "check", "compile", "grad", "layers", "parse", "plan", "simplify", "source"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'normforge' has no attribute {name!r}")

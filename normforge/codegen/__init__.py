@@ -1,0 +1,1 @@
+"""From a derivative graph to source: orders, factored sums, plans, and the targets that emit them."""

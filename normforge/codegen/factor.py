@@ -56,7 +56,7 @@ class _State:
     def rewrite(self, node: Node) -> Node:
         args = tuple(self.out[a] for a in node.args)
         if node.op not in REDUCE:
-            return _strengthen(make(node.op, args, node.attr)) if args else node
+            return self.regroup(_strengthen(make(node.op, args, node.attr))) if args else node
         a = args[0]
         axes = a.axes & node.reduced
         if not axes:
@@ -75,6 +75,20 @@ class _State:
         if not rest:
             return row_var
         return make(Op.ADD, (_small(Op.MEAN, row_var, rest), _small(Op.VAR, row_mean, rest)))
+
+    def regroup(self, node: Node) -> Node:
+        """A product as (full part) · (product of its small factors): fewer operations an element, and the very
+        factor that sums of it are scaled with, so that what cancels in exact arithmetic (f·k − k·Σf/n for n = 1)
+        cancels in floats. Only where the small product can neither overflow nor vanish."""
+        if node.op not in (Op.MUL, Op.NEG) or not is_full(node.axes) or self.depends(node):
+            return node
+        terms = self.split(node, S)
+        if terms is None or len(terms) != 1:
+            return node
+        ((key, f),) = terms.items()
+        if key is _ONE or f is _ONE or not _moderate(key):
+            return node
+        return make(Op.MUL, (f, key))
 
     def full_sum(self, a: Node, axes: int) -> Node:
         """Sum of a full tensor, by rows when the unknown factors allow it, else by columns, else unfactored."""
@@ -220,6 +234,17 @@ def _bounded_away_from_zero(node: Node) -> bool:
     if node.op is Op.MUL:
         return all(_bounded_away_from_zero(a) for a in node.args)
     return node.op is Op.SIZE
+
+
+def _moderate(node: Node) -> bool:
+    """True for parameters, sizes, ordinary constants, 1/√(a + ε), and products of such."""
+    if node.op is Op.CONST:
+        return 1e-3 <= abs(node.value) <= 1e3
+    if node.op is Op.DIV:
+        return _moderate(node.args[0]) and _bounded_away_from_zero(node.args[1])
+    if node.op in (Op.MUL, Op.NEG):
+        return all(_moderate(a) for a in node.args)
+    return node.op is Op.PARAM or node.op is Op.SIZE
 
 
 def _strengthen(node: Node) -> Node:

@@ -26,14 +26,14 @@ class Program:
         graph: lowered; its inputs and parameters in `operands`, its outputs in order.
         operands: every tensor that the program is given, in calling order.
         order: 0 forward, 1 backward, 2 double backward, ...
-        wrt: the operands that the next order differentiates in.
+        wrt_before: the operands of the order before that this order's outputs are gradients of; none in forward.
         saved: the operands that are saved statistics.
     """
 
     graph: Graph
     operands: tuple[Node, ...]
     order: int
-    wrt: tuple[Node, ...]
+    wrt_before: tuple[Node, ...]
     saved: tuple[Node, ...]
 
 
@@ -54,7 +54,7 @@ def program(layer: Graph, order: int, train: bool) -> Program:
     if order == 0:
         extra = tuple((s.name, m) for s, m in zip(saved, moments, strict=True))
         graph = forward.with_outputs(*forward.outputs, *extra)
-        return Program(graph, (layer.inputs[0], *params, *buffers), 0, (layer.inputs[0], *params), saved)
+        return Program(graph, (layer.inputs[0], *params, *buffers), 0, (), saved)
     total = forward.with_outputs(forward.outputs[0])
     wrt: tuple[Node, ...] = (layer.inputs[0], *params)
     seeds: tuple[Node, ...] = ()
@@ -68,7 +68,7 @@ def program(layer: Graph, order: int, train: bool) -> Program:
     replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
     outputs = tuple((name, replaced[n]) for name, n in total.outputs)
     graph = Canonicalise().run(Graph(outputs, (*total.inputs, *saved), total.eps))
-    return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, (*wrt, *new), saved)
+    return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, wrt, saved)
 
 
 @lru_cache(maxsize=4096)

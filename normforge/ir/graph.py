@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 from normforge.errors import GraphError
 from normforge.ir.node import Node, preorder, toposort
-from normforge.ir.ops import CORE_ONLY, SURFACE_ONLY, Op
+from normforge.ir.ops import CORE_ONLY, MOMENT, SURFACE_ONLY, Op
+from normforge.ir.types import INDEX_NAMES
 
 EPS = 1e-5
 
@@ -49,7 +50,9 @@ class Graph:
     @cached_property
     def is_surface(self) -> bool:
         """True when a formula can say it: one output, no core-only operation."""
-        return len(self.outputs) == 1 and not any(n.op in CORE_ONLY for n in self.nodes)
+        if len(self.outputs) != 1 or len(self.inputs) != 1:
+            return False
+        return not any(n.op in CORE_ONLY or (n.op in MOMENT and n.reduced not in INDEX_NAMES) for n in self.nodes)
 
     @cached_property
     def is_core(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from normforge.errors import GraphError
-from normforge.ir.ops import ARITY, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.ops import ARITY, LEAF, MOMENT, REDUCE, SURFACE_ONLY, Op
 from normforge.ir.types import FULL, INDEX_NAMES, C, FloatClass, Type, axes_name, valid_axes
 
 Attr = tuple[Any, ...]
@@ -82,7 +82,7 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
         axes = attr[0] if len(attr) == 1 else None
         if not isinstance(axes, int) or not 0 < axes <= FULL:
             raise GraphError(f"{op} needs one set of axes, not {attr}")
-        if op is not Op.SUM and axes not in INDEX_NAMES:
+        if op in SURFACE_ONLY and axes not in INDEX_NAMES:
             raise GraphError(f"{op} over {axes_name(axes)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
         return Type(args[0].axes & ~axes, FloatClass.STAT)
     if op is Op.BROADCAST:

@@ -1,0 +1,1 @@
+"""What runs: the custom op, the module, compiled objects and their cache."""

@@ -1,0 +1,113 @@
+"""eager: the formula in plain torch operations, differentiated by torch. The reference that needs no compiler.
+
+It interprets the surface graph, not a derivative graph of ours, so it is a second opinion on every derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normforge.ir.graph import Graph
+from normforge.ir.node import Node
+from normforge.ir.ops import Op
+from normforge.ir.types import B, G, K, S
+from normforge.passes.running import running_statistics
+
+TORCH: dict[Op, Callable[..., Any]] = {
+    Op.ADD: torch.add,
+    Op.SUB: torch.sub,
+    Op.MUL: torch.mul,
+    Op.DIV: torch.div,
+    Op.MAX: torch.maximum,
+    Op.MIN: torch.minimum,
+    Op.NEG: torch.neg,
+    Op.ABS: torch.abs,
+    Op.SQUARE: torch.square,
+    Op.EXP: torch.exp,
+    Op.SIGMOID: torch.sigmoid,
+    Op.TANH: torch.tanh,
+    Op.ERF: torch.erf,
+}
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def run_eager(
+    graph: Graph, values: Mapping[str, Tensor], groups: int, *, buffers: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Evaluate a layer.
+
+    Args:
+        graph: a surface graph.
+        values: `x` of shape (N, C, *spatial) and the parameters, (C,) or scalars.
+        groups: divides C.
+        buffers: running statistics by name, for inference; None in training.
+
+    Returns:
+        y, like x, and in training the raw running statistics (E, biased variance, mean square), detached,
+        shaped by type: (C,), (groups,) or ().
+    """
+    x = values["x"]
+    n, c = x.shape[:2]
+    shape = (n, groups, c // groups, -1 if x.numel() else 0)
+    dtype = arithmetic_dtype(x.dtype)
+    statistics = {r.node: r for r in running_statistics(graph)}
+    raw: dict[str, Tensor] = {}
+    env: dict[Node, Tensor] = {}
+    for node in graph.nodes:
+        op = node.op
+        if op is Op.INPUT:
+            env[node] = x.to(dtype).reshape(shape)
+        elif op is Op.PARAM:
+            env[node] = values[node.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
+        elif op is Op.CONST:
+            env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
+        elif op in TORCH:
+            env[node] = TORCH[op](*(env[a] for a in node.args))
+        elif op is Op.SQRT or op is Op.LOG:
+            a = env[node.args[0]]
+            guarded = torch.abs(a) + graph.eps
+            env[node] = a / torch.sqrt(guarded) if op is Op.SQRT else torch.sign(a) * torch.log(guarded)
+        else:
+            r = statistics.get(node)
+            if r is not None and buffers is not None:
+                kept = buffers[r.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
+                env[node] = kept if op is Op.MEAN else torch.sqrt(kept + graph.eps)
+                continue
+            env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
+            if r is not None:
+                flat = statistic.detach().reshape(-1)
+                raw[r.name] = flat if node.axes else flat.reshape(())
+    y = env[graph.output].to(x.dtype).expand(n, groups, c // groups, max(1, x[0, 0].numel()) if x.numel() else 0)
+    out = torch.empty_like(x)  # the strides of x, as every backend returns them
+    y = y.reshape(x.shape)
+    if y.stride() != out.stride():
+        y = torch.empty_strided(out.shape, out.stride(), dtype=x.dtype, device=x.device).copy_(y)
+    return y, [raw[r.name] for r in statistics.values()] if buffers is None else []
+
+
+def small_shape(axes: int, n: int, groups: int, c: int) -> tuple[int, int, int, int]:
+    """Shape of a value without space in the four-axis form."""
+    return (n if axes & B else 1, groups if axes & G else 1, c // groups if axes & K else 1, 1)
+
+
+def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A moment and the statistic that a buffer would keep."""
+    over = [i for i, bit in enumerate((B, G, K, S)) if node.reduced & node.args[0].axes & bit]
+    if node.op is Op.MEAN:
+        mean = a.mean(dim=over, keepdim=True) if over else a
+        return mean, mean
+    if node.op is Op.RMS:
+        square = a.square().mean(dim=over, keepdim=True) if over else a.square()
+        return torch.sqrt(square + eps), square
+    var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else torch.zeros_like(a)
+    return torch.sqrt(var + eps), var
+
+

@@ -1,0 +1,83 @@
+"""Compiled C objects: emit, compile (or find in the cache), load, call."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from normforge.codegen.c import emit_c
+from normforge.codegen.plan import Plan
+from normforge.kernels import cache, toolchain
+
+
+@dataclass
+class CObject:
+    """One derivative of a layer in one dtype and layout, ready to call.
+
+    Calling writes the outputs of the plan; the arguments are contiguous in the plan's layout and have its dtypes.
+    """
+
+    plan: Plan
+    function: ctypes._CFuncPtr
+    workspace_bytes: ctypes._CFuncPtr
+    _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
+        """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
+        c_dims = (ctypes.c_int64 * 4)(*dims)
+        need = self._sizes.get(dims)
+        if need is None:
+            need = self._sizes[dims] = int(self.workspace_bytes(c_dims))
+        work = torch.empty(need + 64, dtype=torch.uint8)
+        base = (work.data_ptr() + 63) // 64 * 64
+        pointers = (ctypes.c_void_p * (len(tensors) + 1))(*[t.data_ptr() for t in tensors], base)
+        self.function(pointers, c_dims, torch.get_num_threads())
+
+
+def source_name(plan: Plan) -> str:
+    """A symbol that is this kernel's alone."""
+    return f"nf_{cache.digest(plan.graph.structure, str(plan.order), plan.dtype, plan.layout)[:24]}"
+
+
+_lock = threading.Lock()
+_objects: dict[Plan, CObject] = {}
+
+
+def load(plan: Plan, title: str) -> CObject:
+    """The compiled object of a plan.
+
+    Raises:
+        BackendError: there is no compiler, or it fails.
+    """
+    with _lock:
+        if plan not in _objects:
+            _objects[plan] = _build(plan, title)
+        return _objects[plan]
+
+
+def _build(plan: Plan, title: str) -> CObject:
+    name = source_name(plan)
+    source = emit_c(plan, name, title)
+    key = cache.digest("c", source, toolchain.fingerprint())
+
+    def build(path: Path) -> None:
+        toolchain.compile_c(source, path)
+
+    path = cache.entry(key, ".so", build)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # written whole, and yet not loadable here: made by another system that shares the directory
+        library = ctypes.CDLL(str(cache.entry(key, ".so", build, rebuild=True)))
+    function = library[name]
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    workspace = library[f"{name}_workspace"]
+    workspace.restype = ctypes.c_int64
+    workspace.argtypes = [ctypes.c_void_p]
+    return CObject(plan, function, workspace)

@@ -1,0 +1,219 @@
+"""`Layer`, the nn.Module of a formula, and `compile`, which makes one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normforge.codegen.eager import run_eager
+from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
+from normforge.ir.graph import Graph
+from normforge.ir.layers import parse
+from normforge.ir.types import B, C, G, K, S
+from normforge.kernels import toolchain
+from normforge.kernels.job import Job
+from normforge.kernels.run import run
+from normforge.passes.running import Running, running_statistics
+
+BACKENDS = ("auto", "triton", "c", "eager")
+MAX_GROUPS = 32
+# Torch's names for the two affine parameters.
+TORCH_NAMES = {"gamma": "weight", "beta": "bias"}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def resolve_groups(groups: int | None, channels: int) -> int:
+    """The number of groups for a channel count: None means 32, lowered to the largest divisor of it not above.
+
+    Raises:
+        ShapeError: `groups` does not divide `channels`.
+    """
+    if groups is None:
+        return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ShapeError(f"groups is a positive number or None, not {groups!r}")
+    if channels % groups:
+        raise ShapeError(f"groups={groups} does not divide {channels} channels: choose a divisor, or None")
+    return groups
+
+
+def compile(
+    layer: Graph | str,
+    channels: int,
+    groups: int | None = None,
+    channel_dim: int = 1,
+    backend: str = "auto",
+    momentum: float = 0.1,
+) -> Layer:
+    """An nn.Module that computes a layer with fused kernels, differentiable to the third order.
+
+    Args:
+        layer: a graph, a layer's name, or a formula.
+        channels: C, the size of the channel axis.
+        groups: of the index set w,h,c/g; None means 32 lowered to the largest divisor of C not above it.
+        channel_dim: 1 for (N, C, *spatial), -1 for (B, *positions, C).
+        backend: "auto" (Triton on a GPU, C on a CPU, eager with one warning where neither can be had),
+            "triton", "c" or "eager".
+        momentum: weight of the new value in running statistics.
+
+    Raises:
+        ParseError: no such layer, or a bad formula.
+        ShapeError: `groups` does not divide `channels`.
+        BackendError: a backend asked for by name cannot be had.
+        OptionError: any other argument has no meaning.
+    """
+    graph = parse(layer) if isinstance(layer, str) else layer
+    if not graph.is_surface:
+        raise OptionError("compile takes a layer (one input x, one output y), not a derivative graph")
+    if not isinstance(channels, int) or channels < 1:
+        raise ShapeError(f"channels is a positive number, not {channels!r}")
+    if channel_dim not in (1, -1):
+        raise OptionError(f"channel_dim is 1 or -1, not {channel_dim!r}")
+    if backend not in BACKENDS:
+        raise OptionError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}{nearest(str(backend), BACKENDS)}")
+    if not 0 <= momentum <= 1:
+        raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
+    if backend == "c":
+        toolchain.fingerprint()
+    return Layer(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
+
+
+_warned = False
+
+
+def _fall_back(why: str) -> None:
+    """The one warning of the process that eager takes over."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"normforge runs without compiled kernels: {why}", stacklevel=4)
+
+
+class Layer(nn.Module):
+    """A normalization-activation layer.
+
+    Parameters carry the names of the formula, but for `gamma`, which is `weight`, and `beta`, which is `bias`;
+    each of shape (C,), or () for a scalar. Running statistics are buffers (see `normforge.passes.running`),
+    float32, or float64 in a float64 module. Input and output: (N, C, *spatial), or (B, *positions, C) with
+    `channel_dim=-1`; the output has the dtype and the strides of the input.
+    """
+
+    def __init__(
+        self, graph: Graph, channels: int, groups: int, channel_dim: int, backend: str, momentum: float
+    ) -> None:
+        super().__init__()
+        self.graph, self.channels, self.groups = graph, channels, groups
+        self.channel_dim, self.backend, self.momentum = channel_dim, backend, momentum
+        self._names = {p.name: TORCH_NAMES.get(p.name, p.name) for p in graph.params}
+        taken = set(dir(self)) | {"weight", "bias"}
+        for p in graph.params:
+            if p.name not in TORCH_NAMES and p.name in taken:  # a formula may call a parameter `training`
+                self._names[p.name] = f"{p.name}_"
+            value = torch.full((channels,) if p.axes else (), p.attr[2])
+            self.register_parameter(self._names[p.name], nn.Parameter(value))
+        self.running: tuple[Running, ...] = running_statistics(graph)
+        for r in self.running:
+            shape = () if not r.axes & G else (channels,) if r.axes & K else (groups,)
+            if r.axes & (B | S):  # cannot be: the index set of a running moment has b, w and h
+                raise OptionError(f"running statistic {r.name} varies along the batch")
+            self.register_buffer(r.name, torch.full(shape, r.start))
+        self._keys = {mode: Job(0, mode, groups, graph).key for mode in (True, False)}
+
+    def reset_parameters(self) -> None:
+        """Back to the start values of parameters and running statistics."""
+        with torch.no_grad():
+            for p in self.graph.params:
+                getattr(self, self._names[p.name]).fill_(p.attr[2])
+            for r in self.running:
+                getattr(self, r.name).fill_(r.start)
+
+    def extra_repr(self) -> str:
+        """The formula and what `compile` was told."""
+        return f"{self.graph}, channels={self.channels}, groups={self.groups}, backend={self.backend}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Layer:
+        super()._apply(fn, recurse)
+        for r in self.running:  # statistics stay float32 under .half() and .bfloat16(), as long as they are real
+            buffer = getattr(self, r.name)
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, r.name, buffer.float())
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y, like x.
+
+        Raises:
+            ShapeError, DtypeError: x does not fit.
+            BackendError: a backend asked for by name cannot run on the device of x.
+            TransformError: a torch.func transform is active and the backend is a compiled one.
+        """
+        self._check(x)
+        if self.channel_dim == -1:
+            x = x.movedim(-1, 1)
+        y = self._eager(x) if self._resolve(x) == "eager" else self._compiled(x)
+        return y.movedim(1, -1) if self.channel_dim == -1 else y
+
+    def _check(self, x: Tensor) -> None:
+        if x.dtype not in _DTYPES:
+            raise DtypeError(f"the input is {x.dtype}: convert it to float32, float64, bfloat16 or float16")
+        if x.dim() < 2:
+            want = "(N, C, *spatial)" if self.channel_dim == 1 else "(B, *positions, C)"
+            raise ShapeError(f"the input has {x.dim()} axes and the layer needs {want}: add a batch axis")
+        if x.shape[self.channel_dim] != self.channels:
+            raise ShapeError(
+                f"the input has {x.shape[self.channel_dim]} channels along axis {self.channel_dim} and the layer was "
+                f"compiled for {self.channels}: compile it again with channels={x.shape[self.channel_dim]}"
+            )
+
+    def _resolve(self, x: Tensor) -> str:
+        """The backend for the device of x."""
+        if self.backend == "eager":
+            return "eager"
+        if torch._C._are_functorch_transforms_active():
+            raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
+        if x.device.type == "cpu":
+            if self.backend == "triton":
+                raise BackendError("backend='triton' runs on a GPU and the input is on the CPU: use 'auto' or 'c'")
+            if toolchain.find_compiler() is None:
+                if self.backend == "c":
+                    raise BackendError(f"the C backend needs a C compiler and found none: {toolchain.INSTALL_HINT}")
+                _fall_back(f"there is no C compiler; {toolchain.INSTALL_HINT}")
+                return "eager"
+            return "c"
+        if self.backend == "c":
+            raise BackendError(f"backend='c' runs on the CPU and the input is on {x.device}: use 'auto' or 'triton'")
+        return "triton"
+
+    def _values(self) -> list[Tensor]:
+        return [getattr(self, self._names[p.name]) for p in self.graph.params]
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        operands = [x, *self._values()]
+        if not self.training:
+            operands += [getattr(self, r.name) for r in self.running]
+        out = run(operands, self._keys[self.training])
+        if self.training:
+            self._update([o.detach() for o in out[1 : 1 + len(self.running)]], x)
+        return out[0]
+
+    def _eager(self, x: Tensor) -> Tensor:
+        values = {"x": x} | dict(zip((p.name for p in self.graph.params), self._values(), strict=True))
+        buffers = None if self.training else {r.name: getattr(self, r.name) for r in self.running}
+        y, raw = run_eager(self.graph, values, self.groups, buffers=buffers)
+        if self.training:
+            self._update(raw, x)
+        return y
+
+    @torch.no_grad()
+    def _update(self, raw: list[Tensor], x: Tensor) -> None:
+        """Running statistics take one step: (1 - m) old + m new."""
+        if x.numel() == 0:
+            return
+        for r, value in zip(self.running, raw, strict=True):
+            buffer = getattr(self, r.name)
+            n = x.numel() // (1 if r.node.reduced & C else self.channels)
+            factor = n / (n - 1) if r.unbiased and n > 1 else 1.0
+            buffer.mul_(1 - self.momentum).add_(value.reshape(buffer.shape).to(buffer.dtype), alpha=self.momentum * factor)
