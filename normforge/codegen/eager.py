@@ -109,5 +109,3 @@ def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return torch.sqrt(square + eps), square
     var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else torch.zeros_like(a)
     return torch.sqrt(var + eps), var
-
-

@@ -249,6 +249,11 @@ def _moderate(node: Node) -> bool:
 
 def _strengthen(node: Node) -> Node:
     """A full tensor over a small one: one division a row instead of one an element."""
-    if node.op is Op.DIV and is_full(node.axes) and not is_full(node.args[1].axes) and _bounded_away_from_zero(node.args[1]):
+    if (
+        node.op is Op.DIV
+        and is_full(node.axes)
+        and not is_full(node.args[1].axes)
+        and _bounded_away_from_zero(node.args[1])
+    ):
         return make(Op.MUL, (node.args[0], make(Op.DIV, (_ONE, node.args[1]))))
     return node

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from hashlib import blake2b
 
 from normforge.codegen.factor import Factor, is_full
 from normforge.codegen.orders import Program
@@ -92,6 +93,12 @@ class Plan:
     def writes(self) -> int:
         """Full tensors written."""
         return sum(len(s.stores) for s in self.sweeps)
+
+    @cached_property
+    def symbol(self) -> str:
+        """A name that is this kernel's alone: of its graph, order, target, dtype and layout."""
+        parts = (self.graph.structure, str(self.order), self.target, self.dtype, self.layout)
+        return "nf_" + blake2b("|".join(parts).encode(), digest_size=12).hexdigest()
 
     @cached_property
     def accumulators(self) -> int:

@@ -82,12 +82,12 @@ def layer_text(layer: Graph) -> str:
 def small_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
     """Shape of a statistic: b, then c or g, then all positions flattened."""
     n, c = x.shape[:2]
-    shape = (n,) if axes & B else ()
+    shape = [n] if axes & B else []
     if axes & G:
-        shape += (c,) if axes & K else (groups,)
+        shape.append(c if axes & K else groups)
     if axes & S:
-        shape += (x[0, 0].numel() if n and c else 0,)
-    return shape
+        shape.append(x[0, 0].numel() if n and c else 0)
+    return tuple(shape)
 
 
 def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -99,7 +99,7 @@ def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     outputs = []
     for name, node in p.graph.outputs:
         of = name.split(".", 1)[1] if job.order else ""
-        if node.axes == FULL and node.type.cls is FloatClass.DATA:
+        if is_data(node):
             outputs.append(torch.empty_like(x))
         elif of in operands:
             outputs.append(torch.empty_like(operands[of], memory_format=torch.contiguous_format))
@@ -129,16 +129,15 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     outputs = allocate(job, inputs)
     if x.numel() == 0:
         return [o.zero_() for o in outputs]
-    if layout_of(outputs[full_output(job)] if full_output(job) is not None else torch.empty_like(x)) is None:
-        return _permuted(job, inputs, outputs)
-    like = torch.empty_like(x, device="meta")
+    like = torch.empty_like(x, device="meta")  # the strides that outputs have
     layout = layout_of(like)
-    assert layout is not None
+    if layout is None:
+        return _permuted(job, inputs, outputs)
     p = job.program
     plan = make_plan(p, "triton" if x.is_cuda else "c", _NAMES[x.dtype], layout)
     wide = arithmetic_dtype(x.dtype)
     given = [
-        _like(t, like, x.dtype) if is_data(node) else t.detach().to(device=x.device, dtype=wide).contiguous()
+        _like(t, like) if is_data(node) else t.detach().to(device=x.device, dtype=wide).contiguous()
         for node, t in zip(p.operands, inputs, strict=True)
     ]
     made = [
@@ -146,9 +145,8 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
         for (_, node), o in zip(p.graph.outputs, outputs, strict=True)
     ]
     n, c = x.shape[:2]
-    dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
-    launch(plan, job, [*given, *made], dims)
-    return [m if m.dtype == o.dtype else o.copy_(m) for m, o in zip(made, outputs, strict=True)]
+    launch(plan, job, [*given, *made], (n, job.groups, c // job.groups, x.numel() // (n * c)))
+    return [o if m is o else o.copy_(m) for m, o in zip(made, outputs, strict=True)]
 
 
 def launch(plan: Plan, job: Job, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
@@ -161,20 +159,12 @@ def is_data(node: Node) -> bool:
     return node.axes == FULL and node.type.cls is FloatClass.DATA
 
 
-def full_output(job: Job) -> int | None:
-    """Position of the first full output."""
-    for i, (_, node) in enumerate(job.program.graph.outputs):
-        if is_data(node):
-            return i
-    return None
-
-
-def _like(t: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _like(t: Tensor, like: Tensor) -> Tensor:
     """A full operand with the strides of x: a cotangent may come with any."""
     t = t.detach()
-    if t.stride() == like.stride() and t.dtype == dtype:
+    if t.stride() == like.stride():
         return t
-    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=t.device).copy_(t)
+    return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _permuted(job: Job, inputs: Sequence[Tensor], outputs: list[Tensor]) -> list[Tensor]:
@@ -184,5 +174,3 @@ def _permuted(job: Job, inputs: Sequence[Tensor], outputs: list[Tensor]) -> list
     for o, r in zip(outputs, execute(job, plain), strict=True):
         o.copy_(r)
     return outputs
-
-

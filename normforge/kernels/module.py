@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normforge.codegen.eager import run_eager
+from normforge.codegen.shapes import resolve_groups
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import parse
@@ -19,25 +20,9 @@ from normforge.kernels.run import run
 from normforge.passes.running import Running, running_statistics
 
 BACKENDS = ("auto", "triton", "c", "eager")
-MAX_GROUPS = 32
 # Torch's names for the two affine parameters.
 TORCH_NAMES = {"gamma": "weight", "beta": "bias"}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def resolve_groups(groups: int | None, channels: int) -> int:
-    """The number of groups for a channel count: None means 32, lowered to the largest divisor of it not above.
-
-    Raises:
-        ShapeError: `groups` does not divide `channels`.
-    """
-    if groups is None:
-        return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ShapeError(f"groups is a positive number or None, not {groups!r}")
-    if channels % groups:
-        raise ShapeError(f"groups={groups} does not divide {channels} channels: choose a divisor, or None")
-    return groups
 
 
 def compile(
@@ -216,4 +201,6 @@ class Layer(nn.Module):
             buffer = getattr(self, r.name)
             n = x.numel() // (1 if r.node.reduced & C else self.channels)
             factor = n / (n - 1) if r.unbiased and n > 1 else 1.0
-            buffer.mul_(1 - self.momentum).add_(value.reshape(buffer.shape).to(buffer.dtype), alpha=self.momentum * factor)
+            buffer.mul_(1 - self.momentum).add_(
+                value.reshape(buffer.shape).to(buffer.dtype), alpha=self.momentum * factor
+            )

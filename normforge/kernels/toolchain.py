@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from normforge.errors import BackendError
@@ -27,7 +27,7 @@ FLAGS = (
 INSTALL_HINT = "install one (Debian, Ubuntu: apt install gcc) or name it in the environment variable NORMFORGE_CC"
 
 
-@lru_cache(maxsize=None)
+@cache
 def find_compiler() -> str | None:
     """Path of the C compiler: $NORMFORGE_CC, $CC, gcc, clang or cc; None when there is none."""
     for name in (os.environ.get("NORMFORGE_CC"), os.environ.get("CC"), "gcc", "clang", "cc"):
@@ -36,7 +36,7 @@ def find_compiler() -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def fingerprint() -> str:
     """What decides the machine code besides the source: compiler, its version, flags, CPU features.
 

@@ -1,0 +1,182 @@
+"""The command line. Mistakes are one sentence on standard error and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from normforge import __version__
+from normforge.cli_layers import find_layer
+from normforge.cli_search import search
+from normforge.errors import NormforgeError, OptionError, ShapeError
+
+app = typer.Typer(
+    name="normforge",
+    help="Normalization-activation layers, compiled and discovered. A LAYER is a name (normforge layers), a formula, "
+    "a file, or a search result such as runs/demo#17.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+LayerArgument = Annotated[str, typer.Argument(metavar="LAYER", help="Name, formula, file, or run#number.")]
+
+
+class Emit(StrEnum):
+    """What `compile` writes."""
+
+    c = "c"
+    triton = "triton"
+    ptx = "ptx"
+
+
+class Dtype(StrEnum):
+    """Dtype of x."""
+
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Layout(StrEnum):
+    """Memory layout of x."""
+
+    nchw = "nchw"
+    nhwc = "nhwc"
+
+
+class Target(StrEnum):
+    """What a plan is for."""
+
+    c = "c"
+    triton = "triton"
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"normforge {__version__}")
+        raise typer.Exit
+
+
+@app.command("layers")
+def list_layers() -> None:
+    """List the named layers with their formulas and sources."""
+    from normforge.ir.layers import CATALOGUE
+
+    table = Table("layer", "formula", "source", box=None, pad_edge=False)
+    for name, layer in CATALOGUE.items():
+        table.add_row(name, escape(layer.formula), escape(layer.source))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def check(layer: LayerArgument) -> None:
+    """Say whether a layer is degenerate, and why. Exit code 0: sound, 1: refused, 2: bad input."""
+    from normforge.api import check as run_check
+
+    graph = find_layer(layer)
+    report = run_check(graph)
+    print(f"{graph}\n")
+    for key, value in report.properties.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        print(f"  {key.replace('_', ' '):<18} {shown}")
+    print(f"  {'hash':<18} {graph.hash}\n")
+    for finding in report.findings:
+        print(f"refused by {finding.stage}: {finding.reason}\n  at {finding.node}")
+    if not report.ok:
+        raise typer.Exit(1)
+    print("sound: no static check speaks against it")
+
+
+@app.command()
+def explain(
+    layer: LayerArgument,
+    shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...): show what fits on chip and the bytes moved.")] = "",
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of x.")] = Dtype.float32,
+    layout: Annotated[Layout, typer.Option(help="Memory layout of x.")] = Layout.nchw,
+    target: Annotated[Target, typer.Option(help="Backend of the plan.")] = Target.triton,
+    ir: Annotated[bool, typer.Option("--ir", help="Print the typed SSA of each order too.")] = False,
+) -> None:
+    """Print how a layer is computed: sweeps over memory, loads, reads, writes, launches, saved tensors."""
+    from normforge.explain import explain as text
+
+    print(text(find_layer(layer), _shape(shape), dtype.value, layout.value, target.value, ir=ir))
+
+
+@app.command("compile")
+def compile_layer(
+    layer: LayerArgument,
+    emit: Annotated[Emit, typer.Option(help="C source, Triton source, or PTX for sm_90.")] = Emit.c,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of x.")] = Dtype.float32,
+    layout: Annotated[Layout, typer.Option(help="Memory layout of x.")] = Layout.nchw,
+    out: Annotated[Path | None, typer.Option(help="Write one file an order into this directory.")] = None,
+) -> None:
+    """Write the generated code of a layer: forward, backward and double backward."""
+    from normforge.api import plan, source
+
+    graph = find_layer(layer)
+    suffix = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx"}[emit]
+    texts = []
+    for order in range(3):
+        if emit is Emit.ptx:
+            from normforge.kernels.launch_triton import emit_ptx
+
+            texts.append(emit_ptx(plan(graph, order, dtype=dtype.value, layout=layout.value), 90))
+        else:
+            texts.append(source(graph, emit.value, order, dtype.value, layout.value))
+    if out is None:
+        print("\n".join(texts))
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for order, text in enumerate(texts):
+            path = out / f"order{order}{suffix}"
+            path.write_text(text)
+            print(path)
+    except OSError as e:
+        raise OptionError(f"cannot write to {out}: {e.strerror}; choose another --out") from None
+
+
+@app.command()
+def doctor() -> None:
+    """Check compilers, devices and versions, compile and run one layer on each backend that is there."""
+    from normforge.doctor import examine
+
+    ok = True
+    for line in examine():
+        ok &= line.ok
+        print(f"{'ok  ' if line.ok else 'FAIL'} {line.what:<12} {line.detail}")
+    if not ok:
+        raise typer.Exit(1)
+
+
+app.command()(search)
+
+
+def _shape(text: str) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ShapeError(f"--shape is N,C,H,W in whole numbers, such as 128,64,16,16, not {text!r}") from None
+
+
+def main() -> None:
+    """Entry point: normforge's own errors become one sentence and their exit code."""
+    try:
+        app()
+    except NormforgeError as e:
+        print(f"normforge: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,48 @@
+"""Wherever the command line asks for a layer: a name, a formula, a file, or a search result such as runs/demo#17."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from normforge.errors import NormforgeError, ParseError, UnknownNameError
+from normforge.ir.graph import Graph
+from normforge.ir.layers import layers, parse
+
+
+def find_layer(text: str) -> Graph:
+    """The layer that `text` names.
+
+    Raises:
+        ParseError, UnknownNameError, RunError: nothing of the four reads as a layer; the message says why.
+    """
+    if text.strip() in layers:
+        return parse(text)
+    if "#" in text:
+        from normforge.search.results import layer_of
+
+        return layer_of(text)
+    if _looks_like_path(text):
+        return _from_file(Path(text))
+    return parse(text)
+
+
+def _looks_like_path(text: str) -> bool:
+    if "\n" in text or len(text) > 200:
+        return False
+    path = Path(text)
+    return path.is_file() or path.suffix in (".json", ".txt", ".nf")
+
+
+def _from_file(path: Path) -> Graph:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UnknownNameError(
+            f"cannot read a layer from {path}: {e.__class__.__name__}; name an existing text file"
+        ) from None
+    try:
+        if text.lstrip().startswith("{"):
+            return Graph.from_json(text)
+        return Graph.from_dump(text) if text.startswith("graph ") else parse(text)
+    except NormforgeError as e:
+        raise ParseError(f"{path} does not hold a layer: {e}") from None
