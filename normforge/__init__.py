@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from normforge.ir import Graph, layers, parse
+from normforge import errors
 from normforge.passes import simplify
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _LAZY = {
     "source": "normforge.api",
 }
 
-__all__ = ["Graph", "Layer", "check", "compile", "grad", "layers", "parse", "plan", "simplify", "source"]
+__all__ = ["Graph", "Layer", "check", "compile", "errors", "grad", "layers", "parse", "plan", "simplify", "source"]
 
 
 def __getattr__(name: str) -> Any:

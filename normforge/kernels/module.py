@@ -105,6 +105,8 @@ class Layer(nn.Module):
             if r.axes & (B | S):  # cannot be: the index set of a running moment has b, w and h
                 raise OptionError(f"running statistic {r.name} varies along the batch")
             self.register_buffer(r.name, torch.full(shape, r.start))
+        # Looked up here, not in forward: torch.compile cannot trace a search of the path.
+        self._has_compiler = toolchain.find_compiler() is not None
         self._keys = {mode: Job(0, mode, groups, graph).key for mode in (True, False)}
 
     def reset_parameters(self) -> None:
@@ -162,9 +164,7 @@ class Layer(nn.Module):
         if x.device.type == "cpu":
             if self.backend == "triton":
                 raise BackendError("backend='triton' runs on a GPU and the input is on the CPU: use 'auto' or 'c'")
-            if toolchain.find_compiler() is None:
-                if self.backend == "c":
-                    raise BackendError(f"the C backend needs a C compiler and found none: {toolchain.INSTALL_HINT}")
+            if not self._has_compiler:
                 _fall_back(f"there is no C compiler; {toolchain.INSTALL_HINT}")
                 return "eager"
             return "c"

@@ -1,0 +1,189 @@
+"""Triton kernels made at run time: emit, execute the text, launch; and the same compiled ahead of time."""
+
+from __future__ import annotations
+
+import linecache
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normforge.codegen.plan import Plan
+from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
+from normforge.errors import BackendError
+from normforge.ir.types import FULL, FloatClass
+from normforge.kernels import cache
+
+INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
+# Part of what the machine code depends on; the default changes in 3.10.
+OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+
+
+def source_name(plan: Plan) -> str:
+    """The first part of the names of a plan's kernels: nobody else's."""
+    return f"nf_{cache.digest(plan.graph.structure, str(plan.order), plan.dtype, plan.layout)[:12]}"
+
+
+@dataclass
+class TritonObject:
+    """One derivative of a layer in one dtype and layout, ready to call.
+
+    Calling writes the outputs of the plan; the arguments are contiguous in the plan's layout and have its dtypes.
+    Nothing waits for the device.
+    """
+
+    module: TritonModule
+    functions: dict[str, Any]
+    _shapes: dict[tuple[int, ...], _Call] = field(default_factory=dict)
+
+    def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
+        """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
+        call = self._shapes.get(dims)
+        if call is None:
+            call = self._shapes[dims] = _Call(self.module, dims)
+        device = tensors[0].device
+        named = dict(zip((*self.module.operands, *self.module.outputs), tensors, strict=True))
+        if call.total:
+            block = torch.empty(call.total, dtype=torch.float32, device=device)
+            named |= {name: block[first:last] for name, first, last in call.work}
+        for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
+            function = self.functions[launch.kernel]
+            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **OPTIONS)
+
+
+class _Call:
+    """Everything about a call that only the shape decides."""
+
+    def __init__(self, module: TritonModule, dims: tuple[int, int, int, int]) -> None:
+        sizes = module.shape(dims)
+        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
+        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
+        self.work: list[tuple[str, int, int]] = []
+        self.total = 0
+        for array in module.work:
+            count = 1
+            for name in array.shape:
+                count *= sizes[name]
+            self.work.append((f"{array.name}_ptr", self.total, self.total + count))
+            self.total += -(-count // 64) * 64  # each on a line of its own
+
+
+_lock = threading.Lock()
+_objects: dict[Plan, TritonObject] = {}
+
+
+def load(plan: Plan, title: str) -> TritonObject:
+    """The callable of a plan.
+
+    Raises:
+        BackendError: there is no triton, or the plan is for float64.
+    """
+    with _lock:
+        if plan not in _objects:
+            module = emit_triton(plan, source_name(plan), title)
+            _objects[plan] = TritonObject(module, execute_text(module.text, source_name(plan)))
+        return _objects[plan]
+
+
+def require_triton() -> Any:
+    """The triton package.
+
+    Raises:
+        BackendError: it cannot be imported.
+    """
+    try:
+        import triton
+    except ImportError as e:
+        raise BackendError(f"the Triton backend needs triton and cannot import it ({e}): {INSTALL_HINT}") from None
+    return triton
+
+
+def execute_text(text: str, name: str) -> dict[str, Any]:
+    """The names that emitted text defines. Triton reads the source of each function through `linecache`, under a
+    file name that does not exist.
+
+    Raises:
+        BackendError: there is no triton.
+    """
+    require_triton()
+    file = f"<normforge {name}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    names: dict[str, Any] = {"__name__": f"normforge_generated.{name}"}
+    exec(compile(text, file, "exec"), names)
+    return names
+
+
+# -- ahead of time
+
+# What a compiled kernel is specialised for where no shape is given: N, groups, channels a group, positions.
+TYPICAL_DIMS = (8, 32, 2, 56 * 56)
+_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One kernel compiled for a target.
+
+    Attributes:
+        name: of the function.
+        asm: by stage: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
+    """
+
+    name: str
+    asm: dict[str, Any]
+
+
+def compile_aot(
+    plan: Plan, target: int | str = 90, *, title: str = "", dims: tuple[int, int, int, int] = TYPICAL_DIMS
+) -> list[CompiledKernel]:
+    """Compile every kernel of a plan without a device.
+
+    Args:
+        plan: for target "triton".
+        target: a compute capability of NVIDIA (80, 90, 100), or an AMD architecture ("gfx942").
+        title: the first comment of the text.
+        dims: N, groups, channels a group, positions; they decide the blocks.
+
+    Raises:
+        BackendError: there is no triton, it only interprets (TRITON_INTERPRET=1), or the plan is for float64.
+    """
+    triton = require_triton()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    gpu = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64)
+    module = emit_triton(plan, source_name(plan), title)
+    functions = execute_text(module.text, source_name(plan))
+    call = _Call(module, dims)
+    full = set(_full_pointers(plan, module))
+    compiled = []
+    for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
+        function = functions[launch.kernel]
+        if not isinstance(function, triton.runtime.jit.JITFunction):
+            raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
+        signature = {p: _POINTERS[plan.dtype] if p in full else "*fp32" for p in launch.pointers}
+        signature |= dict.fromkeys(launch.sizes, "i32") | dict.fromkeys(launch.blocks, "constexpr")
+        aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
+        source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
+        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=dict(OPTIONS)).asm)))
+    return compiled
+
+
+def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:
+    """The PTX of every kernel of a plan, one after the other.
+
+    Raises:
+        BackendError: as `compile_aot`.
+    """
+    return "\n".join(str(k.asm["ptx"]) for k in compile_aot(plan, capability, title=title))
+
+
+def _full_pointers(plan: Plan, module: TritonModule) -> list[str]:
+    """Pointers to tensors in the dtype of x."""
+    nodes = [*plan.operands, *(n for _, n in plan.outputs)]
+    names = [*module.operands, *module.outputs]
+    return [p for p, n in zip(names, nodes, strict=True) if n.axes == FULL and n.type.cls is FloatClass.DATA]

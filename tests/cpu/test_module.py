@@ -1,0 +1,287 @@
+"""The module surface: running statistics, state, strides, dtypes, errors, autograd checks, torch.compile."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from reference import EXTREME, check_extreme, compare, cotangents_for, make, random_input, run, tolerance
+
+import normforge as nf
+from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
+from normforge.kernels import toolchain
+from normforge.kernels.job import Job
+from normforge.kernels.run import run as op
+
+pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
+
+BATCH_LAYERS = ["bn-relu", "bn-silu", "evonorm-b0", "evonorm-b1", "evonorm-b2"]
+NESTED = "x / std[b,w,h](x - mean[b,w,h](x * sigmoid(v1 * x))) * gamma + rms[b,w,h,c](std[w,h](x)) + beta"
+
+
+@pytest.mark.parametrize("layer", [*BATCH_LAYERS, NESTED])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_inference_after_training_steps(layer: str, layout: str) -> None:
+    graph, shape = nf.parse(layer), (4, 6, 3, 5)
+    got = make(graph, "c", 6, 3, torch.float32, 0)
+    want = make(graph, "eager", 6, 3, torch.float32, 0).double()
+    for step in range(4):
+        x = random_input(shape, step, torch.float32, layout) * (1 + step) + step
+        got(x), want(x.double())
+    for (name, a), (_, b) in zip(got.named_buffers(), want.named_buffers(), strict=True):
+        compare(a, b, tolerance(torch.float32, 360, float(b.abs().max())), name)
+    got.eval(), want.eval()
+    before = {k: v.clone() for k, v in got.named_buffers()}
+    x = random_input(shape, 9, torch.float32, layout)
+    cotangents = cotangents_for(got, shape, torch.float32, 1)
+    a, b = run(got, x, cotangents), run(want, x.double(), cotangents)
+    compare(a.y, b.y, tolerance(torch.float32, 360, 1 + float(b.y.abs().max())), "y")
+    for order, (mine, theirs) in enumerate(((a.first, b.first), (a.second, b.second)), 1):
+        scale = 1 + max(float(t.abs().max()) for t in theirs)
+        for name, p, q in zip(a.names, mine, theirs, strict=False):
+            compare(p, q, tolerance(torch.float32, 360, scale, order), f"order {order}, {name}")
+    assert all(torch.equal(before[k], v) for k, v in got.named_buffers())
+
+
+def test_running_statistics_follow_the_definition() -> None:
+    x = torch.randn(4, 3, 5, 2, dtype=torch.float64)
+    m = nf.compile("bn-relu", channels=3, backend="c", momentum=0.25).double()
+    assert [n for n, _ in m.named_buffers()] == ["running_mean", "running_var"]
+    m(x)
+    n = 4 * 5 * 2
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False) * n / (n - 1)
+    torch.testing.assert_close(m.running_mean, 0.25 * mean)
+    torch.testing.assert_close(m.running_var, 0.75 + 0.25 * var)
+    r = nf.compile("x / rms[b,w,h](x)", channels=3, backend="c").double()
+    r(x)
+    torch.testing.assert_close(r.running_ms, 0.9 + 0.1 * x.square().mean((0, 2, 3)))
+    one = nf.compile("bn-relu", channels=3, backend="c").double()
+    one(x[:1, :, :1, :1])  # n = 1: no correction, and no division by zero
+    torch.testing.assert_close(one.running_var, torch.full((3,), 0.9, dtype=torch.float64))
+
+
+def test_matches_torch_batch_norm() -> None:
+    torch.manual_seed(0)
+    mine = nf.compile("bn-relu", channels=5, backend="c")
+    theirs = torch.nn.BatchNorm2d(5)
+    for _ in range(3):
+        x = torch.randn(4, 5, 6, 6) * 2 + 1
+        compare(mine(x), theirs(x).relu(), tolerance(torch.float32, 144, 5.0), "train")
+    compare(mine.running_var, theirs.running_var, tolerance(torch.float32, 144, 5.0), "running_var")
+    mine.eval(), theirs.eval()
+    compare(mine(x), theirs(x).relu(), tolerance(torch.float32, 144, 5.0), "eval")
+
+
+@pytest.mark.parametrize("dy_kind", ["nhwc", "expanded", "sliced", "permuted"])
+@pytest.mark.parametrize("x_kind", ["nchw", "nhwc", "sliced", "permuted", "expanded"])
+def test_any_strides(x_kind: str, dy_kind: str) -> None:
+    shape = (2, 4, 3, 5)
+
+    def lay(kind: str, seed: int) -> torch.Tensor:
+        t = random_input(shape, seed, torch.float32)
+        if kind == "nhwc":
+            return t.to(memory_format=torch.channels_last)
+        if kind == "sliced":
+            wide = torch.zeros(2, 8, 3, 10)
+            wide[:, ::2, :, ::2] = t
+            return wide[:, ::2, :, ::2]
+        if kind == "permuted":
+            return t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+        return t[:1, :, :1, :1].expand(shape) if kind == "expanded" else t
+
+    for layer in ("evonorm-b0", "gn-silu"):
+        m = make(nf.layers[layer], "c", 4, 2, torch.float32, 0)
+        x, dy = lay(x_kind, 1).requires_grad_(), lay(dy_kind, 2)
+        y = m(x)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert y.stride() == torch.empty_like(x).stride()
+        plain = x.detach().contiguous().requires_grad_()
+        y2 = m(plain)
+        (dx2,) = torch.autograd.grad(y2, plain, dy.contiguous())
+        compare(y, y2, tolerance(torch.float32, 120, 5.0), "y")
+        compare(dx, dx2, tolerance(torch.float32, 120, 5.0, 1), "dx")
+
+
+def test_channel_dim_last() -> None:
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    last = nf.compile("layernorm-gelu", channels=6, channel_dim=-1, backend="c").double()
+    want = torch.nn.functional.gelu(torch.nn.functional.layer_norm(x, (6,)))
+    torch.testing.assert_close(last(x), want)
+    assert last(x).stride() == x.stride()
+    assert last(x[:, 0]).shape == (2, 6)
+
+
+@pytest.mark.parametrize("name", list(nf.layers))
+def test_gradcheck_and_gradgradcheck(name: str) -> None:
+    m = make(nf.layers[name], "c", 4, 2, torch.float64, 3)
+    x = random_input((2, 4, 2, 2), 4, torch.float64).requires_grad_()
+    params = tuple(m.parameters())
+
+    def f(x: torch.Tensor, *params: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(m, dict(zip((n for n, _ in m.named_parameters()), params, strict=True)), x)
+
+    assert torch.autograd.gradcheck(f, (x, *params))
+    assert torch.autograd.gradgradcheck(f, (x, *params))
+
+
+@pytest.mark.parametrize("layer", ["evonorm-b0", "gn-silu", "layernorm-gelu"])
+@pytest.mark.parametrize("train", [True, False])
+def test_opcheck_each_order(layer: str, train: bool) -> None:
+    graph = nf.layers[layer]
+    for order in range(3):
+        job = Job(order, train, 2, graph)
+        x = torch.randn(2, 4, 3, 2)
+        shapes = {15: (2, 4, 3, 2), 6: (4,), 2: (2,), 3: (2, 2), 7: (2, 4), 9: (2, 6), 0: (), 1: (2,)}
+        inputs = [x, *(torch.rand(shapes[n.axes]) + 0.5 for n in job.program.operands[1:])]
+        for t in inputs[: len(inputs) - (len(job.program.saved) if order else 0)]:
+            t.requires_grad_()
+        torch.library.opcheck(op, (inputs, job.key), test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+
+
+@pytest.mark.parametrize("name", ["bn-relu", "evonorm-s0", "dyt"])
+def test_third_order(name: str) -> None:
+    got, want = (make(nf.layers[name], b, 4, 2, torch.float64, 0) for b in ("c", "eager"))
+    x = random_input((2, 4, 2, 3), 1, torch.float64)
+
+    def third(m: nf.Layer) -> torch.Tensor:
+        z = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(m(z).square().sum(), z, create_graph=True)
+        (h,) = torch.autograd.grad(g.square().sum(), z, create_graph=True)
+        return torch.autograd.grad(h.square().sum(), z, create_graph=True)[0]
+
+    a, b = third(got), third(want)
+    compare(a.detach(), b.detach(), tolerance(torch.float64, 48, float(b.abs().max()), 3), "third order")
+    with pytest.raises(BackendError, match="order 4"):
+        torch.autograd.grad(a.sum(), list(got.parameters()))
+
+
+def test_torch_compile_fullgraph() -> None:
+    for layer in ("evonorm-b0", "gn-silu"):
+        m = make(nf.layers[layer], "c", 4, 2, torch.float32, 0)
+        other = copy.deepcopy(m)
+        x = torch.randn(3, 4, 5, 5)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y = torch.compile(m, fullgraph=True)(a)
+        z = other(b)
+        y.square().sum().backward()
+        z.square().sum().backward()
+        assert torch.equal(y, z) and torch.equal(a.grad, b.grad)
+        for p, q in zip(m.buffers(), other.buffers(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_state_dict_and_casts() -> None:
+    m = make(nf.layers["evonorm-b0"], "c", 4, None, torch.float32, 0)
+    m(torch.randn(3, 4, 2, 2))
+    other = nf.compile("evonorm-b0", channels=4, backend="c")
+    other.load_state_dict(m.state_dict())
+    assert sorted(m.state_dict()) == ["bias", "running_var", "v1", "weight"]
+    m.eval(), other.eval()
+    x = torch.randn(3, 4, 2, 2)
+    assert torch.equal(m(x), other(x))
+    assert m.double().running_var.dtype == torch.float64
+    assert m.half().running_var.dtype == torch.float32 and m.weight.dtype == torch.float16
+    assert m(x.half()).dtype == torch.float16
+    assert "std[b,w,h](x)" in repr(m)
+    assert m.bfloat16().running_var.dtype == torch.float32
+
+
+def test_bfloat16_input_with_float32_parameters() -> None:
+    m = nf.compile("evonorm-s0", channels=4, backend="c")
+    x = torch.randn(2, 4, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    y = m(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and x.grad.dtype == torch.bfloat16 and m.weight.grad.dtype == torch.float32
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    for layer in ("evonorm-b0", "gn-silu", "layernorm-gelu", "ln-relu"):
+        for shape in ((8, 16, 24, 24), (1, 16, 64, 64)):
+            outcomes = []
+            for threads in (1, 2):
+                before = torch.get_num_threads()
+                torch.set_num_threads(threads)
+                m = make(nf.layers[layer], "c", 16, 4, torch.float32, 0)
+                r = run(m, random_input(shape, 1, torch.float32), cotangents_for(m, shape, torch.float32, 2))
+                outcomes.append([r.y, *r.first, *r.second])
+                torch.set_num_threads(before)
+            assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("layer", EXTREME)
+def test_mean_far_larger_than_deviation(layer: str) -> None:
+    for layout in ("nchw", "nhwc"):
+        check_extreme(layer, "c", layout)
+
+
+def test_nan_and_infinity_propagate() -> None:
+    m = nf.compile("max(x, v0) + abs(x) + square(x) + tanh(x) + erf(x) + sigmoid(x)", 2, backend="c")
+    x = torch.tensor([[float("nan"), 1.0], [float("inf"), -float("inf")]])
+    assert torch.isnan(m(x))[0, 0] and torch.isinf(m(x)[1]).all() and torch.isfinite(m(x)[0, 1])
+    for formula in ("max(x, v1)", "max(v1, x)", "min(x, v1)", "min(v1, x)"):
+        assert torch.isnan(nf.compile(formula, 2, backend="c")(x)[0, 0])
+    for formula in ("exp(x)", "log(x)", "sqrt(x)", "tanh(x)", "sigmoid(x)", "erf(x)"):
+        got = nf.compile(formula, 1, backend="c")
+        x = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([1e-40, -1e-40, 3e38, -3e38, 0.0]),
+                       torch.tensor([float("inf"), -float("inf")])])[:, None]  # fmt: skip
+        want = nf.compile(formula, 1, backend="eager").double()(x.double())
+        relative = ((got(x).double() - want) / want.abs().clamp(min=1e-38)).abs()
+        same = (got(x).double() == want.float().double()) | (torch.isnan(got(x)) & torch.isnan(want))
+        small = (got(x).double() - want).abs() < 1e-37  # denormals keep what digits they have
+        assert (same | small | (relative < 4e-6)).all(), (formula, x[(~(same | small | (relative < 4e-6)))])
+
+
+def test_errors_say_what_to_do() -> None:
+    m = nf.compile("gn-relu", channels=4, backend="c")
+    with pytest.raises(ShapeError, match="3 channels"):
+        m(torch.randn(2, 3, 4, 4))
+    with pytest.raises(ShapeError, match="axes"):
+        m(torch.randn(4))
+    with pytest.raises(DtypeError, match="int64"):
+        m(torch.ones(2, 4, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="does not divide"):
+        nf.compile("gn-relu", channels=4, groups=3)
+    with pytest.raises(OptionError, match="did you mean 'eager'"):
+        nf.compile("gn-relu", channels=4, backend="eagre")
+    with pytest.raises(TransformError, match="eager"):
+        torch.func.vmap(m)(torch.randn(3, 2, 4, 4))
+    with pytest.raises(BackendError, match="GPU"):
+        nf.compile("gn-relu", channels=4, backend="triton")(torch.randn(2, 4))
+    torch.func.grad(lambda t: nf.compile("gn-relu", channels=4, backend="eager")(t).sum())(torch.randn(2, 4, 3))
+
+
+def test_missing_compiler() -> None:
+    """A real process without a compiler on its path: one warning and eager, or an error when asked for by name."""
+    program = """
+import warnings, torch, normforge as nf
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        nf.compile("bn-relu", channels=2)(torch.randn(2, 2))
+assert len([w for w in seen if "C compiler" in str(w.message)]) == 1, seen
+try:
+    nf.compile("bn-relu", channels=2, backend="c")
+except nf.errors.BackendError as e:
+    assert "install" in str(e)
+else:
+    raise SystemExit("no error")
+"""
+    env = {k: v for k, v in os.environ.items() if k not in ("CC", "NORMFORGE_CC")} | {"PATH": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_empty_batch() -> None:
+    m = nf.compile("evonorm-b0", channels=4, backend="c")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.empty(0, 4, 3, 3, requires_grad=True)
+        y = m(x)
+        y.sum().backward()
+    assert y.shape == (0, 4, 3, 3) and np.isfinite(m.running_var.numpy()).all()
