@@ -14,7 +14,7 @@ from rich.table import Table
 
 from normforge import __version__
 from normforge.cli_layers import find_layer
-from normforge.cli_search import search
+from normforge.cli_search import report, search
 from normforge.errors import NormforgeError, OptionError, ShapeError
 
 app = typer.Typer(
@@ -160,6 +160,7 @@ def doctor() -> None:
 
 
 app.command()(search)
+app.command()(report)
 
 
 def _shape(text: str) -> tuple[int, ...] | None:

@@ -1,0 +1,1 @@
+"""The search: space, evolution, the funnel of rejections, proxy training, the store, workers, the report."""

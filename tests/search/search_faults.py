@@ -22,17 +22,9 @@ def by_key(task: Task) -> Outcome:
 
 
 def real_but_for_one(task: Task) -> Outcome:
-    """The real evaluation, but for one candidate that kills its worker."""
+    """The real evaluation, but for one candidate."""
     from normforge.search.evaluate import run_task
 
     if not task.final and task.key == "6":
-        os._exit(3)
-    return run_task(task)
-
-
-def slow(task: Task) -> Outcome:
-    """The real evaluation, slow enough to be killed in the middle."""
-    from normforge.search.evaluate import run_task
-
-    time.sleep(0.4)
+        raise ValueError("a fault that was planted")
     return run_task(task)

@@ -22,6 +22,7 @@ def test_a_preset_with_overrides():
         (["recipe.steps=-1"], "recipe.steps = '-1'"),
         (["recipe.rate=nan"], "recipe.rate"),
         (["quality.steps=500"], "quality.steps"),
+        (["recipe.nesterov=true", "recipe.momentum=0"], "needs recipe.momentum"),
         (["final.baselines=bn-rel"], "did you mean 'bn-relu'"),
         (["network.widths="], "network.widths"),
     ],

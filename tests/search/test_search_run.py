@@ -48,7 +48,7 @@ def contents(directory: Path) -> dict[tuple[str, str], dict]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A tiny run, with one candidate that kills its worker, left alone to its end."""
+    """A tiny run, with one faulty candidate, left alone to its end."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     assert run(load("demo", TINY), directory, quiet(), FAULTY)
     return directory
@@ -98,7 +98,7 @@ def test_a_run_ends_with_everything_recorded(finished):
 
 def test_a_planted_fault_is_recorded(finished):
     event = contents(finished)["candidate", "6"]
-    assert (event["fate"], event["reason"]) == ("crashed", "the worker died (exit code 3)")
+    assert (event["fate"], event["reason"]) == ("error", "ValueError: a fault that was planted")
 
 
 def test_one_worker_finds_what_two_find_and_sigkill_loses_nothing(finished, tmp_path):
@@ -140,12 +140,13 @@ def test_results_are_layers(finished):
     store = Store(finished)
     best = results.scored(store)[0]
     store.close()
-    assert results.layer(f"{finished}#best") == best.graph == results.layer(f"{finished}#{best.index}")
-    assert results.layer("bn-relu") is None
+    assert results.layer_of(f"{finished}#best") == best.graph == results.layer_of(f"{finished}#{best.index}")
+    with pytest.raises(UnknownNameError, match="names no search result"):
+        results.layer_of("runs/demo#first")
     with pytest.raises(UnknownNameError, match="no candidate #150"):
-        results.layer(f"{finished}#150")
+        results.layer_of(f"{finished}#150")
     with pytest.raises(RunError, match="no search run"):
-        results.layer(f"{finished.parent}#1")
+        results.layer_of(f"{finished.parent}#1")
 
 
 def test_a_run_goes_on_with_its_own_settings_only(finished):
