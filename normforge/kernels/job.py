@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +28,11 @@ _NAMES = {
 }
 
 
+# How an output is allocated: like x, like operand i, or as a statistic of these axes.
+Spec = tuple[str, int]
+Launcher = Callable[[Sequence[Tensor], tuple[int, int, int, int]], None]
+
+
 @dataclass(frozen=True)
 class Job:
     """One order of one layer in one mode, for any shape and dtype.
@@ -41,7 +46,7 @@ class Job:
     groups: int
     layer: Graph
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Text that `Job.parse` reads back."""
         return f"{self.order}|{'train' if self.train else 'eval'}|{self.groups}|{layer_text(self.layer)}"
@@ -49,12 +54,12 @@ class Job:
     @staticmethod
     @lru_cache(maxsize=4096)
     def parse(key: str) -> Job:
-        """The job that a key says."""
+        """The job that a key says; the same object for the same key, so that what it has worked out is kept."""
         order, mode, groups, text = key.split("|", 3)
         layer = Graph.from_json(text) if text.startswith("{") else parse_formula(text)
         return Job(int(order), mode == "train", int(groups), layer)
 
-    @property
+    @cached_property
     def program(self) -> Program:
         """Graph, operands and outputs.
 
@@ -68,9 +73,46 @@ class Job:
             )
         return program(self.layer, self.order, self.train)
 
+    @cached_property
     def next(self) -> Job:
         """The job of the next derivative."""
-        return Job(self.order + 1, self.train, self.groups, self.layer)
+        after = Job(self.order + 1, self.train, self.groups, self.layer)
+        return Job.parse(after.key)
+
+    @cached_property
+    def full_operands(self) -> tuple[bool, ...]:
+        """For each operand: is it as large as x?"""
+        return tuple(is_data(node) for node in self.program.operands)
+
+    @cached_property
+    def specs(self) -> tuple[Spec, ...]:
+        """How each output is allocated."""
+        position = {node.name: i for i, node in enumerate(self.program.operands)}
+        specs: list[Spec] = []
+        for name, node in self.program.graph.outputs:
+            of = name.split(".", 1)[1] if self.order else ""
+            if is_data(node):
+                specs.append(("full", 0))
+            elif of in position:
+                specs.append(("operand", position[of]))
+            else:
+                specs.append(("statistic", node.axes))
+        return tuple(specs)
+
+    @cached_property
+    def launchers(self) -> dict[tuple[torch.dtype, str, str], Launcher]:
+        """Loaded kernels by dtype, layout and kind of device."""
+        return {}
+
+    def launcher(self, dtype: torch.dtype, layout: str, device: str) -> Launcher:
+        """The kernel for a dtype, layout and kind of device, compiled when it is first asked for."""
+        found = self.launchers.get((dtype, layout, device))
+        if found is None:
+            target = "c" if device == "cpu" else "triton"
+            plan = make_plan(self.program, target, _NAMES[dtype], layout)
+            found = _LOADERS[target](plan, layer_text(self.layer))
+            self.launchers[(dtype, layout, device)] = found
+        return found
 
 
 @lru_cache(maxsize=4096)
@@ -94,17 +136,14 @@ def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of a job: full ones like x (its strides where it is dense, else its order of strides), gradients
     like what they are gradients of, statistics in the arithmetic dtype. Works on fake tensors too."""
     x = inputs[0]
-    p = job.program
-    operands = {node.name: t for node, t in zip(p.operands, inputs, strict=True)}
     outputs = []
-    for name, node in p.graph.outputs:
-        of = name.split(".", 1)[1] if job.order else ""
-        if is_data(node):
+    for kind, which in job.specs:
+        if kind == "full":
             outputs.append(torch.empty_like(x))
-        elif of in operands:
-            outputs.append(torch.empty_like(operands[of], memory_format=torch.contiguous_format))
+        elif kind == "operand":
+            outputs.append(torch.empty_like(inputs[which], memory_format=torch.contiguous_format))
         else:
-            shape = small_shape(node.axes, x, job.groups)
+            shape = small_shape(which, x, job.groups)
             outputs.append(torch.empty(shape, dtype=arithmetic_dtype(x.dtype), device=x.device))
     return outputs
 
@@ -129,29 +168,33 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     outputs = allocate(job, inputs)
     if x.numel() == 0:
         return [o.zero_() for o in outputs]
-    like = torch.empty_like(x, device="meta")  # the strides that outputs have
+    # The strides that full outputs have; a derivative's first output is one.
+    like = outputs[0] if job.specs[0][0] == "full" else torch.empty_like(x, device="meta")
     layout = layout_of(like)
     if layout is None:
         return _permuted(job, inputs, outputs)
-    p = job.program
-    plan = make_plan(p, "triton" if x.is_cuda else "c", _NAMES[x.dtype], layout)
     wide = arithmetic_dtype(x.dtype)
     given = [
-        _like(t, like) if is_data(node) else t.detach().to(device=x.device, dtype=wide).contiguous()
-        for node, t in zip(p.operands, inputs, strict=True)
+        _like(t, like) if full else t.to(device=x.device, dtype=wide).contiguous()
+        for t, full in zip(inputs, job.full_operands, strict=True)
     ]
     made = [
-        o if is_data(node) or o.dtype == wide else torch.empty_like(o, dtype=wide)
-        for (_, node), o in zip(p.graph.outputs, outputs, strict=True)
+        o if spec[0] == "full" or o.dtype == wide else torch.empty_like(o, dtype=wide)
+        for o, spec in zip(outputs, job.specs, strict=True)
     ]
     n, c = x.shape[:2]
-    launch(plan, job, [*given, *made], (n, job.groups, c // job.groups, x.numel() // (n * c)))
+    launch = job.launcher(x.dtype, layout, x.device.type)
+    launch([*given, *made], (n, job.groups, c // job.groups, x.numel() // (n * c)))
     return [o if m is o else o.copy_(m) for m, o in zip(made, outputs, strict=True)]
 
 
-def launch(plan: Plan, job: Job, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
-    """Call the compiled object of a plan."""
-    launch_c.load(plan, layer_text(job.layer))(tensors, dims)
+def _load_triton(plan: Plan, title: str) -> Launcher:
+    from normforge.kernels import launch_triton  # Triton is imported where it is used
+
+    return launch_triton.load(plan, title)
+
+
+_LOADERS: dict[str, Callable[[Plan, str], Launcher]] = {"c": launch_c.load, "triton": _load_triton}
 
 
 def is_data(node: Node) -> bool:
@@ -161,7 +204,6 @@ def is_data(node: Node) -> bool:
 
 def _like(t: Tensor, like: Tensor) -> Tensor:
     """A full operand with the strides of x: a cotangent may come with any."""
-    t = t.detach()
     if t.stride() == like.stride():
         return t
     return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)

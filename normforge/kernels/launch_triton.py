@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import linecache
+import re
+import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +20,12 @@ from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
-from normforge.kernels import cache
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
 # Part of what the machine code depends on; the default changes in 3.10.
 OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
-
-
-def source_name(plan: Plan) -> str:
-    """The first part of the names of a plan's kernels: nobody else's."""
-    return f"nf_{cache.digest(plan.graph.structure, str(plan.order), plan.dtype, plan.layout)[:12]}"
+# Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
+CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
 
 
 @dataclass
@@ -50,9 +50,10 @@ class TritonObject:
         if call.total:
             block = torch.empty(call.total, dtype=torch.float32, device=device)
             named |= {name: block[first:last] for name, first, last in call.work}
+        options = OPTIONS if torch.version.hip else CUDA_OPTIONS
         for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
             function = self.functions[launch.kernel]
-            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **OPTIONS)
+            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **options)
 
 
 class _Call:
@@ -84,8 +85,8 @@ def load(plan: Plan, title: str) -> TritonObject:
     """
     with _lock:
         if plan not in _objects:
-            module = emit_triton(plan, source_name(plan), title)
-            _objects[plan] = TritonObject(module, execute_text(module.text, source_name(plan)))
+            module = emit_triton(plan, plan.symbol, title)
+            _objects[plan] = TritonObject(module, execute_text(module.source, plan.symbol))
         return _objects[plan]
 
 
@@ -155,9 +156,11 @@ def compile_aot(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    gpu = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64)
-    module = emit_triton(plan, source_name(plan), title)
-    functions = execute_text(module.text, source_name(plan))
+    cuda = isinstance(target, int)
+    gpu = GPUTarget("cuda", target, 32) if cuda else GPUTarget("hip", target, 64)
+    options = dict(CUDA_OPTIONS if cuda else OPTIONS)
+    module = emit_triton(plan, plan.symbol, title)
+    functions = execute_text(module.source, plan.symbol)
     call = _Call(module, dims)
     full = set(_full_pointers(plan, module))
     compiled = []
@@ -169,7 +172,7 @@ def compile_aot(
         signature |= dict.fromkeys(launch.sizes, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
-        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=dict(OPTIONS)).asm)))
+        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))
     return compiled
 
 
@@ -187,3 +190,55 @@ def _full_pointers(plan: Plan, module: TritonModule) -> list[str]:
     nodes = [*plan.operands, *(n for _, n in plan.outputs)]
     names = [*module.operands, *module.outputs]
     return [p for p, n in zip(names, nodes, strict=True) if n.axes == FULL and n.type.cls is FloatClass.DATA]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a look at compiled code shows.
+
+    Attributes:
+        registers: a thread's (NVIDIA) or a lane's vector registers (AMD).
+        spills: bytes of stack (NVIDIA) or spilled vector registers (AMD); 0 is wanted.
+        float64: double-precision instructions are there.
+        atomics: atomic instructions are there.
+        narrow_offsets: pointer offsets that are not 64 bits wide.
+    """
+
+    registers: int
+    spills: int
+    float64: bool
+    atomics: bool
+    narrow_offsets: int
+
+
+def resources(kernel: CompiledKernel) -> Resources:
+    """Read them from the text of a compiled kernel; NVIDIA's with the cuobjdump of the triton wheel.
+
+    Raises:
+        BackendError: cuobjdump cannot be run.
+    """
+    offsets = [line.split(" loc(")[0].rstrip() for line in kernel.asm["ttir"].split("\n") if "tt.addptr" in line]
+    narrow = sum(not line.endswith(("xi64>", ", i64")) for line in offsets)
+    if "amdgcn" in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        registers, spills = (_number(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
+        return Resources(registers, spills, "_f64" in text, "_atomic_" in text, narrow)
+    tool = Path(require_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        try:
+            usage = subprocess.run(command, capture_output=True, text=True).stdout
+        except OSError as e:
+            raise BackendError(f"cannot run {tool} ({e.strerror}): reinstall triton") from None
+    ptx = kernel.asm["ptx"]
+    atomics = re.search(r"\b(atom|red)\.", ptx) is not None
+    return Resources(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), ".f64" in ptx, atomics, narrow)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise BackendError(f"the compiler's report has no {pattern!r}: triton 3.6 to 3.9 are known to work")
+    return int(found[1])

@@ -16,7 +16,7 @@ from normforge.ir.layers import parse
 from normforge.ir.types import B, C, G, K, S
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
-from normforge.kernels.run import run
+from normforge.kernels.run import direct, run
 from normforge.passes.running import Running, running_statistics
 
 BACKENDS = ("auto", "triton", "c", "eager")
@@ -179,8 +179,9 @@ class Layer(nn.Module):
         operands = [x, *self._values()]
         if not self.training:
             operands += [getattr(self, r.name) for r in self.running]
-        out = run(operands, self._keys[self.training])
-        if self.training:
+        door = run if torch.compiler.is_compiling() else direct
+        out = door(operands, self._keys[self.training])
+        if self.training and self.running:
             self._update([o.detach() for o in out[1 : 1 + len(self.running)]], x)
         return out[0]
 

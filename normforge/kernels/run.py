@@ -2,16 +2,23 @@
 
 The op mutates nothing: running statistics are outputs, and the module updates its buffers. Saved statistics are
 caches of functions of x, so the gradient to them is None and derivatives are total in x.
+
+Two doors lead to it. Compilers and tracers take `run`, the registered op. A plain eager call takes `Direct`, an
+autograd.Function around the same execution and the same rule, which spares it the dispatcher's bookkeeping for
+lists of tensors, most of the time of a small layer; tests hold the two to equal numbers and equal errors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normforge.kernels.job import Job, allocate, execute
+
+Runner = Callable[[list[Tensor], str], Sequence[Tensor]]
 
 
 @torch.library.custom_op("normforge::run", mutates_args=())
@@ -25,36 +32,72 @@ def _(inputs: list[Tensor], key: str) -> list[Tensor]:
     return allocate(Job.parse(key), inputs)
 
 
-def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
-    tensors, key = inputs
+def _save(ctx: Any, inputs: Sequence[Tensor], key: str, outputs: Sequence[Tensor]) -> None:
+    """Forward keeps its operands and its statistics; a derivative was given the statistics."""
     job = Job.parse(key)
-    ctx.key = key
-    # Forward keeps its statistics; a derivative was given them.
-    saved = output[len(output) - len(job.program.saved) :] if job.order == 0 and job.program.saved else []
-    ctx.count = len(tensors)
-    ctx.save_for_backward(*tensors, *saved)
+    count = len(job.program.saved)
+    saved = outputs[len(outputs) - count :] if job.order == 0 and count else ()
+    ctx.key, ctx.count = key, len(inputs)
+    ctx.save_for_backward(*inputs, *saved)
+
+
+def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], runner: Runner) -> list[Tensor | None]:
+    """Gradients of the operands: the next order, run on the operands, the cotangents and the statistics."""
+    job = Job.parse(ctx.key)
+    after = job.next
+    operands = job.program.operands
+    tensors = list(ctx.saved_tensors)
+    statistics = len(job.program.saved)
+    given = tensors[: len(tensors) - statistics]
+    saved = tensors[len(tensors) - statistics :]
+    position = {node: i for i, node in enumerate(operands)}
+    like = [given[0]] if job.order == 0 else [given[position[node]] for node in job.program.wrt_before]
+    seeds = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, like, strict=False)]
+    results = runner([*given, *seeds, *saved], after.key)
+    out: list[Tensor | None] = [None] * ctx.count
+    for node, r in zip(after.program.wrt_before, results, strict=True):
+        if needed[position[node]]:
+            out[position[node]] = r
+    return out
+
+
+def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
+    _save(ctx, inputs[0], inputs[1], output)
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None], None]:
-    job = Job.parse(ctx.key)
-    p = job.program
-    after = job.next()
-    tensors = list(ctx.saved_tensors)
-    given, saved = tensors[: ctx.count], tensors[ctx.count :]
-    if job.order:
-        given, saved = given[: ctx.count - len(p.saved)], given[ctx.count - len(p.saved) :]
-    position = {node: i for i, node in enumerate(p.operands)}
-    if job.order == 0:
-        like = [given[0]]
-    else:
-        like = [tensors[position[node]] for node in p.wrt_before]
-    seeds = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, like, strict=False)]
-    results = run([*given, *seeds, *saved], after.key)
-    out: list[Tensor | None] = [None] * ctx.count
-    for node, r in zip(after.program.wrt_before, results, strict=True):
-        if ctx.needs_input_grad[0][position[node]]:
-            out[position[node]] = r
-    return out, None
+    return _gradients(ctx, grads, ctx.needs_input_grad[0], run), None
 
 
 run.register_autograd(_backward, setup_context=_setup_context)
+
+
+class Direct(torch.autograd.Function):
+    """The op for plain eager tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, key: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Operands in, outputs out."""
+        job = Job.parse(key)
+        outputs = execute(job, inputs)
+        if job.order == 0:
+            ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)
+        _save(ctx, inputs, key, outputs)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The next order, differentiable in turn."""
+        return (None, *_gradients(ctx, grads, ctx.needs_input_grad[1:], direct))
+
+
+def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
+    """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
+    plain = torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in inputs)
+    if plain and not torch.compiler.is_compiling():
+        return Direct.apply(key, *inputs)
+    return run(inputs, key)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

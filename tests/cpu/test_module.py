@@ -17,6 +17,7 @@ import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
+from normforge.kernels.run import direct
 from normforge.kernels.run import run as op
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
@@ -159,6 +160,45 @@ def test_third_order(name: str) -> None:
     compare(a.detach(), b.detach(), tolerance(torch.float64, 48, float(b.abs().max()), 3), "third order")
     with pytest.raises(BackendError, match="order 4"):
         torch.autograd.grad(a.sum(), list(got.parameters()))
+
+
+@pytest.mark.parametrize("layer", ["evonorm-b0", "layernorm-gelu"])
+def test_both_doors_agree(layer: str) -> None:
+    """The autograd.Function of plain calls and the registered op: equal bits in every order, equal errors."""
+    job = Job(0, True, 2, nf.layers[layer])
+    outcomes = []
+    for door in (direct, op):
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(3, 4, 5, 2, generator=generator), *(torch.rand(4, generator=generator) for _ in job.layer.params)]
+        leaves = [t.requires_grad_() for t in inputs]
+        y = door(leaves, job.key)[0]
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, create_graph=True)
+        third = torch.autograd.grad(sum(g.square().sum() for g in second), leaves, create_graph=True)
+        with pytest.raises(BackendError, match="order 4"):
+            torch.autograd.grad(third[0].sum(), leaves)
+        outcomes.append([y, *first, *second, *third])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("name", list(nf.layers))
+def test_backward_keeps_x_and_small_statistics(name: str) -> None:
+    """Bytes saved for backward in a training step: x itself, parameters, and statistics of one value a row."""
+    m = nf.compile(name, channels=8, groups=4, backend="c")
+    x = torch.randn(4, 8, 32, 32, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        m(x)
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.numel() * 4
+    for p in m.parameters():
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    rows = 4 * 32 * 32 if name in ("layernorm-gelu", "rmsnorm") else 4 * 8
+    assert sum(kept.values()) <= 4 * rows * 4  # at most four statistics, float32
 
 
 def test_torch_compile_fullgraph() -> None:
