@@ -26,6 +26,8 @@ class ParseError(NormforgeError, ValueError):
             line = text[line_start:].split("\n", 1)[0]
             column = position - line_start
             left = max(0, column - 50)
+            # One printed column a character: a tab would move the caret away from the mistake.
+            line = "".join(ch if ch.isprintable() else " " for ch in line)
             message = f"{message}\n  {line[left : column + 30]}\n  {' ' * (column - left)}^"
         super().__init__(message)
 
@@ -67,5 +69,6 @@ class RunError(NormforgeError, RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase '; did you mean X?' for the known name closest to `name`, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    by_lower = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(name[:64].lower(), list(by_lower), n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[match[0]]!r}?" if match else ""

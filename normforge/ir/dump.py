@@ -15,7 +15,8 @@ from normforge.ir.types import parse_axes, parse_reduced, reduced_name
 
 def dump(graph: Graph) -> str:
     """Typed SSA text of a graph. Unused inputs are listed too, so that `load` returns the same graph."""
-    nodes = [*(n for n in graph.inputs if n not in set(graph.nodes)), *graph.nodes]
+    used = set(graph.nodes)
+    nodes = [*(n for n in graph.inputs if n not in used), *graph.nodes]
     number = {node: f"%{i}" for i, node in enumerate(nodes)}
     lines = [f"graph eps={graph.eps!r} inputs={','.join(number[n] for n in graph.inputs)}"]
     for node in nodes:
@@ -37,8 +38,11 @@ def _operation(node: Node, number: dict[Node, str]) -> str:
     return " ".join([f"{node.op}{axes}", ", ".join(number[a] for a in node.args)]).rstrip()
 
 
-_HEAD = re.compile(r"graph eps=(\S+) inputs=(%\d+(?:,%\d+)*)?$")
-_LINE = re.compile(r"%(\d+): (\{[bcgs,]*\}) (data|stat) = (\w+)(?:\[([^\]]*)\])?(?: (.*))?$")
+# Nine digits at most: Python refuses to read numbers of thousands of digits, and the limits need no more.
+_HEAD = re.compile(r"graph eps=(\S+) inputs=(%[0-9]{1,9}(?:,%[0-9]{1,9})*)?$")
+_REF = re.compile(r"%([0-9]{1,9})")
+_OUTPUT = re.compile(r"([^=]*)=%([0-9]{1,9})")
+_LINE = re.compile(r"%([0-9]{1,9}): (\{[bcgs,]*\}) (data|stat) = (\w+)(?:\[([^\]]*)\])?(?: (.*))?$")
 
 
 def load(text: str) -> Graph:
@@ -59,12 +63,14 @@ def load(text: str) -> Graph:
                 head = _HEAD.match(line)
                 if head is None:
                     raise ParseError("expected 'graph eps=... inputs=%0,...' on the first line")
+            elif line and outputs:
+                raise ParseError("expected nothing after the return line")
             elif line.startswith("return "):
                 for pair in line[7:].split(", "):
-                    name, _, ref = pair.partition("=%")
-                    if not ref.isdigit():
-                        raise ParseError(f"expected 'name=%number' in the return line, found {pair!r}")
-                    outputs.append((name, int(ref)))
+                    output = _OUTPUT.fullmatch(pair)
+                    if output is None:
+                        raise ParseError(f"expected 'name=%number' in the return line, found {pair[:40]!r}")
+                    outputs.append((output[1], int(output[2])))
             elif line:
                 _read_line(builder, line)
         except ParseError as e:
@@ -84,7 +90,7 @@ def _read_line(builder: Builder, line: str) -> None:
     if int(index) != len(builder.nodes):
         raise ParseError(f"expected %{len(builder.nodes)}: nodes are numbered in order")
     if op_text not in BY_NAME:
-        raise ParseError(f"unknown operation {op_text!r}{nearest(op_text, BY_NAME)}")
+        raise ParseError(f"unknown operation {op_text[:40]!r}{nearest(op_text, BY_NAME)}")
     op, axes, rest = Op(op_text), parse_axes(axes_text), rest or ""
     if axes is None:
         raise ParseError(f"{axes_text} is not a set of axes")
@@ -104,9 +110,10 @@ def _read_line(builder: Builder, line: str) -> None:
             attr = [axes, cls]
         if op not in LEAF:
             for ref in rest.split(", "):
-                if not re.fullmatch(r"%\d{1,9}", ref):
-                    raise ParseError(f"expected an operand '%number', found {ref!r}")
-                refs.append(int(ref[1:]))
+                operand = _REF.fullmatch(ref)
+                if operand is None:
+                    raise ParseError(f"expected an operand '%number', found {ref[:40]!r}")
+                refs.append(int(operand[1]))
     node = builder.add(op, refs, attr)
     if str(node.type) != f"{axes_text} {cls}":
         raise ParseError(f"the type is written {axes_text} {cls}, and follows as {node.type}")

@@ -6,6 +6,7 @@ numpy's broadcasting is the IR's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,8 +30,6 @@ def sigmoid(a: Array) -> Array:
 
 def erf(a: Array) -> Array:
     """The error function, element by element."""
-    import math
-
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(a)) if a.size else a
 
 
@@ -85,7 +84,7 @@ def evaluate(graph: Graph, values: Mapping[str, npt.ArrayLike], *, groups: int =
     if full is None or full.ndim < 2:
         raise ShapeError("evaluate needs at least one input of shape (N, C, *spatial)")
     n, c, *spatial = full.shape
-    if c % groups:
+    if groups < 1 or c % groups:
         raise ShapeError(f"groups={groups} does not divide {c} channels: choose a divisor")
     extents = (n, groups, c // groups, int(np.prod(spatial, dtype=np.int64)))
     env: dict[Node, Array] = {}
@@ -122,20 +121,26 @@ def _apply(node: Node, args: list[Array], extents: tuple[int, ...], eps: float) 
     # A reduction over an axis that the operand lacks is one over a broadcast axis: only a sum would notice,
     # and a sum over a missing axis is defined as no sum at all.
     over = axes_of(node.reduced & node.args[0].axes)
+    result: Array
     if op is Op.SUM:
-        return np.sum(a, axis=over, keepdims=True)
-    if op is Op.MEAN:
-        return np.mean(a, axis=over, keepdims=True)
-    if op is Op.RMS:
-        return np.sqrt(np.mean(a * a, axis=over, keepdims=True) + eps)
-    var = np.mean(np.square(a - np.mean(a, axis=over, keepdims=True)), axis=over, keepdims=True)
-    return np.sqrt(var + eps) if op is Op.STD else var
+        result = np.sum(a, axis=over, keepdims=True)
+    elif op is Op.MEAN:
+        result = np.mean(a, axis=over, keepdims=True)
+    elif op is Op.RMS:
+        result = np.sqrt(np.mean(a * a, axis=over, keepdims=True) + eps)
+    else:
+        result = np.mean(np.square(a - np.mean(a, axis=over, keepdims=True)), axis=over, keepdims=True)
+        if op is Op.STD:
+            result = np.sqrt(result + eps)
+    return result
 
 
 def _shaped(a: Array, node: Node, extents: tuple[int, ...]) -> Array:
     shape = tuple(e if node.axes & bit else 1 for e, bit in zip(extents, (B, G, K, S), strict=True))
     if a.size != np.prod(shape):
-        raise ShapeError(f"{node.op} {node.name!r} has {a.size} elements and its type {node.type} needs {np.prod(shape)}")
+        raise ShapeError(
+            f"{node.op} {node.name!r} has {a.size} elements and its type {node.type} needs {np.prod(shape)}"
+        )
     return a.reshape(shape)
 
 
@@ -146,5 +151,3 @@ def _unshaped(a: Array, axes: int, extents: tuple[int, ...], spatial: list[int])
         shape.append(g * k if axes & K else g)
     shape += spatial if axes & S else []
     return a.reshape(shape)
-
-

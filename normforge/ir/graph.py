@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 from normforge.errors import GraphError
-from normforge.ir.node import Node, preorder, toposort
+from normforge.ir.grammar import is_parameter_name
+from normforge.ir.node import Node, data, from_rows, preorder, to_rows, toposort
 from normforge.ir.ops import CORE_ONLY, MOMENT, SURFACE_ONLY, Op
 from normforge.ir.types import INDEX_NAMES
 
@@ -49,10 +52,10 @@ class Graph:
 
     @cached_property
     def is_surface(self) -> bool:
-        """True when a formula can say it: one output, no core-only operation."""
-        if len(self.outputs) != 1 or len(self.inputs) != 1:
+        """True when a formula can say it: `y` of `x`, no core-only operation, finite constants, plain names."""
+        if [name for name, _ in self.outputs] != ["y"] or self.inputs != (data("x"),):
             return False
-        return not any(n.op in CORE_ONLY or (n.op in MOMENT and n.reduced not in INDEX_NAMES) for n in self.nodes)
+        return all(map(_sayable, self.nodes))
 
     @cached_property
     def is_core(self) -> bool:
@@ -91,26 +94,35 @@ class Graph:
     @cached_property
     def content_hash(self) -> str:
         """Hex digest of the exact lowered graph: the only key of compiled code."""
-        return KEYS["content_hash"](self)
+        return _key("content_hash", self)
 
     @cached_property
     def hash(self) -> str:
         """Hex identity of the training-mode function where everything is finite: the key of dedup and stores."""
-        return KEYS["hash"](self)
+        return _key("hash", self)
 
     @cached_property
     def family_hash(self) -> str:
         """Like `hash`, up to what trainable parameters absorb."""
-        return KEYS["family_hash"](self)
+        return _key("family_hash", self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As rows, so that pickling a deep graph does not recurse.
+        rows = to_rows([*self.inputs, *(n for _, n in self.outputs)])
+        return _unpickle, (*rows, tuple(name for name, _ in self.outputs), self.eps)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self
 
     def with_outputs(self, *outputs: tuple[str, Node]) -> Graph:
         """The same inputs and ε with other outputs."""
         return Graph(outputs, self.inputs, self.eps)
 
     def __str__(self) -> str:
-        from normforge.ir import text
+        from normforge.ir import printer
 
-        return text.format_formula(self) if self.is_surface else self.dump()
+        formula = printer.formula_or_none(self) if self.is_surface else None
+        return self.dump() if formula is None else formula
 
     def dump(self) -> str:
         """Typed SSA text, one node a line; `Graph.from_dump` reads it back to the same graph."""
@@ -145,3 +157,23 @@ class Graph:
         from normforge.ir import json_form
 
         return json_form.from_json(text)
+
+
+def _unpickle(rows: Any, roots: tuple[int, ...], names: tuple[str, ...], eps: float) -> Graph:
+    nodes = from_rows(rows, roots)
+    k = len(nodes) - len(names)
+    return Graph(tuple(zip(names, nodes[k:], strict=True)), tuple(nodes[:k]), eps)
+
+
+def _key(name: str, graph: Graph) -> str:
+    if name not in KEYS:
+        raise GraphError(f"{name} is taken from a normal form: import normforge.passes first")
+    return KEYS[name](graph)
+
+
+def _sayable(node: Node) -> bool:
+    if node.op is Op.PARAM:
+        return is_parameter_name(node.name)
+    if node.op is Op.CONST:
+        return math.isfinite(node.value)
+    return node.op not in CORE_ONLY and not (node.op in MOMENT and node.reduced not in INDEX_NAMES)

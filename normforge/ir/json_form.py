@@ -46,11 +46,11 @@ def from_json(text: str) -> Graph:
         tree = json.loads(text)
     except json.JSONDecodeError as e:
         raise ParseError(f"not JSON: {e.msg}", text, e.pos) from None
-    except (RecursionError, ValueError):
+    except (RecursionError, ValueError):  # a JSON text of a graph nests three deep
         raise ParseError("not JSON that can be read: nested too deep, or a number too long") from None
     if not isinstance(tree, dict) or tree.get("normforge") != VERSION:
         raise ParseError(f'expected an object with "normforge": {VERSION}')
-    for key in tree.keys() ^ _KEYS:
+    for key in sorted(tree.keys() ^ _KEYS):
         if key in tree:
             raise ParseError(f"unknown key {key[:40]!r}{nearest(key[:40], _KEYS)}")
         raise ParseError(f"the key {key!r} is missing")
@@ -61,7 +61,10 @@ def from_json(text: str) -> Graph:
             raise ParseError(f"node {i}: unknown operation {str(op)[:40]!r}{nearest(str(op)[:40], BY_NAME)}")
         if not isinstance(args, list) or not isinstance(attr, list):
             raise ParseError(f"node {i}: operands and attributes are lists")
-        builder.add(Op(op), args, attr)
+        try:
+            builder.add(Op(op), args, attr)
+        except ParseError as e:
+            raise ParseError(f"node {i}: {e}") from None
     outputs = [(row[0], row[1]) for row in _rows(tree["outputs"], "outputs", 2)]
     if not isinstance(tree["inputs"], list) or not outputs:
         raise ParseError("inputs is a list of node numbers, outputs a list with at least one [name, node]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from normforge.errors import ParseError, UnknownNameError, nearest
@@ -77,7 +77,7 @@ class Layers(Mapping[str, Graph]):
         return name in CATALOGUE
 
 
-@lru_cache(maxsize=None)
+@cache
 def _named(name: str) -> Graph:
     return parse_formula(CATALOGUE[name].formula)
 
@@ -96,10 +96,10 @@ def parse(text: str) -> Graph:
         return _named(name)
     try:
         return parse_formula(text)
-    except ParseError as e:
+    except ParseError:
         # Only what looks like a name, and not like a formula, is told about layer names.
         looks_like_name = name and all(ch.isalnum() or ch in "-_" for ch in name)
         hint = nearest(name, CATALOGUE) if looks_like_name else ""
         if hint:
             raise ParseError(f"there is no layer named {name!r}{hint}") from None
-        raise e
+        raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -38,7 +39,14 @@ class Node:
         raise AttributeError("nodes are immutable")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return make, (self.op, self.args, self.attr)
+        # As rows, so that pickling a deep graph does not recurse.
+        return _from_rows, tuple(to_rows([self]))
+
+    def __copy__(self) -> Node:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Node:
+        return self
 
     def __repr__(self) -> str:
         return f"<{self.op} {axes_name(self.axes)} {self.digest.hex()[:6]}>"
@@ -65,6 +73,7 @@ class Node:
 
 
 _nodes: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
+_lock = Lock()  # two threads that make one node must get one object
 
 
 def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
@@ -80,15 +89,15 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
     cls = FloatClass.DATA if any(a.type.cls is FloatClass.DATA for a in args) else FloatClass.STAT
     if op in REDUCE or op in MOMENT:
         axes = attr[0] if len(attr) == 1 else None
-        if not isinstance(axes, int) or not 0 < axes <= FULL:
+        if type(axes) is not int or not 0 < axes <= FULL:
             raise GraphError(f"{op} needs one set of axes, not {attr}")
         if op in SURFACE_ONLY and axes not in INDEX_NAMES:
             raise GraphError(f"{op} over {axes_name(axes)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
         return Type(args[0].axes & ~axes, FloatClass.STAT)
     if op is Op.BROADCAST:
-        if len(attr) != 2 or not isinstance(attr[0], int) or not valid_axes(attr[0]) or args[0].axes & ~attr[0]:
+        if len(attr) != 2 or type(attr[0]) is not int or not valid_axes(attr[0]) or args[0].axes & ~attr[0]:
             raise GraphError(f"broadcast needs axes that hold those of its operand and a float class, not {attr}")
-        return Type(attr[0], FloatClass(attr[1]))
+        return Type(attr[0], _float_class(op, attr[1]))
     if attr:
         raise GraphError(f"{op} has no attributes, so {attr} means nothing")
     axes = 0
@@ -103,16 +112,22 @@ def _infer_leaf(op: Op, attr: Attr) -> Type:
             raise GraphError(f"const needs one float, not {attr}")
         return Type(0, FloatClass.STAT)
     if op is Op.SIZE:
-        if len(attr) != 1 or not isinstance(attr[0], int) or not 0 < attr[0] <= FULL:
+        if len(attr) != 1 or type(attr[0]) is not int or not 0 < attr[0] <= FULL:
             raise GraphError(f"size needs one set of axes, not {attr}")
         return Type(0, FloatClass.STAT)
-    if len(attr) != 3 or not isinstance(attr[0], str) or not isinstance(attr[1], int) or not valid_axes(attr[1]):
+    if len(attr) != 3 or not isinstance(attr[0], str) or type(attr[1]) is not int or not valid_axes(attr[1]):
         raise GraphError(f"{op} needs a name, axes and one more attribute, not {attr}")
     if op is Op.INPUT:
-        return Type(attr[1], FloatClass(attr[2]))
+        return Type(attr[1], _float_class(op, attr[2]))
     if attr[1] not in (0, C) or not isinstance(attr[2], float) or not math.isfinite(attr[2]):
         raise GraphError(f"parameter {attr[0]} is one value a channel or a scalar, with a finite start value")
     return Type(attr[1], FloatClass.STAT)
+
+
+def _float_class(op: Op, name: object) -> FloatClass:
+    if name not in ("data", "stat"):
+        raise GraphError(f"the float class of {op} is data or stat, not {name!r}")
+    return FloatClass(name)
 
 
 def make(op: Op, args: tuple[Node, ...] = (), attr: Attr = ()) -> Node:
@@ -121,14 +136,14 @@ def make(op: Op, args: tuple[Node, ...] = (), attr: Attr = ()) -> Node:
     Raises:
         GraphError: the type rule of `op` refuses them.
     """
-    # -0.0 == 0.0 as a key, but they are different constants.
-    marker = math.copysign(1.0, attr[0]) if op is Op.CONST and attr and attr[0] == 0 else 0
-    key = (op, tuple(map(id, args)), attr, marker)
+    # By `repr`, attributes that compare equal but differ (0.0 and -0.0, 1 and True) are kept apart, and NaN is itself.
+    attributes = repr(attr)
+    key = (op, tuple(map(id, args)), attributes)
     node = _nodes.get(key)
     if node is not None:
         return node
     node_type = infer(op, args, attr)
-    h = blake2b(f"{op}{attr!r}".encode(), digest_size=16)
+    h = blake2b(f"{op}{attributes}".encode(), digest_size=16)
     for a in args:
         h.update(a.digest)
     node = object.__new__(Node)
@@ -140,8 +155,8 @@ def make(op: Op, args: tuple[Node, ...] = (), attr: Attr = ()) -> Node:
         ("digest", h.digest()),
     ):
         object.__setattr__(node, field, value)
-    _nodes[key] = node
-    return node
+    with _lock:
+        return _nodes.setdefault(key, node)
 
 
 def const(value: float) -> Node:
@@ -166,7 +181,7 @@ def stat(name: str, axes: int) -> Node:
 
 def param(name: str, start: float, *, scalar: bool = False) -> Node:
     """A trainable parameter, one value a channel or a scalar."""
-    return make(Op.PARAM, (), (name, 0 if scalar else C, float(start)))
+    return make(Op.PARAM, (), (name, 0 if scalar else C, float(start) + 0.0))  # -0.0 starts like 0.0
 
 
 def broadcast(node: Node, t: Type) -> Node:
@@ -225,3 +240,21 @@ def substitute(roots: Iterable[Node], replace: dict[Node, Node]) -> dict[Node, N
     return out
 
 
+def to_rows(roots: Sequence[Node]) -> tuple[tuple[tuple[Any, ...], ...], tuple[int, ...]]:
+    """All nodes below `roots` as (operation, operand numbers, attributes), and the numbers of the roots."""
+    nodes = toposort(roots)
+    number = {node: i for i, node in enumerate(nodes)}
+    rows = tuple((node.op, tuple(number[a] for a in node.args), node.attr) for node in nodes)
+    return rows, tuple(number[r] for r in roots)
+
+
+def from_rows(rows: Iterable[tuple[Any, ...]], roots: Iterable[int]) -> list[Node]:
+    """The inverse of `to_rows`."""
+    nodes: list[Node] = []
+    for op, args, attr in rows:
+        nodes.append(make(op, tuple(nodes[i] for i in args), attr))
+    return [nodes[i] for i in roots]
+
+
+def _from_rows(rows: Iterable[tuple[Any, ...]], roots: Iterable[int]) -> Node:
+    return from_rows(rows, roots)[0]

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from normforge.errors import GraphError, ParseError
 from normforge.ir.graph import Graph
-from normforge.ir.limits import MAX_DEPTH, MAX_NODES
+from normforge.ir.limits import MAX_CHAIN, MAX_GRAPH_NODES, MAX_NAME
 from normforge.ir.node import Attr, Node, make
 from normforge.ir.ops import Op
 from normforge.ir.verify import verify
+
+_NAME = re.compile(rf"[a-z_][a-z0-9_.]{{0,{MAX_NAME + 15}}}")  # room for the `d2.ct.` of derivatives
 
 
 class Builder:
@@ -23,12 +25,12 @@ class Builder:
 
     def add(self, op: Op, refs: Sequence[object], attr: Sequence[object]) -> Node:
         """Append one node; `refs` are numbers of earlier nodes, `attr` what the text had."""
-        if len(self.nodes) >= MAX_NODES:
-            raise ParseError(f"more than {MAX_NODES} nodes")
+        if len(self.nodes) >= MAX_GRAPH_NODES:
+            raise ParseError(f"more than {MAX_GRAPH_NODES} nodes: such a graph is not read")
         numbers = [self.index(r) for r in refs]
         depth = 1 + max((self._depth[i] for i in numbers), default=0)
-        if depth > 10 * MAX_DEPTH:
-            raise ParseError(f"more than {10 * MAX_DEPTH} operations in a chain")
+        if depth > MAX_CHAIN:
+            raise ParseError(f"more than {MAX_CHAIN} operations in a chain: such a graph is not read")
         try:
             node = make(op, tuple(self.nodes[i] for i in numbers), _attributes(op, attr))
         except GraphError as e:
@@ -40,7 +42,7 @@ class Builder:
     def index(self, ref: object) -> int:
         """A reference to an earlier node, checked."""
         if not isinstance(ref, int) or isinstance(ref, bool) or not 0 <= ref < len(self.nodes):
-            raise ParseError(f"%{ref} is not an earlier node")
+            raise ParseError(f"%{str(ref)[:40]} is not an earlier node")
         return ref
 
     def graph(self, eps: object, inputs: Sequence[object], outputs: Sequence[tuple[object, object]]) -> Graph:
@@ -55,7 +57,7 @@ class Builder:
         try:
             verify(graph)
         except GraphError as e:
-            raise ParseError(str(e)) from None
+            raise ParseError(str(e).split("\n")[0]) from None
         return graph
 
 
@@ -71,7 +73,7 @@ def number(value: object) -> float:
 
 def identifier(name: object) -> str:
     """A name of an input, an output or a parameter."""
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z_][a-z0-9_.]{0,63}", name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ParseError(f"expected a lower-case name, found {str(name)[:40]!r}")
     return name
 
@@ -80,14 +82,16 @@ def _attributes(op: Op, attr: Sequence[object]) -> Attr:
     if op is Op.CONST and len(attr) == 1:
         return (number(attr[0]),)
     if op in (Op.INPUT, Op.PARAM) and len(attr) == 3:
-        name = identifier(attr[0])
+        name, axes, last = identifier(attr[0]), *attr[1:]
+        if type(axes) is not int:
+            raise ParseError(f"the axes of {name} are one number, not {str(axes)[:40]!r}")
         if op is Op.PARAM:
-            return (name, attr[1], number(attr[2]))
-        if attr[2] not in ("data", "stat"):
-            raise ParseError(f"the float class of input {name} is data or stat, not {str(attr[2])[:40]!r}")
-        return (name, attr[1], attr[2])
-    if op is Op.BROADCAST and len(attr) == 2 and attr[1] in ("data", "stat"):
+            return (name, axes, number(last) + 0.0)
+        if last not in ("data", "stat"):
+            raise ParseError(f"the float class of input {name} is data or stat, not {str(last)[:40]!r}")
+        return (name, axes, last)
+    if op is Op.BROADCAST and len(attr) == 2 and type(attr[0]) is int and attr[1] in ("data", "stat"):
         return tuple(attr)
-    if any(isinstance(a, bool) or not isinstance(a, int) for a in attr):
+    if any(type(a) is not int for a in attr):
         raise ParseError(f"{op} has no attributes like {str(list(attr))[:60]}")
     return tuple(attr)

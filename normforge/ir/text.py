@@ -1,4 +1,4 @@
-"""The formula form: a hand-written parser that points at the mistake, and the printer that it inverts.
+"""The formula form: a hand-written parser that points at the mistake. `ir/printer.py` is its inverse.
 
 The grammar is written down as EBNF in docs/formula.md.
 """
@@ -6,57 +6,67 @@ The grammar is written down as EBNF in docs/formula.md.
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
 from typing import NoReturn
 
 from normforge.errors import ParseError, nearest
+from normforge.ir.grammar import (
+    FUNCTIONS,
+    MOMENT_NAMES,
+    PAIR_NAMES,
+    PARAMETERS,
+    RESERVED,
+    SETS,
+    SUGAR,
+    UNARY_NAMES,
+    Token,
+    is_buffer_name,
+    is_parameter_name,
+    tokenize,
+)
 from normforge.ir.graph import EPS, Graph
-from normforge.ir.limits import MAX_DEPTH, MAX_FORMULA, MAX_NODES
+from normforge.ir.limits import MAX_DEPTH, MAX_NAME, MAX_NODES
 from normforge.ir.node import Node, const, data, make, param
-from normforge.ir.ops import MOMENT, Op
-from normforge.ir.types import INDEX_NAMES, INDEX_SETS
+from normforge.ir.ops import Op
+from normforge.ir.types import INDEX_SETS
 
-# Parameters that every formula may use without a declaration, and their start values (EvoNorm, section 3.2).
-PARAMETERS = {"v0": 0.0, "v1": 1.0, "gamma": 1.0, "beta": 0.0}
-UNARY_NAMES = {op.value: op for op in (Op.ABS, Op.SQUARE, Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT, Op.LOG)}
-SUGAR = ("relu", "silu", "gelu")
-PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
-MOMENT_NAMES = {op.value: op for op in (Op.MEAN, Op.STD, Op.RMS)}
-FUNCTIONS = (*UNARY_NAMES, *SUGAR, *PAIR_NAMES, *MOMENT_NAMES)
-RESERVED = (*FUNCTIONS, "x", "param", "eps", "scalar")
-_SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
-
-_TOKEN = re.compile(r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*/()\[\],;=]))")
+_SIGNS = {"+": Op.ADD, "-": Op.SUB, "*": Op.MUL, "/": Op.DIV}
 
 
-@dataclass(frozen=True)
-class Token:
-    """kind: number, name, sign or end; `position` is that of its first character."""
+class _Level:
+    """What has been read inside one open bracket: a sum so far, a product so far, and the signs that wait."""
 
-    kind: str
-    text: str
-    position: int
+    def __init__(self, name: str = "", axes: int = 0) -> None:
+        self.name, self.axes = name, axes  # the function whose bracket this is, and its index set
+        self.args: list[Node] = []
+        self.restart()
 
+    def restart(self) -> None:
+        self.sum: Node | None = None
+        self.product: Node | None = None
+        self.add = self.multiply = "+"
 
-def tokenize(text: str) -> list[Token]:
-    """The tokens of a formula, with an `end` token last.
+    def take(self, factor: Node) -> None:
+        if self.product is None:
+            self.product = factor
+        else:
+            self.product = make(_SIGNS[self.multiply], (self.product, factor))
 
-    Raises:
-        ParseError: a character that no token starts with, or a text over the length limit.
-    """
-    if len(text) > MAX_FORMULA:
-        raise ParseError(f"the formula has {len(text)} characters and {MAX_FORMULA} are allowed: shorten it")
-    tokens, at = [], 0
-    while m := _TOKEN.match(text, at):
-        kind = str(m.lastgroup)
-        tokens.append(Token(kind, m[kind], m.start(kind)))
-        at = m.end()
-    rest = len(text) - len(text[at:].lstrip())
-    if rest < len(text):
-        hint = "; write square(a) for a power" if text[rest] in "^" else ""
-        raise ParseError(f"unexpected character {text[rest]!r}{hint}", text, rest)
-    return [*tokens, Token("end", "", len(text))]
+    def close_product(self) -> Node:
+        """The sum with the product added to it."""
+        assert self.product is not None
+        self.sum = self.product if self.sum is None else make(_SIGNS[self.add], (self.sum, self.product))
+        self.product = None
+        return self.sum
+
+    def value(self) -> Node:
+        """The node of the closed bracket."""
+        if not self.name:
+            return self.args[0]
+        if self.name in SUGAR:
+            return sugar(self.name, self.args[0])
+        if self.name in MOMENT_NAMES:
+            return make(MOMENT_NAMES[self.name], tuple(self.args), (self.axes,))
+        return make((UNARY_NAMES | PAIR_NAMES)[self.name], tuple(self.args))
 
 
 class _Parser:
@@ -64,8 +74,8 @@ class _Parser:
         self.text = text
         self.tokens = tokenize(text)
         self.at = 0
-        self.depth = 0
         self.eps = EPS
+        self.declared: set[str] = set()
         self.names: dict[str, Node] = {"x": data("x")} | {k: param(k, v) for k, v in PARAMETERS.items()}
 
     # -- reading tokens
@@ -84,136 +94,146 @@ class _Parser:
             return token
         return None
 
-    def expect(self, text: str, what: str = "") -> Token:
-        found = self.accept(text)
-        if found is None:
-            got = repr(self.token.text) if self.token.text else "the end of the formula"
-            self.fail(f"expected {text!r}{what}, found {got}")
-        return found
+    def expect(self, text: str, what: str = "") -> None:
+        if self.accept(text) is None:
+            self.fail(f"expected {text!r}{what}, found {self.token}")
 
     # -- declarations
 
     def formula(self) -> Graph:
-        while self.token.text in ("param", "eps") and self.token.kind == "name":
+        while self.token.text in ("param", "eps"):
             self.declaration()
-        y = self.sum()
-        if self.token.kind != "end":
-            self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token.text!r}")
+        y = self.expression()
         graph = Graph((("y", y),), (self.names["x"],), self.eps)
         if len(graph.nodes) > MAX_NODES:
-            raise ParseError(f"the formula has {len(graph.nodes)} nodes and {MAX_NODES} are allowed: shorten it")
+            raise ParseError(f"the formula has {len(graph.nodes)} operations and {MAX_NODES} are allowed: shorten it")
         return graph
 
     def declaration(self) -> None:
+        first = self.token
         if self.accept("eps"):
-            self.expect("=")
+            name = "eps"
+            self.expect("=", " and the value of ε")
             token = self.token
             self.eps = self.signed_number()
             if not self.eps > 0:
                 self.fail("eps must be positive", token)
         else:
             self.expect("param")
-            token = self.token
-            if token.kind != "name" or not re.fullmatch(r"[a-z][a-z0-9_]*", token.text):
-                self.fail("expected the parameter's name, in lower case")
-            if token.text in RESERVED:
-                self.fail(f"{token.text!r} has a meaning of its own: choose another parameter name")
-            if any(n.op is Op.PARAM and k == token.text for k, n in self.names.items() if k not in PARAMETERS):
-                self.fail(f"parameter {token.text!r} is declared twice")
-            self.at += 1
+            first = self.token
+            name = self.parameter_name()
             scalar = self.accept("scalar") is not None
             self.expect("=", " and the start value")
-            self.names[token.text] = param(token.text, self.signed_number(), scalar=scalar)
+            self.names[name] = param(name, self.signed_number(), scalar=scalar)
+        if name in self.declared:
+            self.fail(f"{name!r} is declared twice", first)
+        self.declared.add(name)
         self.expect(";", " after a declaration")
+
+    def parameter_name(self) -> str:
+        name = self.token.text
+        if self.token.kind != "name":
+            self.fail(f"expected the parameter's name, found {self.token}")
+        if name in RESERVED or is_buffer_name(name):
+            self.fail(f"{name!r} has a meaning of its own: choose another parameter name")
+        if not is_parameter_name(name):
+            self.fail(f"expected the parameter's name, lower-case letters, digits and _, at most {MAX_NAME}")
+        self.at += 1
+        return name
 
     def signed_number(self) -> float:
         sign = -1.0 if self.accept("-") else 1.0
         if self.token.kind != "number":
-            self.fail("expected a number")
+            self.fail(f"expected a number, found {self.token}")
         return sign * self.number()
 
     def number(self) -> float:
-        token = self.token
-        value = float(token.text)
+        value = float(self.token.text)
         if math.isinf(value):
-            self.fail("this number is too large for float64", token)
+            self.fail("this number is too large for float64")
         self.at += 1
         return value
 
     # -- expressions
 
-    def sum(self) -> Node:
-        left = self.product()
-        while op := self.accept("+", "-"):
-            left = make(Op.ADD if op.text == "+" else Op.SUB, (left, self.product()))
-        return left
+    def expression(self) -> Node:
+        """Everything up to the end; open brackets wait on a list, since they may nest deeper than Python's stack."""
+        levels = [_Level()]
+        signs = [0]  # how many minus signs stand before each open bracket, the innermost last
+        while True:
+            minus = 0
+            while self.accept("-"):
+                minus += 1
+            if minus and self.token.kind == "number":  # -2 is a number, -(2) a negation
+                node, minus = const(-self.number()), minus - 1
+            else:
+                operand = self.operand()
+                if isinstance(operand, _Level):
+                    if len(levels) > MAX_DEPTH:
+                        self.fail(f"brackets are nested more than {MAX_DEPTH} deep", self.tokens[self.at - 1])
+                    levels.append(operand)
+                    signs.append(minus)
+                    continue
+                node = operand
+            while True:
+                for _ in range(minus):
+                    node = make(Op.NEG, (node,))
+                level = levels[-1]
+                level.take(node)
+                if self.operator(level):
+                    break
+                level.args.append(level.close_product())
+                if len(levels) == 1:
+                    if self.token.kind != "end":
+                        self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token}")
+                    return level.args[0]
+                if level.name in PAIR_NAMES and len(level.args) == 1:
+                    self.expect(",", f" and the second operand of {level.name}")
+                    level.restart()
+                    break
+                self.expect(")", f" or an operator (+ - * /){f' after the operand of {level.name}' * bool(level.name)}")
+                node, minus = level.value(), signs.pop()
+                levels.pop()
 
-    def product(self) -> Node:
-        left = self.factor()
-        while op := self.accept("*", "/"):
-            left = make(Op.MUL if op.text == "*" else Op.DIV, (left, self.factor()))
-        return left
+    def operator(self, level: _Level) -> bool:
+        """Read one of + - * / into the level, if there is one."""
+        if op := self.accept("*", "/"):
+            level.multiply = op.text
+        elif op := self.accept("+", "-"):
+            level.close_product()
+            level.add = op.text
+        return op is not None
 
-    def factor(self) -> Node:
-        minus = 0
-        while self.accept("-"):
-            minus += 1
-        if minus and self.token.kind == "number":  # -2 is a number, -(2) a negation
-            node, minus = const(-self.number()), minus - 1
-        else:
-            node = self.atom()
-        for _ in range(minus):
-            node = make(Op.NEG, (node,))
-        return node
-
-    def atom(self) -> Node:
+    def operand(self) -> Node | _Level:
+        """A number, a name, or the bracket that opens one."""
         token = self.token
         if token.kind == "number":
             return const(self.number())
         if self.accept("("):
-            node = self.nested()
-            self.expect(")")
-            return node
-        if token.kind == "name":
-            self.at += 1
-            if self.token.text in ("(", "["):
-                return self.call(token)
-            if token.text in self.names:
-                return self.names[token.text]
-            if token.text in FUNCTIONS:
-                self.fail(f"{token.text} is a function: expected {'[' if token.text in MOMENT_NAMES else '('!r} after it")
-            self.fail(f"unknown name {token.text!r}{nearest(token.text, [*self.names, *FUNCTIONS])}", token)
-        got = repr(token.text) if token.text else "the end of the formula"
-        self.fail(f"expected a number, a name, a function or '(', found {got}")
+            return _Level()
+        if token.kind != "name":
+            self.fail(f"expected a number, a name, a function or '(', found {token}")
+        self.at += 1
+        if self.token.text in ("(", "["):
+            return self.call(token)
+        if token.text in self.names:
+            return self.names[token.text]
+        if token.text in FUNCTIONS:
+            opening = "[" if token.text in MOMENT_NAMES else "("
+            self.fail(f"{token.text} is a function: expected {opening!r} after it, found {self.token}")
+        if token.text in RESERVED:
+            self.fail(f"{token.text!r} belongs in a declaration, before the expression", token)
+        hint = nearest(token.text, [*self.names, *FUNCTIONS])
+        self.fail(f"unknown name {token}{hint or '; declare it: param ' + token.text[:20] + ' = 0; ...'}", token)
 
-    def nested(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.fail(f"brackets are nested more than {MAX_DEPTH} deep")
-        node = self.sum()
-        self.depth -= 1
-        return node
-
-    def call(self, name: Token) -> Node:
+    def call(self, name: Token) -> _Level:
         if name.text not in FUNCTIONS:
             if name.text in self.names:
-                self.fail(f"{name.text!r} is a value, not a function: expected an operator", self.token)
-            self.fail(f"unknown function {name.text!r}{nearest(name.text, FUNCTIONS)}", name)
-        if op := MOMENT_NAMES.get(name.text):
-            axes = self.index_set(name)
-            self.expect("(")
-            a = self.nested()
-            self.expect(")")
-            return make(op, (a,), (axes,))
-        self.expect("(")
-        a = self.nested()
-        if op := PAIR_NAMES.get(name.text):
-            self.expect(",", f" and the second operand of {name.text}")
-            b = self.nested()
-            self.expect(")")
-            return make(op, (a, b))
-        self.expect(")")
-        return sugar(name.text, a) if name.text in SUGAR else make(UNARY_NAMES[name.text], (a,))
+                self.fail(f"{name} is a value, not a function: expected an operator (+ - * /)")
+            self.fail(f"unknown function {name}{nearest(name.text, FUNCTIONS)}", name)
+        axes = self.index_set(name) if name.text in MOMENT_NAMES else 0
+        self.expect("(", f" after {name.text}")
+        return _Level(name.text, axes)
 
     def index_set(self, name: Token) -> int:
         known = " · ".join(INDEX_SETS)
@@ -224,7 +244,7 @@ class _Parser:
         while True:
             letter = self.accept("b", "w", "h", "c")
             if letter is None:
-                self.fail(f"expected one of b, w, h, c, c/g in an index set, found {self.token.text!r}")
+                self.fail(f"expected one of b, w, h, c, c/g in an index set, found {self.token}")
             grouped = letter.text == "c" and self.accept("/") is not None
             if grouped:
                 self.expect("g")
@@ -232,9 +252,9 @@ class _Parser:
             if not self.accept(","):
                 break
         self.expect("]", " or ','")
-        axes = _SETS.get(frozenset(letters))
+        axes = SETS.get(frozenset(letters))
         if axes is None or len(set(letters)) != len(letters):
-            self.fail(f"[{','.join(letters)}] is not an index set: write one of {known}", first)
+            self.fail(f"[{','.join(letters)[:40]}] is not an index set: write one of {known}", first)
         return axes
 
 
@@ -255,55 +275,3 @@ def parse_formula(text: str) -> Graph:
         ParseError: with the position, what was expected, and the nearest known name.
     """
     return _Parser(text).formula()
-
-
-_SIGNS = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/"}
-_PRECEDENCE = {Op.ADD: 1, Op.SUB: 1, Op.MUL: 2, Op.DIV: 2}
-
-
-def format_number(value: float) -> str:
-    """The shortest decimal that reads back to the same float64."""
-    text = repr(value)
-    return text[:-2] if text.endswith(".0") else text
-
-
-def format_formula(graph: Graph) -> str:
-    """The formula of a surface graph, declarations first; `parse_formula` returns the same graph.
-
-    Raises:
-        ParseError: sharing makes the text longer than a formula may be; use the dump.
-    """
-    head = [] if graph.eps == EPS else [f"eps = {format_number(graph.eps)}; "]
-    for p in graph.params:
-        if p.name not in PARAMETERS or p is not param(p.name, PARAMETERS[p.name]):
-            head.append(f"param {p.name}{'' if p.axes else ' scalar'} = {format_number(p.attr[2])}; ")
-    done: dict[Node, tuple[str, int]] = {}
-    for node in graph.nodes:
-        done[node] = _format(node, done)
-        if len(done[node][0]) > MAX_FORMULA:
-            raise ParseError("the graph shares too much to be written as a formula: use dump() or to_json()")
-    return "".join(head) + done[graph.output][0]
-
-
-def _format(node: Node, done: dict[Node, tuple[str, int]]) -> tuple[str, int]:
-    """Text and precedence (3 binds tightest) of one node."""
-    op = node.op
-    if op is Op.INPUT or op is Op.PARAM:
-        return node.name, 3
-    if op is Op.CONST:
-        negative = math.copysign(1.0, node.value) < 0
-        return (f"({format_number(node.value)})" if negative else format_number(node.value)), 3
-    args = [done[a] for a in node.args]
-    if op in _SIGNS:
-        p = _PRECEDENCE[op]
-        left = args[0][0] if args[0][1] >= p else f"({args[0][0]})"
-        right = args[1][0] if args[1][1] > p else f"({args[1][0]})"
-        return f"{left} {_SIGNS[op]} {right}", p
-    if op is Op.NEG:
-        inner = node.args[0]
-        bare = args[0][1] == 3 and inner.op is not Op.CONST and inner.op is not Op.NEG
-        return f"(-{args[0][0]})" if bare else f"(-({args[0][0]}))", 3
-    index = f"[{INDEX_NAMES[node.reduced]}]" if op in MOMENT else ""
-    return f"{op}{index}({', '.join(a[0] for a in args)})", 3
-
-

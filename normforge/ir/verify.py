@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from normforge.errors import GraphError
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, infer
@@ -16,6 +18,8 @@ def verify(graph: Graph) -> None:
     """
     if not graph.outputs:
         raise GraphError("a graph needs at least one output")
+    if not (graph.eps > 0 and math.isfinite(graph.eps)):
+        raise GraphError(f"eps must be positive and finite, not {graph.eps!r}")
     seen: dict[str, Node] = {}
     for node in (*graph.inputs, *graph.nodes):
         if node.op in (Op.INPUT, Op.PARAM):
@@ -38,7 +42,8 @@ def verify(graph: Graph) -> None:
 
 def _refuse(graph: Graph, node: Node, why: str) -> None:
     lines = graph.dump().split("\n")
-    nodes = [*(n for n in graph.inputs if n not in set(graph.nodes)), *graph.nodes]
+    used = set(graph.nodes)
+    nodes = [*(n for n in graph.inputs if n not in used), *graph.nodes]
     if node in nodes:
         at = nodes.index(node) + 1
         lines.insert(at + 1, "  " + "^" * max(1, len(lines[at]) - 2) + f" {why}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from normforge.ir.evaluate import EVALUATE
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, make
 from normforge.ir.ops import COMMUTATIVE, MOMENT, REDUCE, Op
+from normforge.ir.types import INDEX_NAMES, B
 from normforge.passes.rules import FIRED, rules_for
 
 MAX_STEPS = 32  # rewrites of one node; each rule shrinks or moves a sign outward, so few are ever needed
@@ -46,36 +50,75 @@ class Canonicalise:
         raise GraphError(f"canonicalise did not come to rest on {node!r}")
 
     def _below(self, node: Node, eps: float) -> Node:
-        """A rewrite may have built new operands (at most two deep): bring them to canonical form first."""
+        """A rewrite may have built new operands: bring them to canonical form first.
+
+        This recurses into what a rewrite built, never into the graph: a canonical operand comes back at once.
+        """
         if not node.args:
             return node
-        args = tuple(self._settle(a, eps) for a in node.args)
+        args = tuple(self.node(a, eps) for a in node.args)
         return node if args == node.args else make(node.op, args, node.attr)
-
-    def _settle(self, node: Node, eps: float) -> Node:
-        new = self._step(node, eps)
-        return node if new is node else self._settle(self._below(new, eps), eps)
 
     def _step(self, node: Node, eps: float) -> Node:
         op = node.op
         if op in COMMUTATIVE and node.args[0].digest > node.args[1].digest:
             node = make(op, (node.args[1], node.args[0]))
         if op in EVALUATE and all(a.op is Op.CONST for a in node.args):
-            with np.errstate(all="ignore"):
-                value = float(EVALUATE[op](*(np.float64(a.value) for a in node.args)))
-            if math.isfinite(value):
+            value = self._fold(op, [a.value for a in node.args])
+            if value is not None:
                 return const(value)
-        if (op in REDUCE or op in MOMENT) and not node.args[0].axes & node.reduced:
-            # A moment of what does not vary along its axes, decided by type.
-            if op is Op.MEAN or op is Op.SUM:
-                return node.args[0]
-            if op is Op.VAR:
-                return const(0.0)
-            if op is Op.STD:
-                return const(math.sqrt(eps))
+        if op in REDUCE or op in MOMENT:
+            present = node.args[0].axes & node.reduced
+            if not present:  # a moment of what does not vary along its axes, decided by type
+                if op is Op.MEAN or op is Op.SUM:
+                    return node.args[0]
+                if op is Op.VAR:  # NaN where the operand is not finite
+                    return const(0.0) if self.finite_only else make(Op.MUL, (node.args[0], const(0.0)))
+                if op is Op.STD and self.finite_only:
+                    return const(math.sqrt(eps))
+            axes = present if op is Op.SUM else _smallest(present, node.reduced, node.args[0].axes)
+            if op is Op.STD and node.reduced & B:
+                axes = node.reduced  # its running variance counts the elements under the index set
+            if axes != node.reduced:
+                return make(op, node.args, (axes,))
         for rule in rules_for(op, finite_only=self.finite_only):
             new = rule.apply(node)
             if new is not None:
                 FIRED[rule.pattern] += 1
                 return new
         return node
+
+    def _fold(self, op: Op, values: list[float]) -> float | None:
+        """The value of an operation on constants; None where it must stay an operation."""
+        with np.errstate(all="ignore"):
+            value = float(EVALUATE[op](*map(np.float64, values)))
+        if not math.isfinite(value):
+            return None
+        if self.finite_only:
+            # An identity may depend neither on which of three constants met first nor on the machine's exp.
+            if op in _LIBRARY:
+                return value if values == [0.0] else None
+            if op in _RATIONAL and _decimal(value) != _RATIONAL[op](*map(_decimal, values)):
+                return None
+        return value
+
+
+_LIBRARY = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
+_RATIONAL: dict[Op, Callable[..., Fraction]] = {
+    Op.ADD: operator.add,
+    Op.SUB: operator.sub,
+    Op.MUL: operator.mul,
+    Op.DIV: operator.truediv,
+    Op.SQUARE: lambda a: a * a,
+}
+
+
+def _decimal(value: float) -> Fraction:
+    """What a person reads in the number: 0.1 is a tenth."""
+    return Fraction(repr(value))
+
+
+def _smallest(present: int, reduced: int, axes: int) -> int:
+    """The smallest index set that reduces the same axes of a value that varies along `axes`."""
+    same = [s for s in INDEX_NAMES if s & axes == present]
+    return min(same, key=lambda s: (s.bit_count(), s)) if same and reduced in INDEX_NAMES else reduced

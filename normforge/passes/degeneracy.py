@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
+from normforge.ir.printer import formula_or_none
 from normforge.ir.types import B, S
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.differentiate import Differentiate
 from normforge.passes.simplify import normal_form
+
+MAX_SHOWN = 2_000  # characters of a formula in a finding
 
 
 class Stage(enum.StrEnum):
@@ -46,26 +49,33 @@ class Degeneracy:
     def run(self, graph: Graph) -> tuple[Finding, ...]:
         """Findings of the first stage that has any; empty for a layer that passes."""
         normal = normal_form(graph)
-        return by_type(normal) or by_dependence(normal)
+        return by_type(graph, normal) or by_dependence(normal)
 
 
 def describe_node(graph: Graph, node: Node) -> str:
     """The formula of a node of a surface graph, or its operation."""
     sub = graph.with_outputs(("y", node))
-    return str(sub) if sub.is_surface and len(sub.nodes) < 60 else node.op.value
+    formula = formula_or_none(sub) if sub.is_surface else None
+    return formula if formula and len(formula) <= MAX_SHOWN else node.op.value
 
 
-def by_type(graph: Graph) -> tuple[Finding, ...]:
-    """What the types alone give away."""
+def by_type(written: Graph, normal: Graph) -> tuple[Finding, ...]:
+    """What the types alone give away.
+
+    A moment of a constant is sought in the graph as written, since the normal form has folded it; what the output
+    varies along, in the normal form, which has dropped what cancels.
+    """
     found = []
-    for node in graph.nodes:
+    for node in written.nodes:
         if node.op is Op.STD and not node.args[0].axes & node.reduced:
-            found.append((node, "the standard deviation of a value that does not vary along its axes is the constant √ε"))
-    y = graph.output
+            why = "the standard deviation of a value that does not vary along its axes is the constant √ε"
+            found.append(Finding(Stage.TYPE, describe_node(written, node), why))
+    y = normal.output
     missing = [name for bit, name in ((S, "position"), (B, "batch element")) if not y.axes & bit]
-    if missing and any(n.op is Op.INPUT for n in graph.nodes):
-        found.append((y, f"the output is the same at every {' and every '.join(missing)}"))
-    return tuple(Finding(Stage.TYPE, describe_node(graph, n), why) for n, why in found)
+    if missing and any(n.op is Op.INPUT for n in normal.nodes):
+        why = f"the output is the same at every {' and every '.join(missing)}"
+        found.append(Finding(Stage.TYPE, describe_node(normal, y), why))
+    return tuple(found)
 
 
 def by_dependence(graph: Graph) -> tuple[Finding, ...]:

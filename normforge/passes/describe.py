@@ -21,13 +21,15 @@ class Describe:
         normal = normal_form(graph)
         level: dict[Node, int] = {}
         moments: list[str] = []
+        batch = False
         for node in normal.nodes:
             own = node.op in MOMENT and bool(node.args[0].axes & node.reduced)
             level[node] = max((level[a] for a in node.args), default=0) + own
+            batch |= own and bool(node.reduced & B)
             if own:
                 moments.append(f"{node.op}[{INDEX_NAMES[node.reduced]}]")
         return {
-            "batch_dependent": any(n.op in MOMENT and n.reduced & B and n.args[0].axes & n.reduced for n in normal.nodes),
+            "batch_dependent": batch,
             "moments": sorted(set(moments)),
             "moment_levels": level[normal.output],
             "parameters": [p.name for p in graph.params],

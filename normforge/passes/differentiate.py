@@ -12,6 +12,8 @@ from normforge.ir.ops import Op
 from normforge.ir.types import FloatClass, Type
 from normforge.passes.legalise import Legalise
 
+CT = "ct."  # what the names of cotangents start with; no parameter's name holds a dot
+
 
 def _mul(a: Node, b: Node) -> Node:
     return make(Op.MUL, (a, b))
@@ -76,13 +78,13 @@ class Differentiate:
     """The vector-Jacobian product of all outputs.
 
     Attributes:
-        wrt: the inputs and parameters to differentiate in; None means every `data` input and every
-            parameter. A statistic given as an input is a constant.
+        wrt: the inputs and parameters to differentiate in; None means every `data` input, every cotangent
+            and every parameter. A statistic given as an input is a constant.
         order: of the derivative that results; it only names the outputs.
 
     The result has the same inputs, then one cotangent `ct.<output>` for each output, and one output
-    `d.<name>` (`d2.<name>`, ...) for each of `wrt`, of the type of that value. A gradient that is zero everywhere is the
-    constant 0.
+    `d.<name>` (`d2.<name>`, ...) for each of `wrt`, of the type of that value. A gradient that is zero
+    everywhere is the constant 0.
     """
 
     wrt: tuple[Node, ...] | None = None
@@ -93,7 +95,9 @@ class Differentiate:
         graph = Legalise().run(graph)
         wrt = self.wrt
         if wrt is None:
-            wrt = (*(n for n in graph.inputs if n.type.cls is FloatClass.DATA), *graph.params)
+            # The cotangent of a parameter is of class `stat`, but it is no statistic.
+            values = (n for n in graph.inputs if n.type.cls is FloatClass.DATA or n.name.startswith(CT))
+            wrt = (*values, *graph.params)
         grads: dict[Node, Node] = {}
         seeds = []
         for name, node in graph.outputs:
@@ -116,7 +120,7 @@ class Differentiate:
 
 def cotangent(name: str, t: Type) -> Node:
     """The input that carries the cotangent of output `name`."""
-    return make(Op.INPUT, (), (f"ct.{name}", t.axes, t.cls.value))
+    return make(Op.INPUT, (), (f"{CT}{name}", t.axes, t.cls.value))
 
 
 def add_to(grads: dict[Node, Node], node: Node, part: Node) -> None:

@@ -26,15 +26,18 @@ def _rms(node: Node, a: Node, eps: Node) -> Node:
     return make(Op.ROOT, (make(Op.ADD, (moment(Op.MEAN, make(Op.SQUARE, (a,)), node.reduced), eps)),))
 
 
-# surface operation -> (node, operand, ε) -> core nodes; DESIGN of the ε-guards: normforge's own, see docs/formula.md
+# surface operation -> (node, operand, ε) -> core nodes; the ε-guards are explained in docs/formula.md
 LOWER: dict[Op, Callable[[Node, Node, Node], Node]] = {Op.SQRT: _sqrt, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms}
 
 
 def moment(op: Op, a: Node, axes: int) -> Node:
-    """A reduction, decided by type alone where the operand lacks all the axes: it is then broadcast along them."""
+    """A reduction, decided by type alone where the operand lacks all the axes: it is then broadcast along them.
+
+    Its variance is 0 where it is finite, and NaN where it is not, like that of a value that varies.
+    """
     if a.axes & axes:
         return make(op, (a,), (axes,))
-    return const(0.0) if op is Op.VAR else a
+    return make(Op.MUL, (a, const(0.0))) if op is Op.VAR else a
 
 
 @dataclass(frozen=True)
@@ -56,5 +59,7 @@ class Legalise:
             else:
                 out[node] = node
         # A layer's output, `y`, always has the shape and dtype of x.
+        if not graph.inputs:
+            return graph.with_outputs(*((k, out[n]) for k, n in graph.outputs))
         x = graph.inputs[0].type
         return graph.with_outputs(*((k, broadcast(out[n], x) if k == "y" else out[n]) for k, n in graph.outputs))

@@ -88,6 +88,7 @@ RULES: tuple[Rule, ...] = (
     Rule("max(a, a)", "a", _E),
     Rule("min(a, a)", "a", _E),
     Rule("max(a, -a)", "abs(a)", _E),
+    Rule("min(a, -a)", "-abs(a)", _E),
     Rule("abs(-a)", "abs(a)", _E),
     Rule("abs(abs(a))", "abs(a)", _E),
     Rule("abs(square(a))", "square(a)", _E),

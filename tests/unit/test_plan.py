@@ -91,7 +91,7 @@ def test_emitted_loads_and_stores_are_the_plan_s(name: str, layout: str) -> None
             body = body.split("\nstatic void ")[0]
             # A variance visits its tile twice, the second time from the cache: one tensor counts once a sweep.
             loads += len(set(re.findall(r"LOAD\((in\d+)", body)))
-            stores += len(re.findall(r"STORE\(", body))
+            stores += len(set(re.findall(r"STORE\((out\d+)", body)))
         assert (loads, stores) == (p.loads, p.writes)
 
 

@@ -1,0 +1,71 @@
+"""The vocabulary of formulas and the tokens they are made of; the grammar itself is EBNF in docs/formula.md."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from normforge.errors import ParseError
+from normforge.ir.limits import MAX_FORMULA, MAX_NAME
+from normforge.ir.ops import Op
+from normforge.ir.types import INDEX_SETS
+
+# Parameters that every formula may use without a declaration, and their start values (EvoNorm, section 3.2).
+PARAMETERS = {"v0": 0.0, "v1": 1.0, "gamma": 1.0, "beta": 0.0}
+UNARY_NAMES = {op.value: op for op in (Op.ABS, Op.SQUARE, Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT, Op.LOG)}
+SUGAR = ("relu", "silu", "gelu")
+PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
+MOMENT_NAMES = {op.value: op for op in (Op.MEAN, Op.STD, Op.RMS)}
+FUNCTIONS = (*UNARY_NAMES, *SUGAR, *PAIR_NAMES, *MOMENT_NAMES)
+RESERVED = frozenset((*FUNCTIONS, "x", "param", "eps", "scalar"))
+SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
+
+_NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")
+_BUFFER = re.compile(r"running_(mean|var|ms)(_[0-9]+)?")
+# ASCII alone: \d and \w would let in digits and letters of other scripts.
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+    r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|(?P<sign>[-+*/()\[\],;=]))"
+)
+
+
+def is_parameter_name(name: str) -> bool:
+    """True for a lower-case name that means nothing else: no word of the grammar, no buffer of a running statistic."""
+    return bool(_NAME.fullmatch(name)) and name not in RESERVED and not is_buffer_name(name)
+
+
+def is_buffer_name(name: str) -> bool:
+    """True for the names that running statistics take."""
+    return bool(_BUFFER.fullmatch(name))
+
+
+class Token(NamedTuple):
+    """kind: number, name, sign or end; `position` is that of its first character."""
+
+    kind: str
+    text: str
+    position: int
+
+    def __str__(self) -> str:
+        return repr(self.text[:40]) if self.text else "the end of the formula"
+
+
+def tokenize(text: str) -> list[Token]:
+    """The tokens of a formula, with an `end` token last.
+
+    Raises:
+        ParseError: a character that no token starts with, or a text over the length limit.
+    """
+    if len(text) > MAX_FORMULA:
+        raise ParseError(f"the formula has {len(text)} characters and {MAX_FORMULA} are allowed: shorten it")
+    tokens, at = [], 0
+    while m := _TOKEN.match(text, at):
+        kind = str(m.lastgroup)
+        tokens.append(Token(kind, m[kind], m.start(kind)))
+        at = m.end()
+    rest = len(text) - len(text[at:].lstrip())
+    if rest < len(text):
+        hint = "; write square(a) for a power" if text[rest] == "^" else ""
+        raise ParseError(f"unexpected character {text[rest]!r}{hint}", text, rest)
+    return [*tokens, Token("end", "", len(text))]

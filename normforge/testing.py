@@ -1,0 +1,154 @@
+"""Hypothesis strategies and comparisons for testing anything that takes or makes layers.
+
+    from hypothesis import given
+    from normforge.testing import layer_graphs, shapes
+
+    @given(layer_graphs(), shapes())
+    def test_mine(layer, shape): ...
+
+hypothesis is an optional dependency: `pip install hypothesis`. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normforge.ir.graph import EPS, Graph
+from normforge.ir.node import Node, const, data, make, param
+from normforge.ir.ops import ARITY, Op
+from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B, G, K, S
+
+try:
+    from hypothesis import strategies as st
+except ImportError as e:
+    raise ImportError("normforge.testing needs hypothesis: pip install hypothesis") from e
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[np.float64]
+
+# Each is a trap of its own: one position, batch 1, channels that 32 does not divide, odd sizes, no space, volumes.
+EXAMPLE_SHAPES: tuple[Shape, ...] = (
+    (2, 4, 2, 3),
+    (3, 6, 1, 1),
+    (1, 8, 3, 3),
+    (2, 33, 3, 5),
+    (3, 48, 2, 2),
+    (4, 10),
+    (1, 1),
+    (2, 6, 2, 3, 2),
+    (5, 12, 7),
+)
+
+_PAPER_UNARY = (Op.NEG, Op.SIGMOID, Op.TANH, Op.EXP, Op.LOG, Op.ABS, Op.SQUARE, Op.SQRT)
+_PAPER_BINARY = (Op.ADD, Op.MUL, Op.DIV, Op.MAX)
+_PAPER_SETS = tuple(INDEX_SETS[name] for name in ("b,w,h", "w,h", "w,h,c", "w,h,c/g"))
+_MOMENTS = (Op.MEAN, Op.STD, Op.RMS)
+_SMOOTH = (Op.ADD, Op.MUL, Op.SUB, Op.TANH, Op.SIGMOID, Op.ERF, Op.SQUARE, Op.NEG, *_MOMENTS)
+_NUMBERS = (0.0, 1.0, 2.0, -1.0, 0.5, 3.0, 0.1, -2.5)
+
+
+@st.composite
+def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, smooth: bool = False) -> Graph:
+    """Layers: surface graphs of one input `x`, which shrink to fewer nodes. Many are degenerate; nothing is filtered.
+
+    Args:
+        space: `paper`: EvoNorm's (arXiv 2004.02967, section 3): x, 0, v0 and v1, its primitives and index sets, and
+            gamma·(...) + beta around them. `all`: every operation and index set, literals, gamma and beta anywhere,
+            declared parameters, and now and then an ε of its own.
+        max_nodes: the most operations drawn.
+        smooth: only operations whose derivatives are bounded and continuous, for finite differences.
+    """
+    paper = space == "paper"
+    nodes: list[Node] = [data("x"), const(0.0), param("v0", 0.0), param("v1", 1.0)]
+    if not paper:
+        more = [param("gamma", 1.0), param("beta", 0.0), param("tau", -0.5), param("alpha", 0.5, scalar=True)]
+        nodes += [*more, const(draw(st.sampled_from(_NUMBERS)))]
+    binary = _PAPER_BINARY if paper else (*_PAPER_BINARY, Op.SUB, Op.MIN)
+    unary = _PAPER_UNARY if paper else (*_PAPER_UNARY, Op.ERF)
+    ops = _SMOOTH if smooth else (*binary, *unary, *_MOMENTS)
+    sets = _PAPER_SETS if paper else tuple(INDEX_NAMES)
+    leaves = len(nodes)
+    for _ in range(draw(st.integers(1, max_nodes))):
+        op = draw(st.sampled_from(ops))
+        drawn = st.integers(leaves, len(nodes) - 1) if len(nodes) > leaves else st.just(0)
+        # Half of the operands are results: uniform draws would leave most layers without x.
+        args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(ARITY[op]))
+        nodes.append(make(op, args, (draw(st.sampled_from(sets)),) if op in _MOMENTS else ()))
+    y = nodes[-1]
+    if paper:
+        y = make(Op.ADD, (make(Op.MUL, (y, param("gamma", 1.0))), param("beta", 0.0)))
+    eps = EPS if paper else draw(st.sampled_from((EPS, EPS, 1e-3)))
+    return Graph((("y", y),), (data("x"),), eps)
+
+
+def shapes(*, max_spatial: int = 3) -> st.SearchStrategy[Shape]:
+    """Shapes (N, C, *spatial) with up to `max_spatial` spatial axes, or none; one third are `EXAMPLE_SHAPES`."""
+    known = st.sampled_from([s for s in EXAMPLE_SHAPES if len(s) - 2 <= max_spatial])
+    batch, channels = st.sampled_from((1, 2, 3, 5)), st.sampled_from((1, 2, 3, 6, 8, 12, 33, 48))
+    space = st.lists(st.sampled_from((1, 2, 3, 5, 7)), max_size=max_spatial)
+    drawn = st.builds(lambda n, c, s: (n, c, *s), batch, channels, space)
+    return st.one_of(known, drawn, drawn)
+
+
+def group_counts(channels: int) -> st.SearchStrategy[int]:
+    """Numbers of groups that divide `channels`."""
+    return st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0])
+
+
+def random_values(
+    graph: Graph, shape: Shape, *, groups: int = 1, seed: int = 0, scale: float = 1.0
+) -> dict[str, Array]:
+    """Float64 values for every input and parameter of a graph, by name, as `normforge.ir.evaluate` takes them.
+
+    Inputs are normal with deviation `scale`; parameters are moved from their start values by 0.3 of a normal.
+    """
+    rng = np.random.default_rng(seed)
+    values: dict[str, Array] = {}
+    for node in (*graph.inputs, *graph.params):
+        value = rng.standard_normal(value_shape(node.axes, shape, groups))
+        values[node.name] = value * scale if node.op is Op.INPUT else node.attr[2] + 0.3 * value
+    return values
+
+
+def value_shape(axes: int, shape: Shape, groups: int = 1) -> Shape:
+    """The shape of a value that varies along `axes`, beside an input of shape (N, C, *spatial)."""
+    if axes == FULL:
+        return shape
+    batch = (shape[0],) if axes & B else ()
+    channel = (shape[1],) if axes & K else (groups,) if axes & G else ()
+    return (*batch, *channel, *(shape[2:] if axes & S else ()))
+
+
+def tolerance(dtype: str, length: int = 1) -> float:
+    """The relative error to expect of a computation in `dtype` whose longest reduction has `length` terms.
+
+    Of the largest magnitude that takes part, not of each element: where terms cancel, that is what is lost.
+    """
+    unit = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    return 32 * unit * (1 + float(np.log2(max(length, 1))))
+
+
+def assert_close(actual: Any, expected: Any, dtype: str = "float64", length: int = 1, what: str = "value") -> None:
+    """Compare two arrays: NaN and infinities in the same places, the rest within `tolerance` of the largest magnitude.
+
+    Raises:
+        AssertionError: with the largest absolute and relative error, and where.
+    """
+    a, b = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}"
+    finite = np.isfinite(b)
+    assert np.array_equal(np.where(finite, 0, b), np.where(np.isfinite(a), 0, a), equal_nan=True), (
+        f"{what}: not finite in other places than expected"
+    )
+    error = np.where(finite, np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)), 0)
+    largest = float(np.max(np.abs(b[finite]), initial=0.0))
+    if error.size and float(error.max()) > tolerance(dtype, length) * max(largest, 1.0):
+        at = np.unravel_index(int(error.argmax()), error.shape)
+        relative = float(error[at]) / max(abs(float(b[at])), 1e-300)
+        raise AssertionError(
+            f"{what}: largest error {float(error.max()):.3g} absolute, {relative:.3g} relative at "
+            f"{tuple(map(int, at))}: {float(a[at])!r}, expected {float(b[at])!r}"
+        )

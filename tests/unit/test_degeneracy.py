@@ -1,0 +1,69 @@
+"""Degenerate layers: each refusal names the stage, the node and the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from normforge.ir import Graph, evaluate, layers, parse
+from normforge.passes import Degeneracy, Differentiate, Stage, lower
+from normforge.testing import layer_graphs, random_values
+
+# formula -> stage, phrase of the reason, node
+REFUSED = {
+    "std[w,h](gamma) + x": (Stage.TYPE, "constant √ε", "std[w,h](gamma)"),
+    "x / std[b,w,h](mean[b,w,h](x)) + x": (Stage.TYPE, "constant √ε", "std[b,w,h](mean[b,w,h](x))"),
+    "x + std[b,w,h](2)": (Stage.TYPE, "constant √ε", "std[b,w,h](2)"),
+    "x + 0 * std[w,h,c](std[w,h,c](x))": (Stage.TYPE, "constant √ε", "std[w,h,c](std[w,h,c](x))"),
+    "mean[w,h](x)": (Stage.TYPE, "same at every position", "mean[w,h](x)"),
+    "mean[b,w,h](x) * gamma": (Stage.TYPE, "same at every position and every batch element", ""),
+    "std[w,h,c/g](x) + x - x": (Stage.TYPE, "same at every position", "std[w,h,c/g](x)"),
+    "tanh(mean[b,w,h,c](x)) + beta": (Stage.TYPE, "same at every position and every batch element", ""),
+    "gamma": (Stage.DEPENDENCE, "does not depend on x", "gamma"),
+    "x - x": (Stage.DEPENDENCE, "does not depend on x", "0"),
+    "x * 0 + beta": (Stage.DEPENDENCE, "does not depend on x", "beta"),
+    "x / x": (Stage.DEPENDENCE, "does not depend on x", "1"),
+    "max(v0, 1) * gamma + beta": (Stage.DEPENDENCE, "does not depend on x", ""),
+    "2": (Stage.DEPENDENCE, "does not depend on x", "2"),
+}
+ACCEPTED = [*layers, "x", "x + mean[w,h](gamma)", "x * rms[w,h](gamma)", "mean[c](x) + x * gamma", "x + std[c](gamma)"]
+
+
+@pytest.mark.parametrize("formula", REFUSED)
+def test_refused(formula: str) -> None:
+    stage, phrase, node = REFUSED[formula]
+    finding = Degeneracy().run(parse(formula))[0]
+    assert finding.stage is stage
+    assert phrase in finding.reason
+    assert finding.node == node or not node
+    assert str(finding) == f"{stage}: {finding.reason} ({finding.node})"
+
+
+@pytest.mark.parametrize("formula", ACCEPTED)
+def test_accepted(formula: str) -> None:
+    assert Degeneracy().run(parse(formula)) == ()
+
+
+def test_what_cancels_is_dropped_first() -> None:
+    finding = Degeneracy().run(parse("abs(x) / abs(x) * gamma"))[0]
+    assert finding.stage is Stage.DEPENDENCE
+
+
+@given(layer_graphs(space="paper"))
+def test_findings_are_true(graph: Graph) -> None:
+    """Whoever is said not to depend on x, or not to vary, does not, wherever numbers are finite."""
+    findings = Degeneracy().run(graph)
+    shape = (3, 4, 2, 3)
+    values = random_values(graph, shape, groups=2, seed=1) | {"ct.y": np.ones(shape)}
+    y = evaluate(graph, values, groups=2)["y"]
+    dx = evaluate(lower(Differentiate().run(graph)), values, groups=2)["d.x"]
+    if not (np.isfinite(y).all() and np.isfinite(dx).all() and np.abs(y).max() < 1e6):
+        return
+    reasons = " ".join(f.reason for f in findings)
+    if "zero everywhere" in reasons or "depend on x" in reasons:
+        np.testing.assert_allclose(dx, 0, atol=2.0**-40 * (1 + np.abs(y).max()))
+    if "every position" in reasons:
+        np.testing.assert_allclose(y - y[:, :, :1, :1], 0, atol=2.0**-40 * (1 + np.abs(y).max()))
+    if np.abs(dx).max() > 1e-3:
+        assert Stage.DEPENDENCE not in {f.stage for f in findings}

@@ -1,0 +1,170 @@
+"""What every pass owes: the meaning is kept, a second run changes nothing, the result verifies, nothing gets dearer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normforge.errors import GraphError
+from normforge.ir import Graph, evaluate, layers, parse, verify
+from normforge.ir.node import data, make, param
+from normforge.ir.ops import CORE, Op
+from normforge.passes import Canonicalise, Describe, Differentiate, Legalise, Simplify, lower, simplify
+from normforge.passes.family import family_form
+from normforge.passes.simplify import cost, normal_form
+from normforge.testing import assert_close, layer_graphs, random_values, shapes
+
+Pass = Callable[[Graph], Graph]
+EXACT: dict[str, Pass] = {"legalise": Legalise().run, "canonicalise": Canonicalise().run, "lower": lower}
+WHERE_FINITE: dict[str, Pass] = {
+    "canonicalise, finite only": Canonicalise(finite_only=True).run,
+    "simplify": Simplify().run,
+    "normal form": normal_form,
+}
+EVERY = EXACT | WHERE_FINITE
+GRAPHS = st.one_of(layer_graphs(max_nodes=12), layer_graphs(space="paper", max_nodes=12))
+
+
+def check_meaning(name: str, graph: Graph, shape: tuple[int, ...], groups: int) -> None:
+    values = random_values(graph, shape, groups=groups, seed=3)
+    before, after = (evaluate(g, values, groups=groups)["y"] for g in (graph, EVERY[name](graph)))
+    what = f"{name} of {graph}"
+    if name in EXACT:
+        assert np.array_equal(np.isfinite(before), np.isfinite(after)), what
+    # Errors of cancellation and of steep functions grow without bound: only where the layer itself is stable
+    # under a change of its input by rounding can two forms of it be compared.
+    moved = {k: v * (1 + 2.0**-50) for k, v in values.items()}
+    wobble = np.abs(evaluate(graph, moved, groups=groups)["y"] - before)
+    steady = np.isfinite(before) & np.isfinite(after) & (wobble <= 2.0**-42 * (1 + np.abs(before)))
+    assert_close(after[steady], before[steady], length=2**20, what=what)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@given(GRAPHS, shapes())
+def test_meaning_is_kept(name: str, graph: Graph, shape: tuple[int, ...]) -> None:
+    check_meaning(name, graph, shape, groups=1 if shape[1] % 3 else 3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("layer", layers)
+def test_meaning_of_named_layers_is_kept(name: str, layer: str) -> None:
+    graph = layers[layer]
+    values = random_values(graph, (3, 6, 2, 5), groups=2, seed=4)
+    before, after = (evaluate(g, values, groups=2)["y"] for g in (graph, EVERY[name](graph)))
+    assert_close(after, before, length=180, what=f"{name} of {layer}")
+
+
+@pytest.mark.parametrize("name", EVERY)
+@given(GRAPHS)
+def test_idempotent_and_verifies(name: str, graph: Graph) -> None:
+    once = EVERY[name](graph)
+    verify(once)
+    assert EVERY[name](once) == once
+
+
+@given(GRAPHS)
+def test_idempotent_on_derivatives(graph: Graph) -> None:
+    first = lower(Differentiate().run(graph))
+    second = lower(Differentiate(order=2).run(first))
+    for g in (first, second):
+        verify(g)
+        assert g.is_core
+        assert lower(g) == g
+        assert Legalise().run(g) == g
+
+
+@given(GRAPHS)
+def test_simplify_is_never_dearer(graph: Graph) -> None:
+    assert cost(Simplify().run(graph)) <= cost(graph)
+    lowered = lower(graph)
+    assert cost(Simplify().run(lowered)) <= cost(lowered)
+
+
+@given(GRAPHS)
+def test_legalised_graphs_are_core(graph: Graph) -> None:
+    core = Legalise().run(graph)
+    assert core.is_core
+    assert {n.op for n in core.nodes} <= CORE
+    assert core.output.type == core.inputs[0].type
+
+
+@given(GRAPHS)
+def test_family_form_is_idempotent(graph: Graph) -> None:
+    form = family_form(graph)
+    verify(form)
+    assert family_form(form) == form
+
+
+def test_parameters_do_not_move_through_moments_with_the_batch() -> None:
+    for formula in ("mean[b,w,h](gamma * x) + x", "std[b,w,h](2 * x) * x", "rms[b,w,h](-x * v1) + x"):
+        moments = [n for n in normal_form(parse(formula)).nodes if n.op in (Op.MEAN, Op.STD, Op.RMS)]
+        assert moments[0].args[0] is not data("x")
+
+
+@pytest.mark.parametrize(
+    ("formula", "simpler"),
+    [
+        ("x - x + x", "x"),
+        ("x + 0 * tanh(x)", "x"),
+        ("(x * gamma) / gamma", "x"),
+        ("tanh(x) + tanh(x)", "2 * tanh(x)"),
+        ("(x + 1) * (x + 1)", "square(x + 1)"),
+        ("max(x, -x)", "abs(x)"),
+        ("x * x * x * x", "square(square(x))"),
+        ("sigmoid(x + x - x)", "sigmoid(x)"),
+    ],
+)
+def test_simplify(formula: str, simpler: str) -> None:
+    got = Simplify().run(parse(formula))
+    assert cost(got) <= cost(parse(simpler))
+    assert got == Canonicalise(finite_only=True).run(parse(simpler))
+
+
+def test_canonicalise_names_what_does_not_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normforge.passes.canonicalise.MAX_STEPS", 0)
+    with pytest.raises(GraphError, match="did not come to rest"):
+        Canonicalise().run(parse("x + 0"))
+
+
+def test_describe() -> None:
+    facts = Describe().run(parse("x / std[b,w,h](x - mean[w,h](x)) * gamma + v1 * 0"))
+    assert facts["batch_dependent"] is True
+    assert facts["moments"] == ["mean[w,h]", "std[b,w,h]"]
+    assert facts["moment_levels"] == 2
+    assert facts["parameters"] == ["gamma", "v1"]
+    assert facts["running"] == ["running_var"]
+    plain = Describe().run(layers["evonorm-s0"])
+    assert plain["batch_dependent"] is False
+    assert plain["moment_levels"] == 1
+    assert plain["running"] == []
+
+
+def chain(op: Op, n: int) -> Graph:
+    node = data("x")
+    for i in range(n):
+        node = make(op, (node, param(f"p{i}", 1.0)))
+    return Graph((("y", node),), (data("x"),))
+
+
+@pytest.mark.parametrize(("op", "sign", "terms"), [(Op.ADD, "+", 4000), (Op.MUL, "*", 1500)])
+def test_nothing_recurses_over_depth(op: Op, sign: str, terms: int) -> None:
+    """Long chains are parsed, printed in every form, hashed, simplified and differentiated."""
+    graph = parse(sign.join(["x"] * terms))
+    assert parse(str(graph)) == graph
+    assert Graph.from_dump(graph.dump()) == graph
+    assert Graph.from_json(graph.to_json()) == graph
+    assert graph.hash == simplify(graph).hash
+    assert graph.content_hash == lower(graph).content_hash
+    assert graph.family_hash
+    verify(Simplify().run(graph))
+    gradient = lower(Differentiate().run(graph))
+    assert Graph.from_dump(gradient.dump()) == gradient
+    assert Describe().run(graph)["moment_levels"] == 0
+    many = chain(op, 1100)
+    assert len(many.params) == 1100
+    assert len(Differentiate().run(many).outputs) == 1101
+    assert many.hash
