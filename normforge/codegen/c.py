@@ -10,18 +10,20 @@ from __future__ import annotations
 from normforge.codegen.c_names import Storage, size_of
 from normforge.codegen.c_prelude import prelude
 from normforge.codegen.c_small import Group, emit, group
-from normforge.codegen.c_sweep import SweepEmitter
+from normforge.codegen.c_sweep import KEEP, TILE, SweepEmitter, kept
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF
-from normforge.ir.types import B, C, FloatClass, G, K, S
+from normforge.ir.types import B, FloatClass, G, K, S
 
 # A slab worth keeping in the cache: all its full tensors together, in bytes.
 SLAB_BYTES = 6 << 20
 # Slabs are joined along channels up to about this many elements, so that small ones do not cost their overhead.
 SLAB_ELEMENTS = 1 << 14
+# A slab that crosses samples is walked in runs of at least this many elements: 16 KiB, so that prefetching pays.
+RUN_ELEMENTS = 4096
 # Below this many elements one thread is faster than waking others.
 SERIAL_ELEMENTS = 1 << 15
 
@@ -133,6 +135,7 @@ def _unpack(plan: Plan, storage: Storage) -> str:
 def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
     tensors = len({n for s in plan.sweeps for n in s.loads}) + sum(len(s.stores) for s in plan.sweeps)
     slab = plan.slab
+    buffers = len(kept(plan))
     with out.block("static int64_t layout(Ctx *x, const int64_t *dims, char *base) {"):
         out("const int64_t N = dims[0], G = dims[1], K = dims[2], S = dims[3], C = G * K;")
         if not storage.chunked:
@@ -166,29 +169,41 @@ def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
         out(f"int64_t dn = {dn}, dc = {dc}, dq = {dq};")
         out("const int64_t L = x->L, span = MIN2(S, dq * L);")
         if slab & G:
-            out(f"while (dn * dc * span < {SLAB_ELEMENTS} && dc < C) dc *= 2;", "dc = MIN2(dc, C);")
-        out("const int64_t bn = (N + dn - 1) / dn, bc = (C + dc - 1) / dc, bq = (Q + dq - 1) / dq, blocks = bn * bc * bq;")
+            out(f"while (dn * dc * span < {SLAB_ELEMENTS} && dc < C) dc *= 2;")
+            if not slab & B:
+                room = f"dn * dc * span * {2 * tensors} * (int64_t)sizeof(X) <= {SLAB_BYTES}"
+                out(f"while (dc * span < {RUN_ELEMENTS} && {room} && dc * 4 * threads <= C) dc *= 2;")
+            out("dc = MIN2(dc, C);")
+        out("const int64_t bn = (N + dn - 1) / dn, bc = (C + dc - 1) / dc, bq = (Q + dq - 1) / dq;")
+        out("const int64_t blocks = bn * bc * bq;")
         out(f"const int64_t bytes = dn * dc * span * {tensors} * (int64_t)sizeof(X);")
         with out.block(f"if (bytes <= {SLAB_BYTES} && (blocks >= 2 * threads || threads == 1)) {{"):
-            out("#pragma omp parallel for schedule(dynamic, MAX2(1, blocks / (8 * threads))) num_threads(threads) if (threads > 1)")
+            share = "MAX2(1, blocks / (8 * threads))"
+            out(f"#pragma omp parallel for schedule(dynamic, {share}) num_threads(threads) if (threads > 1)")
             with out.block("for (int64_t i = 0; i < blocks; ++i) {"):
                 out("const int64_t n = i / (bc * bq) * dn, c = i / bq % bc * dc, q = i % bq * dq;")
                 out("const Region r = {n, MIN2(N, n + dn), c, MIN2(C, c + dc), q, MIN2(Q, q + dq)};")
+                if buffers:
+                    out(f"T keep[{buffers * KEEP}] __attribute__((aligned(64)));")
+                    out(f"const int slab = (r.n1 - r.n0) * (r.c1 - r.c0) * span <= {KEEP};")
                 for i in range(len(plan.sweeps)):
-                    out(f"sweep{i}(x, r);", f"stage{i}(x, r);")
+                    out(f"sweep{i}(x, r, {'keep, slab' if buffers else '0, 0'});", f"stage{i}(x, r);")
         with out.block("else {"):
             for i, sweep in enumerate(plan.sweeps):
                 columns = any(not n.reduced & S for n in sweep.sums)
                 # A sum over channels needs all channels of its positions; channels-last rows hold them anyway.
                 whole = columns or plan.layout == "nhwc"
                 out("{")
-                out(f"const int64_t wc = {'C' if whole else 'MAX2(1, MIN2(C, 16384 / MAX2(S, 1)))'}, mc = (C + wc - 1) / wc;")
+                rows = "C" if whole else "MAX2(1, MIN2(C, 16384 / MAX2(S, 1)))"
+                out(f"const int64_t wc = {rows}, mc = (C + wc - 1) / wc;")
                 out("const int64_t items = N * mc * Q;")
                 out("#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
                 with out.block("for (int64_t i = 0; i < items; ++i) {"):
                     out("const int64_t n = i / (mc * Q), c = i / Q % mc * wc, q = i % Q;")
                     out("const Region r = {n, n + 1, c, MIN2(C, c + wc), q, q + 1};")
-                    out(f"sweep{i}(x, r);")
+                    if buffers:
+                        out(f"T keep[{buffers * TILE}] __attribute__((aligned(64)));")
+                    out(f"sweep{i}(x, r, {'keep' if buffers else '0'}, 0);")
                 out(f"stage{i}(x, all);", "}")
         out("epilogue(x, all);")
 

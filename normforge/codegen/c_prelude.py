@@ -23,7 +23,7 @@ GENERIC = r"""
 INLINE T f_max(T a, T b) { return (a > b) | (a != a) ? a : b; }
 INLINE T f_min(T a, T b) { return (a < b) | (a != a) ? a : b; }
 INLINE T f_sign(T a) { return a != a ? a : (T)(a > 0) - (T)(a < 0); }
-INLINE T f_gate(T a, T b, T t) { T half = a == b ? t * (T)0.5 : t; return a < b ? (T)0 : half; }
+INLINE T f_gate(T a, T b, T t) { T share = a == b ? (T)0.5 : (T)1; return a < b ? (T)0 : t * share; }
 """
 
 FLOAT32 = r"""
@@ -46,7 +46,25 @@ INLINE float f_exp(float a) {
   int32_t half = n >> 1;                        /* two factors: results may be denormal or infinite */
   return p * float_of((uint32_t)(half + 127) << 23) * float_of((uint32_t)(n - half + 127) << 23);
 }
-INLINE float f_sigmoid(float a) { return 1.0f / (1.0f + f_exp(-a)); }
+/* 2^(x * scale) / 2 for results from 2^-126 to 2^127; above 2^128 infinity. Relative error 1e-7, growing to 1e-6 at
+   both ends because `scale` is rounded: for uses where 1 is added to it, which take no harm. */
+INLINE float half_exp2(float x, float scale) {
+  const float magic = 12583038.0f;              /* 1.5 * 2^23 + 126: the low bits become the exponent's field */
+  float shifted = x * scale + magic;
+  float r = x * scale - (shifted - magic);
+  float p = 1.326469937e-03f;
+  p = p * r + 9.671533480e-03f;
+  p = p * r + 5.550733954e-02f;
+  p = p * r + 2.402224243e-01f;
+  p = p * r + 6.931470037e-01f;
+  p = p * r + 1.0f;
+  return p * float_of(bits_of(shifted) << 23);
+}
+INLINE float f_sigmoid(float a) {
+  float x = a < -89.5f ? -89.5f : a;            /* there e^-a is infinite and the result 0 */
+  x = x > 87.0f ? 87.0f : x;
+  return 0.5f / (0.5f + half_exp2(x, -1.44269504089f));
+}
 INLINE float f_tanh(float a) {
   float t = fabsf(a), z = a * a;
   float p = -6.112778589e-03f;
@@ -55,7 +73,8 @@ INLINE float f_tanh(float a) {
   p = p * z + 1.333279417e-01f;
   p = p * z - 3.333332925e-01f;
   float small = a + a * (z * p);
-  float large = copysignf(1.0f - 2.0f / (f_exp(2.0f * t) + 1.0f), a);
+  float u = t > 10.0f ? 10.0f : t;              /* tanh(10) is 1 in float32 */
+  float large = copysignf(1.0f - 1.0f / (half_exp2(u, 2.88539008178f) + 0.5f), a);
   return t < 0.625f ? small : large;            /* NaN takes the second, which is NaN */
 }
 INLINE float f_erf(float a) {
@@ -76,7 +95,7 @@ INLINE float f_erf(float a) {
   q = q * u - 6.333221659e-01f;
   q = q * u - 1.129527027e+00f;
   q = q * u + 1.771703649e-04f;
-  float large = copysignf(1.0f - f_exp(q), a);
+  float large = copysignf(1.0f - 2.0f * half_exp2(q, 1.44269504089f), a);
   return t < 0.93f ? small : large;
 }
 INLINE float f_ln(float a) {

@@ -8,23 +8,59 @@ the cache, centred by the mean of the tile or chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from normforge.codegen.c_names import CODE, Storage, address, is_full_input, is_stored
 from normforge.codegen.c_small import has_variance
-from normforge.codegen.plan import Sweep
+from normforge.codegen.factor import is_full
+from normforge.codegen.plan import Plan, Sweep
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import C, G, K, S
 
+# What costs more than a store and a load: computed once a slab, kept in a small buffer from sweep to sweep.
+DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
+KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
 TILE = 4096  # elements of a row between two visits of the same data: 16 KiB, half of a level-1 cache
+
+
+def kept(plan: Plan) -> list[Node]:
+    """The dear full values that two loops read, rows over space inside: two sweeps, or mean and deviations."""
+    if plan.layout != "nchw":
+        return []
+    seen: dict[Node, int] = {}
+    for sweep in plan.sweeps:
+        roots = [n.args[0] for n in sweep.sums] + [n for _, n in sweep.stores]
+        twice = below(plan, [n.args[0] for n in sweep.sums if n.op is Op.VAR and n.reduced & S])
+        for node in [*below(plan, roots), *twice]:
+            if node.op in DEAR and is_full(node.axes):
+                seen[node] = seen.get(node, 0) + 1
+    return [n for n, count in seen.items() if count > 1]
+
+
+def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:
+    """Everything that the roots need at an element: full values down to full inputs, stored values and `stop`."""
+    ends = set(stop)
+    inside: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in inside:
+            inside.add(node)
+            if not is_full_input(node) and not is_stored(node) and node not in ends:
+                stack.extend(node.args)
+    return [n for n in plan.graph.nodes if n in inside]
 
 
 @dataclass
 class SweepEmitter:
-    """Emits `static void sweepN(const Ctx *x, Region r)` for one sweep."""
+    """Emits `static void sweepN(const Ctx *x, Region r, T *keep, int slab)` for one sweep.
+
+    `keep` has room for the values of `kept`: those of the region r where `slab` is true, else those of a tile.
+    """
 
     out: Lines
     storage: Storage
@@ -32,6 +68,8 @@ class SweepEmitter:
 
     def __post_init__(self) -> None:
         self.inner = S if self.storage.plan.layout == "nchw" else C
+        self.kept = kept(self.storage.plan)
+        self.filling: Node | None = None
         sums = [n for n in self.sweep.sums if n.op is Op.SUM or (n.op is Op.MEAN and not has_variance(n, self.storage))]
         pairs = [n for n in self.sweep.sums if n.op is Op.VAR]
         self.inner_sums = [n for n in sums if n.reduced & self.inner]
@@ -49,6 +87,8 @@ class SweepEmitter:
                 out(f"const T {st.var(node)} = LOAD({st.array(node)}, at + {self.step});")
             elif self.varies(node):
                 out(f"const T {st.var(node)} = {self.stored(node)};")
+            elif node in self.kept and node is not self.filling:
+                out(f"const T {st.var(node)} = k{st.var(node)}[{self.step} - first];")
             elif not is_stored(node):
                 args = [st.leaf(a) or st.var(a) for a in node.args]
                 out(f"const T {st.var(node)} = {CODE[node.op].format(*args)};")
@@ -56,21 +96,14 @@ class SweepEmitter:
     def hoisted(self, roots: Iterable[Node]) -> None:
         """Emit the small values that do not change along the inner axis."""
         for node in self.below(roots):
-            if is_stored(node) and not is_full_input(node) and not self.varies(node) and self.storage.leaf(node) is None:
+            if is_full_input(node) or not is_stored(node) or self.varies(node):
+                continue
+            if self.storage.leaf(node) is None:
                 self.out(f"const T {self.storage.var(node)} = {self.stored(node)};")
 
     def below(self, roots: Iterable[Node]) -> list[Node]:
-        """Everything that the roots need at an element: full values down to full inputs and stored values."""
-        roots = list(roots)
-        inside: set[Node] = set()
-        stack = list(roots)
-        while stack:
-            node = stack.pop()
-            if node not in inside:
-                inside.add(node)
-                if not is_full_input(node) and not is_stored(node):
-                    stack.extend(node.args)
-        return [n for n in self.storage.plan.graph.nodes if n in inside]
+        """Everything that the roots need at an element, kept values as they are."""
+        return below(self.storage.plan, roots, [n for n in self.kept if n is not self.filling])
 
     def varies(self, node: Node) -> bool:
         """True for a stored value that changes along the inner axis."""
@@ -98,7 +131,7 @@ class SweepEmitter:
     def emit(self, number: int) -> None:
         """The function of this sweep."""
         out = self.out
-        with out.block(f"static void sweep{number}(const Ctx *x, Region r) {{"):
+        with out.block(f"static void sweep{number}(const Ctx *x, Region r, T *keep, int slab) {{"):
             out("UNPACK")
             with out.block("for (int64_t n = r.n0; n < r.n1; ++n) {"):
                 head = "for (int64_t q = r.q0; q < r.q1; ++q) {" if self.storage.chunked else "{"
@@ -141,34 +174,28 @@ class SweepEmitter:
                 self._finish_column(node, self._column(node, "cq"), self._count(node))
                 self._deliver(node)
 
-    def _channels(self):  # type: ignore[no-untyped-def]
+    @contextmanager
+    def _channels(self) -> Iterator[None]:
         """The loop over channels of one sample, with the row's base index."""
-        out = self.out
-
-        class Loop:
-            def __enter__(self) -> None:
-                self.block = out.block("for (int64_t c = r.c0; c < r.c1; ++c) {")
-                self.block.__enter__()
-                out("const int64_t g = c / K, at = (n * C + c) * S;", "(void)g; (void)at;")
-
-            def __exit__(self, *e: object) -> None:
-                self.block.__exit__(None, None, None)
-
-        return Loop()
+        with self.out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"):
+            self.out("const int64_t g = c / K, at = (n * C + c) * S;", "(void)g; (void)at;")
+            yield
 
     def _row(self) -> None:
         out, st = self.out, self.storage
         roots = self._first_roots()
-        self.hoisted(roots)
+        kept = [n for n in below(st.plan, roots) if n in self.kept]
+        self.hoisted([*roots, *(a for n in kept for a in n.args)])
         for node in self.inner_sums:
             out(f"double r{st.var(node)} = 0;")
         for node in self.inner_pairs:
             v = st.var(node)
             out(f"T m{v} = 0, q{v} = 0;")
-        tiled = bool(self.inner_sums or self.inner_pairs)
+        tiled = bool(self.inner_sums or self.inner_pairs or kept)
         with out.block(f"for (int64_t t = lo; t < hi; t += {TILE}) {{" if tiled else "{"):
             lo, hi = ("t", f"MIN2(hi, t + {TILE})") if tiled else ("lo", "hi")
             out(f"const int64_t first = {lo}, last = {hi};")
+            self._fill(kept)
             self._inner_loop(roots, "s", "first", "last")
             for node in self.inner_sums:
                 out(f"r{st.var(node)} += (double)a{st.var(node)};")
@@ -185,8 +212,8 @@ class SweepEmitter:
             if st.chunked:
                 out(f"{st.partial(node)}[(n * Q + q) * C + c] = (T)r{v};")
             else:
-                mean = " / (double)S" if node.op is Op.MEAN else ""
-                out(f"{st.array(node)}[{address(node.axes)}] = (T)(r{v}{mean});")
+                scale = " / (double)S" if node.op is Op.MEAN else ""
+                out(f"{st.array(node)}[{address(node.axes)}] = (T)(r{v}{scale});")
         for node in self.inner_pairs:
             v = st.var(node)
             if st.chunked:
@@ -197,6 +224,27 @@ class SweepEmitter:
                 out(f"{st.array(node)}[{address(node.axes)}] = q{v} / (T)S;")
                 for mean in self._means(node):
                     out(f"{st.array(mean)}[{address(mean.axes)}] = m{v};")
+
+    def _fill(self, kept: list[Node]) -> None:
+        """Kept values of the tile, where no earlier sweep of the slab has left them."""
+        out, st = self.out, self.storage
+        if kept:
+            out("const int64_t start = r.q0 * L, width = MIN2(S, r.q1 * L) - start;")
+            out("const int64_t tile = slab ? ((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start : 0;")
+        for node in kept:
+            slot = f"(slab ? {KEEP} : {TILE}) * {self.kept.index(node)}"
+            out(f"T *restrict k{st.var(node)} = keep + {slot} + tile;")
+            earlier = st.plan.sweeps[: st.plan.sweeps.index(self.sweep)]
+            there = any(node in below(st.plan, [n.args[0] for n in s.sums]) for s in earlier)
+            self.filling = node
+
+            def body(_: str, node: Node = node) -> None:
+                self.values([node])
+                out(f"k{st.var(node)}[s - first] = {st.var(node)};")
+
+            with out.block("if (!slab) {" if there else "{"):
+                self._strips("s", "first", "last", [], 1, body)
+            self.filling = None
 
     def _positions(self) -> None:
         """NHWC: the middle loop walks positions, sums over space are vectors over channels."""
@@ -228,23 +276,36 @@ class SweepEmitter:
                         d = f"e{st.var(node)}"
                         out(f"const T {d} = {self.value(node.args[0])} - {m}[row + c];", f"{q}[row + c] += {d} * {d};")
                 return
-            # Sums over the channels of each group need the groups one by one.
-            grouped = any(n.axes & G for n in [*self.inner_sums, *self.inner_pairs])
-            with out.block("for (int64_t g = r.c0 / K; g < (r.c1 + K - 1) / K; ++g) {" if grouped else "{"):
-                lo, hi = ("MAX2(r.c0, g * K)", "MIN2(r.c1, (g + 1) * K)") if grouped else ("r.c0", "r.c1")
-                out(f"const int64_t first = {lo}, last = {hi};")
-                self._inner_loop(roots, "c", "first", "last")
-                for node in self.inner_sums:
-                    v = st.var(node)
-                    scale = f" / {self._count(node)}" if node.op is Op.MEAN else ""
-                    out(f"{st.array(node)}[{address(node.axes)}] = a{v}{scale};")
-                if self.inner_pairs:
-                    self._centred_inner("c", "first", "last", "")
-                for node in self.inner_pairs:
-                    v = st.var(node)
-                    out(f"{st.array(node)}[{address(node.axes)}] = b{v} / {self._count(node)};")
-                    for mean in self._means(node):
-                        out(f"{st.array(mean)}[{address(mean.axes)}] = a{v};")
+            # Sums over the channels of each group walk the groups one by one; all else walks the position at once.
+            by_group = [n for n in [*self.inner_sums, *self.inner_pairs] if n.axes & G]
+            if by_group:
+                with out.block("for (int64_t g = r.c0 / K; g < (r.c1 + K - 1) / K; ++g) {"):
+                    out("const int64_t first = MAX2(r.c0, g * K), last = MIN2(r.c1, (g + 1) * K);")
+                    self._position(by_group, alone=True)
+            rest = [n for n in [*self.inner_sums, *self.inner_pairs] if not n.axes & G]
+            if rest or self.outer_sums or self.outer_pairs or self.sweep.stores:
+                with out.block("{"):
+                    out("const int64_t first = r.c0, last = r.c1;")
+                    self._position(rest, alone=False)
+
+    def _position(self, over_channels: list[Node], *, alone: bool) -> None:
+        """Part of a position: these sums over channels, and unless `alone` what else the sweep does there."""
+        out, st = self.out, self.storage
+        before = self.inner_sums, self.inner_pairs
+        self.inner_sums, self.inner_pairs = ([n for n in part if n in over_channels] for part in before)
+        roots = [n.args[0] for n in over_channels] if alone else self._remaining_roots()
+        self._inner_loop(roots, "c", "first", "last", alone=alone)
+        for node in self.inner_sums:
+            scale = f" / {self._count(node)}" if node.op is Op.MEAN else ""
+            out(f"{st.array(node)}[{address(node.axes)}] = a{st.var(node)}{scale};")
+        if self.inner_pairs:
+            self._centred_inner("c", "first", "last", "")
+        for node in self.inner_pairs:
+            v = st.var(node)
+            out(f"{st.array(node)}[{address(node.axes)}] = b{v} / {self._count(node)};")
+            for mean in self._means(node):
+                out(f"{st.array(mean)}[{address(mean.axes)}] = a{v};")
+        self.inner_sums, self.inner_pairs = before
 
     # -- pieces
 
@@ -252,41 +313,90 @@ class SweepEmitter:
         roots = [n.args[0] for n in self.sweep.sums]
         return [*roots, *(n for _, n in self.sweep.stores)]
 
-    def _inner_loop(self, roots: list[Node], i: str, first: str, last: str) -> None:
+    def _remaining_roots(self) -> list[Node]:
+        """What the loop over all channels of a position needs."""
+        sums = [*self.inner_sums, *self.inner_pairs, *self.outer_sums, *self.outer_pairs]
+        return [*(n.args[0] for n in sums), *(n for _, n in self.sweep.stores)]
+
+    def _inner_loop(self, roots: list[Node], i: str, first: str, last: str, *, alone: bool = False) -> None:
         """Sums over the inner axis as a<v>, sums over the middle axis in place, outputs stored."""
         out, st = self.out, self.storage
-        scalars = [f"a{st.var(n)}" for n in [*self.inner_sums, *self.inner_pairs]]
-        if scalars:
-            out(f"T {', '.join(f'{a} = 0' for a in scalars)};")
-        out("#pragma omp simd" + (f" reduction(+: {', '.join(scalars)})" if scalars else ""))
-        with out.block(f"for (int64_t {i} = {first}; {i} < {last}; ++{i}) {{"):
+        names = [name for name, _ in st.plan.outputs]
+
+        def body(add: str) -> None:
             self.values(roots)
             for node in [*self.inner_sums, *self.inner_pairs]:
-                out(f"a{st.var(node)} += {self._once(node, self.value(node.args[0]))};")
+                out(f"a{st.var(node)}{add} {self._once(node, self.value(node.args[0]))};")
+            if alone:
+                return
             for node in self.outer_sums:
                 target = self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]"
                 out(f"{target} += {self._once(node, self.value(node.args[0]))};")
             for node in self.outer_pairs:
                 target = self._column(node, "cm") if self.inner == S else f"{st.partial(node.args[0], 'm')}[row + c]"
                 out(f"{target} += {self._once(node, self.value(node.args[0]))};")
-            names = [name for name, _ in st.plan.outputs]
             for name, node in self.sweep.stores:
                 out(f"STORE(out{names.index(name)}, at + {i}, {self.value(node)});")
+
+        scalars = [f"a{st.var(n)}" for n in [*self.inner_sums, *self.inner_pairs]]
+        self._strips(i, first, last, scalars, self._streams(roots), body)
 
     def _centred_inner(self, i: str, first: str, last: str, count: str) -> None:
         """a<v> becomes the mean of the tile and b<v> its sum of squared deviations."""
         out, st = self.out, self.storage
-        squares = [f"b{st.var(n)}" for n in self.inner_pairs]
+        roots = [n.args[0] for n in self.inner_pairs]
         for node in self.inner_pairs:
             out(f"a{st.var(node)} /= {count or self._count(node)};")
-        out(f"T {', '.join(f'{b} = 0' for b in squares)};")
-        out(f"#pragma omp simd reduction(+: {', '.join(squares)})")
-        with out.block(f"for (int64_t {i} = {first}; {i} < {last}; ++{i}) {{"):
-            self.values([n.args[0] for n in self.inner_pairs])
+
+        def body(add: str) -> None:
+            self.values(roots)
             for node in self.inner_pairs:
                 v = st.var(node)
                 out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
-                out(f"b{v} += {self._once(node, f'e{v} * e{v}')};")
+                out(f"b{v}{add} {self._once(node, f'e{v} * e{v}')};")
+
+        self._strips(i, first, last, [f"b{st.var(n)}" for n in self.inner_pairs], self._streams(roots), body)
+
+    def _streams(self, roots: list[Node]) -> int:
+        """How many elements far apart one iteration takes: where it does little, the sums wait for themselves."""
+        if self.outer_sums or self.outer_pairs or self.sweep.stores or len(roots) > 2:
+            return 1
+        work = sum(not is_stored(n) or is_full_input(n) for n in self.below(roots))
+        return 4 if work <= 3 else 2 if work <= 8 else 1
+
+    def _strips(
+        self, i: str, first: str, last: str, sums: list[str], streams: int, body: Callable[[str], None]
+    ) -> None:
+        """Loops over [first, last): whole vectors, by a count that the compiler knows to be one of them, then the
+        rest. One loop for both would carry each sum through vectors of every width: short rows then cost double."""
+        out = self.out
+        lanes = 16 if self.storage.plan.dtype in ("bfloat16", "float16") else 8
+        if sums:
+            out(f"T {', '.join(f'{a} = 0' for a in sums)};")
+        reduction = f" reduction(+: {', '.join(sums)})" if sums else ""
+        with out.block("{"):
+            out(f"int64_t from = {first}, count;")
+            if streams > 1:
+                out(f"count = ({last} - from) / {streams * lanes} * {lanes};", "#pragma omp simd" + reduction)
+                with out.block("for (int64_t i = 0; i < count; ++i) {"):
+                    out(f"T {', '.join(f'{a}_{k}' for a in sums for k in range(streams))};")
+                    for k in range(streams):
+                        with out.block("{"):
+                            out(f"const int64_t {i} = from + {f'{k} * count + ' if k else ''}i;")
+                            body(f"_{k} =")
+                    for a in sums:
+                        terms = [f"{a}_{k}" for k in range(streams)]
+                        while len(terms) > 1:
+                            terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
+                        out(f"{a} += {terms[0]};")
+                out(f"from += {streams} * count;")
+            with out.block(f"if (from < {last}) {{" if streams > 1 else "{"):
+                out(f"count = ({last} - from) / {lanes} * {lanes};", "#pragma omp simd" + reduction)
+                with out.block("for (int64_t i = 0; i < count; ++i) {"):
+                    out(f"const int64_t {i} = from + i;")
+                    body(" +=")
+                with out.block(f"for (int64_t {i} = from + count; {i} < {last}; ++{i}) {{"):
+                    body(" +=")
 
     def _once(self, node: Node, text: str) -> str:
         """A sum over channels of what is the same for all channels of a group takes each group once."""
@@ -303,7 +413,8 @@ class SweepEmitter:
         """An element of a sum over channels."""
         name = self.storage.array(node)
         if kind:
-            name = self.storage.workspace(f"{kind}{self.storage.index[node]}", "T", "N * S" if not node.axes & G else "N * G * S")
+            size = "N * G * S" if node.axes & G else "N * S"
+            name = self.storage.workspace(f"{kind}{self.storage.index[node]}", "T", size)
         return f"{name}[{address(node.axes)}]"
 
     def _over_column(self, node: Node, body: str) -> None:

@@ -14,11 +14,13 @@ from normforge.errors import BackendError
 # No fast-math: NaN, infinities, denormals and the order of sums stay; the two flags only say that nobody reads
 # errno or floating-point traps.
 FLAGS = (
-    "-O3",
+    "-O2",
+    "-ftree-vectorize",
     "-march=native",
     "-std=gnu11",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-thread-jumps",  # it turns clamps into chains of masks
     "-fopenmp",
     "-fPIC",
     "-shared",
