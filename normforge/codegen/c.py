@@ -7,7 +7,7 @@ of threads.
 
 from __future__ import annotations
 
-from normforge.codegen.c_names import Storage, size_of
+from normforge.codegen.c_names import Storage, address, size_of
 from normforge.codegen.c_prelude import prelude
 from normforge.codegen.c_small import Group, emit, group
 from normforge.codegen.c_sweep import KEEP, TILE, SweepEmitter, kept
@@ -40,9 +40,9 @@ def emit_c(plan: Plan, name: str, title: str = "") -> str:
     body = Lines()
     for i, sweep in enumerate(plan.sweeps):
         SweepEmitter(body, storage, sweep).emit(i)
-    _emit_stage(body, "prologue", groups[0], storage, keep, _expanded(plan, plan.prologue, leaves=True))
+    _emit_stage(body, "prologue", groups[0], storage, keep, _expanded(storage, plan.prologue, leaves=True))
     for i, stage in enumerate(plan.stages):
-        _emit_stage(body, f"stage{i}", groups[i + 1], storage, keep, _expanded(plan, stage, leaves=False))
+        _emit_stage(body, f"stage{i}", groups[i + 1], storage, keep, _expanded(storage, stage, leaves=False))
     _emit_stage(body, "epilogue", groups[-1], storage, keep, [], copies=True)
     driver = Lines()
     _emit_driver(driver, plan, name, storage)
@@ -68,14 +68,11 @@ def _kept(plan: Plan, groups: list[list[Group]]) -> set[Node]:
     return keep
 
 
-def _expanded(plan: Plan, nodes: tuple[Node, ...], *, leaves: bool) -> list[Node]:
-    """Values by group that a sweep with channels inside reads: they are copied, one element a channel."""
-    if plan.layout == "nchw":
-        return []
-    frontier = {n: None for s in plan.sweeps for n in s.frontier}
-    by_group = [n for n in frontier if n.axes & G and not n.axes & K and not n.axes & S]
+def _expanded(storage: Storage, nodes: tuple[Node, ...], *, leaves: bool) -> list[Node]:
+    """The values among `nodes` (or leaves) that a sweep with channels inside reads from a copy."""
+    frontier = {n: None for s in storage.plan.sweeps for n in s.frontier}
     here = set(nodes)
-    return [n for n in by_group if n in here or (leaves and n.op in LEAF)]
+    return [n for n in frontier if storage.is_expanded(n) and (n in here or (leaves and n.op in LEAF))]
 
 
 def _emit_stage(
@@ -93,7 +90,7 @@ def _emit_stage(
         emit(out, groups, storage, keep)
         for node in expand:
             n = "for (int64_t n = r.n0; n < r.n1; ++n) " if node.axes & B else ""
-            source = f"{storage.array(node)}[{'n * G + ' if node.axes & B else ''}c / K]"
+            source = f"{storage.array(node)}[{address(node.axes).replace('g', 'c / K')}]"
             target = f"{storage.expanded(node)}[{'n * C + ' if node.axes & B else ''}c]"
             out(f"{n}for (int64_t c = r.c0; c < r.c1; ++c) {target} = {source};")
         if copies:

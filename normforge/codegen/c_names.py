@@ -102,15 +102,25 @@ class Storage:
             return self.operands[node]
         if node in self.outputs:
             return self.outputs[node]
-        return self.workspace(f"w{self.index[node]}", "T", size_of(node.axes))
+        # Statistics are kept in double between sweeps: a mean rounded to float32 shifts every deviation from it,
+        # and what cancels among factored sums should do so before it is rounded. Not so along space, where sweeps
+        # add to them in place.
+        return self.workspace(f"w{self.index[node]}", "T" if node.axes & S else "double", size_of(node.axes))
 
     def expanded(self, node: Node) -> str:
-        """A copy of a value by group, one element a channel, for loops with channels inside."""
+        """A copy in the arithmetic type, one element a channel, for loops with channels inside."""
         return self.workspace(f"e{self.index[node]}", "T", size_of(node.axes | K))
 
     def partial(self, node: Node, kind: str = "p") -> str:
-        """Partials of a row sum: p sums, m means, q sums of squared deviations."""
+        """Partials of a row sum: p sums, m means, q sums of squared deviations from m, k those of the deviations."""
         return self.workspace(f"{kind}{self.index[node]}", "T", "N * Q * C")
+
+    def is_expanded(self, node: Node) -> bool:
+        """True for a small value that loops with channels inside read from a copy: one by group would need a
+        division an element, one in double a conversion."""
+        if self.plan.layout == "nchw" or not node.axes & G or node.axes & S:
+            return False
+        return not node.axes & K or (node not in self.operands and node not in self.outputs)
 
     def workspace(self, name: str, ctype: str, size: str) -> str:
         """Reserve (once) an array of the workspace."""

@@ -104,7 +104,7 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
                 _emit_merge(out, node, storage)
             else:
                 args = [storage.var(a) if a in inside else storage.load(a) for a in node.args]
-                out(f"const T {storage.var(node)} = {CODE[node.op].format(*args)};")
+                out(f"const double {storage.var(node)} = {CODE[node.op].format(*args)};")
             if node in keep:
                 out(f"{storage.array(node)}[{address(node.axes)}] = {storage.var(node)};")
         for node in group.sums:
@@ -117,14 +117,14 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
     for node in arrays:
         with _loops(out, _atoms(node.axes)):
             at = address(node.axes)
-            out(f"{storage.array(node)}[{at}] = (T)d{storage.index[node]}[{at}];")
+            out(f"{storage.array(node)}[{at}] = d{storage.index[node]}[{at}];")
 
 
 def _open_sums(out: Lines, sums: Iterable[Node], storage: Storage, stack: ExitStack) -> None:
     """Declare double accumulators here and store them where this scope ends."""
     for node in sums:
         out(f"double a{storage.index[node]} = 0;")
-        stack.callback(out, f"{storage.array(node)}[{address(node.axes)}] = (T)a{storage.index[node]};")
+        stack.callback(out, f"{storage.array(node)}[{address(node.axes)}] = a{storage.index[node]};")
 
 
 def _atoms(axes: int) -> tuple[int, ...]:
@@ -168,19 +168,21 @@ def _emit_merge(out: Lines, node: Node, storage: Storage) -> None:
     if node.op is Op.SUM or (node.op is Op.MEAN and not has_variance(node, storage)):
         p = storage.partial(node)
         out(f"double t{v} = 0;", f"{loop} t{v} += (double){p}[{row}];")
-        out(f"const T {v} = (T)(t{v}{' / (double)S' if node.op is Op.MEAN else ''});")
+        out(f"const double {v} = t{v}{' / (double)S' if node.op is Op.MEAN else ''};")
         return
-    m = storage.partial(node.args[0], "m")
+    m, k = (storage.partial(node.args[0], kind) for kind in "mk")
     length = "(double)(MIN2(S, (q + 1) * L) - q * L)"
-    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m}[{row}] * {length};", f"t{v} /= (double)S;")
+    # A chunk's mean is m, rounded, and what the deviations from it add up to, divided by their number.
+    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m}[{row}] * {length} + (double){k}[{row}];", f"t{v} /= (double)S;")
     if node.op is Op.MEAN:
-        out(f"const T {v} = (T)t{v};")
+        out(f"const double {v} = t{v};")
         return
     q = storage.partial(node.args[0], "q")
     out(f"double u{v} = 0;")
     with out.block(f"{loop} {{"):
-        out(f"const double e = (double){m}[{row}] - t{v};", f"u{v} += (double){q}[{row}] + e * e * {length};")
-    out(f"const T {v} = (T)(u{v} / (double)S);")
+        out(f"const double l = {length}, k = (double){k}[{row}], e = (double){m}[{row}] + k / l - t{v};")
+        out(f"u{v} += (double){q}[{row}] - k * k / l + e * e * l;")
+    out(f"const double {v} = u{v} / (double)S;")
 
 
 def has_variance(node: Node, storage: Storage) -> bool:

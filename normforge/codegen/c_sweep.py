@@ -111,10 +111,10 @@ class SweepEmitter:
 
     def stored(self, node: Node) -> str:
         """A stored value at n, c, s."""
-        if self.inner == C and node.axes & G and not node.axes & K:
-            if node.axes & S:
-                return f"{self.storage.array(node)}[{address(node.axes).replace('g', '(c / K)')}]"
+        if self.storage.is_expanded(node):
             return f"{self.storage.expanded(node)}[{address(node.axes | K)}]"
+        if self.inner == C and node.axes & S and node.axes & G and not node.axes & K:
+            return f"{self.storage.array(node)}[{address(node.axes).replace('g', '(c / K)')}]"
         return self.storage.load(node)
 
     @property
@@ -190,7 +190,7 @@ class SweepEmitter:
             out(f"double r{st.var(node)} = 0;")
         for node in self.inner_pairs:
             v = st.var(node)
-            out(f"T m{v} = 0, q{v} = 0;")
+            out(f"double m{v} = 0, q{v} = 0;")
         tiled = bool(self.inner_sums or self.inner_pairs or kept)
         with out.block(f"for (int64_t t = lo; t < hi; t += {TILE}) {{" if tiled else "{"):
             lo, hi = ("t", f"MIN2(hi, t + {TILE})") if tiled else ("lo", "hi")
@@ -200,28 +200,30 @@ class SweepEmitter:
             for node in self.inner_sums:
                 out(f"r{st.var(node)} += (double)a{st.var(node)};")
             if self.inner_pairs:
-                out("const T here = (T)(last - first), before = (T)(first - lo);")
-                self._centred_inner("s", "first", "last", "here")
+                out("const double here = (double)(last - first), before = (double)(first - lo);")
+                self._centred_inner("s", "first", "last", "(T)here")
                 for node in self.inner_pairs:  # Chan et al., Updating Formulae, 1979
                     v = st.var(node)
-                    out(f"const T d{v} = a{v} - m{v};")
+                    out(f"const double d{v} = (double)a{v} + (double)c{v} / here - m{v};")
                     out(f"m{v} += d{v} * (here / (before + here));")
-                    out(f"q{v} += b{v} + d{v} * d{v} * (before * here / (before + here));")
+                    out(f"q{v} += b{v} - (double)c{v} * c{v} / here + d{v} * d{v} * (before * here / (before + here));")
         for node in self.inner_sums:
             v = st.var(node)
             if st.chunked:
                 out(f"{st.partial(node)}[(n * Q + q) * C + c] = (T)r{v};")
             else:
                 scale = " / (double)S" if node.op is Op.MEAN else ""
-                out(f"{st.array(node)}[{address(node.axes)}] = (T)(r{v}{scale});")
+                out(f"{st.array(node)}[{address(node.axes)}] = r{v}{scale};")
         for node in self.inner_pairs:
             v = st.var(node)
             if st.chunked:
                 a = node.args[0]
+                out(f"const double k{v} = m{v} - (T)m{v}, l{v} = (double)(hi - lo);")
                 out(f"{st.partial(a, 'm')}[(n * Q + q) * C + c] = m{v};")
-                out(f"{st.partial(a, 'q')}[(n * Q + q) * C + c] = q{v};")
+                out(f"{st.partial(a, 'k')}[(n * Q + q) * C + c] = k{v} * l{v};")
+                out(f"{st.partial(a, 'q')}[(n * Q + q) * C + c] = q{v} + k{v} * k{v} * l{v};")
             else:
-                out(f"{st.array(node)}[{address(node.axes)}] = q{v} / (T)S;")
+                out(f"{st.array(node)}[{address(node.axes)}] = q{v} / (double)S;")
                 for mean in self._means(node):
                     out(f"{st.array(mean)}[{address(mean.axes)}] = m{v};")
 
@@ -250,7 +252,7 @@ class SweepEmitter:
         """NHWC: the middle loop walks positions, sums over space are vectors over channels."""
         out, st = self.out, self.storage
         vectors = [st.partial(n) for n in self.outer_sums]
-        vectors += [st.partial(n.args[0], k) for n in self.outer_pairs for k in "mq"]
+        vectors += [st.partial(n.args[0], k) for n in self.outer_pairs for k in "mqk"]
         if vectors:
             with out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"):
                 for p in dict.fromkeys(vectors):
@@ -272,9 +274,10 @@ class SweepEmitter:
                 with out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"):
                     self.values(roots)
                     for node in self.outer_pairs:
-                        m, q = (st.partial(node.args[0], k) for k in "mq")
+                        m, q, k = (st.partial(node.args[0], kind) for kind in "mqk")
                         d = f"e{st.var(node)}"
-                        out(f"const T {d} = {self.value(node.args[0])} - {m}[row + c];", f"{q}[row + c] += {d} * {d};")
+                        out(f"const T {d} = {self.value(node.args[0])} - {m}[row + c];")
+                        out(f"{q}[row + c] += {d} * {d};", f"{k}[row + c] += {d};")
                 return
             # Sums over the channels of each group walk the groups one by one; all else walks the position at once.
             by_group = [n for n in [*self.inner_sums, *self.inner_pairs] if n.axes & G]
@@ -302,9 +305,10 @@ class SweepEmitter:
             self._centred_inner("c", "first", "last", "")
         for node in self.inner_pairs:
             v = st.var(node)
-            out(f"{st.array(node)}[{address(node.axes)}] = b{v} / {self._count(node)};")
+            count = self._count(node)
+            out(f"{st.array(node)}[{address(node.axes)}] = (b{v} - c{v} * c{v} / {count}) / {count};")
             for mean in self._means(node):
-                out(f"{st.array(mean)}[{address(mean.axes)}] = a{v};")
+                out(f"{st.array(mean)}[{address(mean.axes)}] = a{v} + c{v} / {count};")
         self.inner_sums, self.inner_pairs = before
 
     # -- pieces
@@ -342,7 +346,8 @@ class SweepEmitter:
         self._strips(i, first, last, scalars, self._streams(roots), body)
 
     def _centred_inner(self, i: str, first: str, last: str, count: str) -> None:
-        """a<v> becomes the mean of the tile and b<v> its sum of squared deviations."""
+        """a<v> becomes the mean of the tile, rounded; b<v> the sum of squared deviations from it, and c<v> that of
+        the deviations, which tells the rounding (the corrected two-pass algorithm, Chan, Golub and LeVeque 1983)."""
         out, st = self.out, self.storage
         roots = [n.args[0] for n in self.inner_pairs]
         for node in self.inner_pairs:
@@ -353,9 +358,9 @@ class SweepEmitter:
             for node in self.inner_pairs:
                 v = st.var(node)
                 out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
-                out(f"b{v}{add} {self._once(node, f'e{v} * e{v}')};")
+                out(f"b{v}{add} {self._once(node, f'e{v} * e{v}')};", f"c{v}{add} {self._once(node, f'e{v}')};")
 
-        self._strips(i, first, last, [f"b{st.var(n)}" for n in self.inner_pairs], self._streams(roots), body)
+        self._strips(i, first, last, [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"], self._streams(roots), body)
 
     def _streams(self, roots: list[Node]) -> int:
         """How many elements far apart one iteration takes: where it does little, the sums wait for themselves."""
