@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from normforge.ir import Graph, layers, parse
 from normforge import errors
+from normforge.ir import Graph, layers, parse
 from normforge.passes import simplify
 
 if TYPE_CHECKING:

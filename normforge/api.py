@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
@@ -92,7 +92,12 @@ def plan(
     choose(target, TARGETS, "target")
     choose(layout, LAYOUTS, "layout")
     choose(dtype, DTYPES, "dtype", DtypeError)
-    return place(make_plan(program(graph, order, train), target, dtype, layout), shape)
+    made = place(make_plan(program(graph, order, train), target, dtype, layout), shape)
+    if target == "triton":
+        from normforge.codegen.triton import launch_count
+
+        made = replace(made, launches=launch_count(made))
+    return made
 
 
 def source(

@@ -163,7 +163,7 @@ def check_against_eager(
         compare(a.cpu(), b, allowed, f"gradient of {name} of {where}")
     assert len(got.second) == len(want.second)
     largest = max((_scale(g) for g in want.second), default=0.0)
-    for name, a, b in zip(want.names, got.second, want.second, strict=True if want.second else False):
+    for name, a, b in zip(want.names, got.second, want.second, strict=bool(want.second)):
         allowed = tolerance(dtype, length, blowup**3 + largest, 2)
         compare(a.cpu(), b, allowed, f"second-order gradient of {name} of {where}")
     for (name, a), (_, b) in zip(module.named_buffers(), reference.named_buffers(), strict=True):

@@ -173,7 +173,8 @@ def _emit_merge(out: Lines, node: Node, storage: Storage) -> None:
     m, k = (storage.partial(node.args[0], kind) for kind in "mk")
     length = "(double)(MIN2(S, (q + 1) * L) - q * L)"
     # A chunk's mean is m, rounded, and what the deviations from it add up to, divided by their number.
-    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m}[{row}] * {length} + (double){k}[{row}];", f"t{v} /= (double)S;")
+    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m}[{row}] * {length} + (double){k}[{row}];")
+    out(f"t{v} /= (double)S;")
     if node.op is Op.MEAN:
         out(f"const double {v} = t{v};")
         return

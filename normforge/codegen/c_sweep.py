@@ -360,7 +360,8 @@ class SweepEmitter:
                 out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
                 out(f"b{v}{add} {self._once(node, f'e{v} * e{v}')};", f"c{v}{add} {self._once(node, f'e{v}')};")
 
-        self._strips(i, first, last, [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"], self._streams(roots), body)
+        sums = [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"]
+        self._strips(i, first, last, sums, self._streams(roots), body)
 
     def _streams(self, roots: list[Node]) -> int:
         """How many elements far apart one iteration takes: where it does little, the sums wait for themselves."""
@@ -444,5 +445,3 @@ class SweepEmitter:
     def _means(self, node: Node) -> list[Node]:
         """The mean taken beside a variance, where the plan asks for it."""
         return [n for n in self.sweep.sums if n.op is Op.MEAN and n.args == node.args and n.attr == node.attr]
-
-

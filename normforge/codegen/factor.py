@@ -8,6 +8,7 @@ becomes k·Σ f: the row sums of all the f are taken together, whatever the leve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from normforge.ir.graph import Graph
@@ -18,6 +19,7 @@ from normforge.passes.canonicalise import Canonicalise
 
 MAX_TERMS = 64  # of one factored sum; beyond, one more sweep is cheaper than the accumulators
 _ONE = const(1.0)
+Terms = dict[Node, Node]  # key -> f, for Σ key·f
 
 
 def is_full(axes: int) -> bool:
@@ -51,7 +53,7 @@ class _State:
     out: dict[Node, Node] = field(default_factory=dict)
     # Memo of "depends on a sum taken in a sweep of this graph", on rewritten nodes.
     unknown: dict[Node, bool] = field(default_factory=dict)
-    terms: dict[tuple[Node, int], dict[Node, Node] | None] = field(default_factory=dict)
+    terms: dict[tuple[Node, int], Terms | None] = field(default_factory=dict)
 
     def rewrite(self, node: Node) -> Node:
         args = tuple(self.out[a] for a in node.args)
@@ -128,7 +130,7 @@ class _State:
             self.unknown[n] = own or any(self.unknown[a] for a in n.args)
         return self.unknown[node]
 
-    def split(self, node: Node, first: int) -> dict[Node, Node] | None:
+    def split(self, node: Node, first: int) -> Terms | None:
         """`node` as Σ key·f, keys constant along `first`, every f known; None where that is impossible.
 
         Factors that are constant along `first` are taken out of products even when known (equal row sums then
@@ -139,7 +141,7 @@ class _State:
             self.terms[memo] = self._split(node, first)
         return self.terms[memo]
 
-    def _split(self, node: Node, first: int) -> dict[Node, Node] | None:
+    def _split(self, node: Node, first: int) -> Terms | None:
         if not node.axes & first and not is_full(node.axes):
             return {node: _ONE}
         unknown = self.depends(node)
@@ -177,7 +179,7 @@ class _State:
         return None
 
 
-def _product(left: dict[Node, Node] | None, right: dict[Node, Node] | None) -> dict[Node, Node] | None:
+def _product(left: Terms | None, right: Terms | None) -> Terms | None:
     if left is None or right is None or len(left) * len(right) > MAX_TERMS:
         return None
     total: dict[Node, Node] = {}
@@ -196,11 +198,11 @@ def _times(a: Node, b: Node) -> Node:
     return make(Op.MUL, (a, b) if a.digest <= b.digest else (b, a))
 
 
-def _scale(terms, change):  # type: ignore[no-untyped-def]
+def _scale(terms: Terms | None, change: Callable[[Node], Node]) -> Terms | None:
     return None if terms is None else {change(k): f for k, f in terms.items()}
 
 
-def _map(terms, change):  # type: ignore[no-untyped-def]
+def _map(terms: Terms | None, change: Callable[[Node], Node]) -> Terms | None:
     return None if terms is None else {k: change(f) for k, f in terms.items()}
 
 

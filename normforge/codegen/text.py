@@ -15,6 +15,7 @@ class Lines:
         self._depth = 0
 
     def __call__(self, *lines: str) -> None:
+        """Append lines at the current depth."""
         for line in lines:
             self._lines.append(self._indent * self._depth + line if line else "")
 

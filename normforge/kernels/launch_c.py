@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,8 @@ class CObject:
     """
 
     plan: Plan
-    function: ctypes._CFuncPtr
-    workspace_bytes: ctypes._CFuncPtr
+    function: Callable[..., None]
+    workspace_bytes: Callable[..., int]
     _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
@@ -38,11 +38,6 @@ class CObject:
         base = (work.data_ptr() + 63) // 64 * 64
         pointers = (ctypes.c_void_p * (len(tensors) + 1))(*[t.data_ptr() for t in tensors], base)
         self.function(pointers, c_dims, torch.get_num_threads())
-
-
-def source_name(plan: Plan) -> str:
-    """A symbol that is this kernel's alone."""
-    return f"nf_{cache.digest(plan.graph.structure, str(plan.order), plan.dtype, plan.layout)[:24]}"
 
 
 _lock = threading.Lock()
@@ -62,7 +57,7 @@ def load(plan: Plan, title: str) -> CObject:
 
 
 def _build(plan: Plan, title: str) -> CObject:
-    name = source_name(plan)
+    name = plan.symbol
     source = emit_c(plan, name, title)
     key = cache.digest("c", source, toolchain.fingerprint())
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class TritonObject:
             block = torch.empty(call.total, dtype=torch.float32, device=device)
             named |= {name: block[first:last] for name, first, last in call.work}
         options = OPTIONS if torch.version.hip else CUDA_OPTIONS
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._launch(call, named, options)
+
+    def _launch(self, call: _Call, named: dict[str, Tensor], options: dict[str, Any]) -> None:
         for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
             function = self.functions[launch.kernel]
             function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **options)

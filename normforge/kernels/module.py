@@ -122,7 +122,7 @@ class Layer(nn.Module):
         return f"{self.graph}, channels={self.channels}, groups={self.groups}, backend={self.backend}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Layer:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for r in self.running:  # statistics stay float32 under .half() and .bfloat16(), as long as they are real
             buffer = getattr(self, r.name)
             if buffer.dtype in (torch.float16, torch.bfloat16):

@@ -96,8 +96,10 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     plain = torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in inputs)
     if plain and not torch.compiler.is_compiling():
-        return Direct.apply(key, *inputs)
-    return run(inputs, key)
+        outputs: Sequence[Tensor] = Direct.apply(key, *inputs)
+    else:
+        outputs = run(inputs, key)
+    return outputs
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -142,7 +142,9 @@ def test_opcheck_each_order(layer: str, train: bool) -> None:
         inputs = [x, *(torch.rand(shapes[n.axes]) + 0.5 for n in job.program.operands[1:])]
         for t in inputs[: len(inputs) - (len(job.program.saved) if order else 0)]:
             t.requires_grad_()
-        torch.library.opcheck(op, (inputs, job.key), test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+        torch.library.opcheck(
+            op, (inputs, job.key), test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+        )
 
 
 @pytest.mark.parametrize("name", ["bn-relu", "evonorm-s0", "dyt"])
@@ -169,7 +171,10 @@ def test_both_doors_agree(layer: str) -> None:
     outcomes = []
     for door in (direct, op):
         generator = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(3, 4, 5, 2, generator=generator), *(torch.rand(4, generator=generator) for _ in job.layer.params)]
+        inputs = [
+            torch.randn(3, 4, 5, 2, generator=generator),
+            *(torch.rand(4, generator=generator) for _ in job.layer.params),
+        ]
         leaves = [t.requires_grad_() for t in inputs]
         y = door(leaves, job.key)[0]
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)

@@ -1,0 +1,109 @@
+"""Device functions that emitted Triton text starts with: only those that it calls.
+
+float32 in, float32 out. NaN and infinities propagate. `f_tanh` uses the fit of the C prelude near 0, where
+1 - 2/(exp(2|a|) + 1) would lose its digits.
+"""
+
+from __future__ import annotations
+
+import re
+
+HEAD = """import triton
+import triton.language as tl
+"""
+
+FUNCTIONS: dict[str, str] = {
+    "f_max": '''
+@triton.jit
+def f_max(a, b):
+    """Larger operand; NaN if either is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+''',
+    "f_min": '''
+@triton.jit
+def f_min(a, b):
+    """Smaller operand; NaN if either is NaN."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+''',
+    "f_sign": '''
+@triton.jit
+def f_sign(a):
+    """-1, 0 or 1; NaN of NaN."""
+    return tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, a * 0.0))
+''',
+    "f_gate": '''
+@triton.jit
+def f_gate(a, b, t):
+    """t where a > b or unordered, t/2 where a == b, 0 where a < b."""
+    return tl.where(a == b, t * 0.5, tl.where(a < b, 0.0, t))
+''',
+    "f_sigmoid": '''
+@triton.jit
+def f_sigmoid(a):
+    """1 / (1 + exp(-a))."""
+    return 1.0 / (1.0 + tl.exp(-a))
+''',
+    "f_tanh": '''
+@triton.jit
+def f_tanh(a):
+    """Hyperbolic tangent: an odd polynomial near 0, exponentials elsewhere (NaN takes the second)."""
+    t = tl.abs(a)
+    z = a * a
+    p = z * -6.112778589e-03 + 2.100980034e-02
+    p = p * z - 5.385401129e-02
+    p = p * z + 1.333279417e-01
+    p = p * z - 3.333332925e-01
+    small = a + a * (z * p)
+    large = 1.0 - 2.0 / (tl.exp(2.0 * t) + 1.0)
+    return tl.where(t < 0.625, small, tl.where(a < 0, -large, large))
+''',
+    "chan": '''
+@triton.jit
+def chan(mean, m2, seen, tile_mean, tile_m2, count):
+    """(mean, sum of squared deviations) of `seen` elements joined with those of `count` more.
+
+    Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
+    """
+    share = count / (seen + count)
+    delta = tile_mean - mean
+    return mean + delta * share, m2 + tile_m2 + delta * delta * (seen * share)
+''',
+    "merge_mean": '''
+@triton.jit
+def merge_mean(mean_ptr, row, inside, C, S, L, Q, BLOCK_Q: tl.constexpr):
+    """Means of rows of S elements from the means of their Q chunks of L elements: [N][Q][C] -> like `row`.
+
+    `row` addresses the first chunk. Means are summed as differences from it, which keeps the digits of large ones.
+    """
+    first = tl.load(mean_ptr + row, mask=inside, other=0.0)
+    total = tl.zeros_like(first)
+    for q0 in range(0, Q, BLOCK_Q):
+        q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]
+        here = inside[:, :, None] & (q < Q)
+        mean = tl.load(mean_ptr + (row[:, :, None] + q * C), mask=here, other=0.0)
+        length = tl.minimum(S - q * L, L).to(tl.float32)
+        total += tl.sum(tl.where(here, (mean - first[:, :, None]) * length, 0.0), axis=2)
+    return first + total / S.to(tl.float32)
+''',
+    "merge_var": '''
+@triton.jit
+def merge_var(mean_ptr, m2_ptr, row_mean, row, inside, C, S, L, Q, BLOCK_Q: tl.constexpr):
+    """Variances of rows of S elements from (mean, sum of squared deviations) of their Q chunks of L elements."""
+    total = tl.zeros_like(row_mean)
+    for q0 in range(0, Q, BLOCK_Q):
+        q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]
+        here = inside[:, :, None] & (q < Q)
+        at_chunk = row[:, :, None] + q * C
+        delta = tl.load(mean_ptr + at_chunk, mask=here, other=0.0) - row_mean[:, :, None]
+        m2 = tl.load(m2_ptr + at_chunk, mask=here, other=0.0)
+        length = tl.minimum(S - q * L, L).to(tl.float32)
+        total += tl.sum(tl.where(here, m2 + delta * delta * length, 0.0), axis=2)
+    return total / S.to(tl.float32)
+''',
+}
+
+
+def prelude(body: str) -> str:
+    """Imports, and the device functions that `body` calls."""
+    used = [text for name, text in FUNCTIONS.items() if re.search(rf"\b{name}\(", body)]
+    return HEAD + "".join("\n" + text for text in used)

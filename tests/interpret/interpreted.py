@@ -1,0 +1,214 @@
+"""Run in a process of its own, with TRITON_INTERPRET=1: `python interpreted.py CHECK LAYERS`.
+
+Emitted kernels under the interpreter against the numpy evaluator in float64, on the graph of each order.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reference import compare, condition, tolerance
+
+import normforge as nf
+from normforge.codegen import triton_launch
+from normforge.codegen.orders import Program, program
+from normforge.codegen.plan import make_plan
+from normforge.ir import evaluate
+from normforge.ir.node import Node
+from normforge.ir.ops import Op
+from normforge.ir.types import FULL, B, G, K, S
+from normforge.kernels.launch_triton import load
+
+NO_INTERPRETER = 77  # exit status
+
+Shape = tuple[int, ...]
+Array = np.ndarray
+
+SHAPES: list[tuple[Shape, int]] = [((3, 6, 4, 5), 3), ((4, 12), 4)]
+MORE_SHAPES: list[tuple[Shape, int]] = [
+    ((1, 8, 1, 1), 2),
+    ((2, 40, 3, 7), 8),
+    ((2, 6, 2, 3, 2), 2),
+    ((1, 4, 31, 53), 2),  # rows of several chunks
+    ((1, 600, 2, 1), 3),  # channels of several blocks
+]
+NESTED = {
+    "two-levels": "sigmoid(x / std[w,h,c/g](x)) * x / rms[b,w,h](x * sigmoid(x)/std[w,h](x)) * gamma + beta",
+    "columns-and-rows": "(x-mean[c](x))/std[w,h](x)*gamma + mean[b,w,h](max(x,v1))",
+    "nested-columns": "x*std[b,w,h,c](std[c](x)*v1)+tanh(mean[w,h,c](x*x))",
+    "columns-by-group": "mean[c](x) * mean[w,h,c/g](x) * x + std[c](mean[c](x) * mean[w,h,c/g](x * x)) * gamma",
+    "small-output": "mean[w,h](x) * gamma + min(v0, v1)",
+    "constant": "beta * 2",
+}
+
+
+def extents(shape: Shape, groups: int) -> dict[int, int]:
+    return {B: shape[0], G: groups, K: shape[1] // groups, S: int(np.prod(shape[2:]))}
+
+
+def draw(node: Node, shape: Shape, groups: int, rng: np.random.Generator) -> Array:
+    """A value for an operand: normal numbers, variances positive."""
+    sizes = [e for axis, e in extents(shape, groups).items() if node.axes & axis]
+    value = rng.standard_normal(shape if node.axes == FULL else sizes)
+    if node.op is Op.PARAM:
+        value = node.attr[2] + 0.3 * value
+    if node.name.startswith("running_") and not node.name.startswith("running_mean"):
+        value = 0.5 + np.abs(value)
+    return value
+
+
+def check(
+    layer: nf.Graph,
+    shape: Shape,
+    groups: int,
+    layout: str,
+    *,
+    train: bool = True,
+    dtype: torch.dtype = torch.float32,
+    orders: int = 3,
+    seed: int = 0,
+) -> None:
+    """Every output of every order."""
+    rng = np.random.default_rng(seed)
+    values: dict[str, Array] = {}
+    blowup = condition(layer, shape, groups)
+    for order in range(orders):
+        p = program(layer, order, train)
+        for node in p.operands:
+            if node.name not in values:
+                kind = dtype if node.axes == FULL else torch.float32
+                values[node.name] = torch.tensor(draw(node, shape, groups, rng)).to(kind).double().numpy()
+        expected = evaluate(p.graph, values, groups=groups)
+        values |= {k: v for k, v in expected.items() if k.startswith("saved")}
+        made = call(p, layer, values, shape, groups, layout, dtype)
+        largest = max(float(np.abs(expected[k][np.isfinite(expected[k])]).max(initial=0)) for k, _ in p.graph.outputs)
+        scale = largest + (1.0 if order == 0 else blowup ** (2 * order - 1))
+        allowed = tolerance(dtype, int(np.prod(shape)), scale, order)
+        for (name, node), got in zip(p.graph.outputs, made, strict=True):
+            want = torch.tensor(expected[name])
+            if node.axes == FULL:
+                got, want = from_layout(got, shape, layout), want.reshape(shape[0], shape[1], -1)
+            where = f"{name} of {layer}, order {order}, {shape} groups={groups} {layout} {dtype} train={train}"
+            compare(got.reshape(want.shape), want, allowed, where)
+
+
+def call(
+    p: Program,
+    layer: nf.Graph,
+    values: dict[str, Array],
+    shape: Shape,
+    groups: int,
+    layout: str,
+    dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:
+    """The outputs of a program, flat, in the layout; poisoned before, so that what is not written shows."""
+    sizes = extents(shape, groups)
+    given, made = [], []
+    for node in p.operands:
+        value = values[node.name]
+        given.append(to_layout(value, shape, layout, dtype) if node.axes == FULL else torch.tensor(value).float())
+    for _, node in p.graph.outputs:
+        size = int(np.prod([e for axis, e in sizes.items() if node.axes & axis]))
+        made.append(torch.full((size,), float("nan"), dtype=dtype if node.axes == FULL else torch.float32))
+    plan = make_plan(p, "triton", str(dtype).removeprefix("torch."), layout)
+    load(plan, str(layer))([*given, *made], tuple(sizes.values()))
+    return made
+
+
+def to_layout(value: Array, shape: Shape, layout: str, dtype: torch.dtype) -> torch.Tensor:
+    full = torch.tensor(value).reshape(shape[0], shape[1], -1).to(dtype)
+    return full.transpose(1, 2).contiguous() if layout == "nhwc" else full.contiguous()
+
+
+def from_layout(got: torch.Tensor, shape: Shape, layout: str) -> torch.Tensor:
+    if layout == "nhwc":
+        return got.reshape(shape[0], -1, shape[1]).transpose(1, 2)
+    return got.reshape(shape[0], shape[1], -1)
+
+
+def usual(layer: nf.Graph) -> None:
+    for i, (shape, groups) in enumerate(SHAPES):
+        for layout in ("nchw", "nhwc")[len(shape) == 2 :]:  # without space channels are contiguous
+            check(layer, shape, groups, layout, seed=i)
+    check(layer, *SHAPES[0], "nchw", train=False)
+
+
+def more(layer: nf.Graph) -> None:
+    for i, (shape, groups) in enumerate(MORE_SHAPES):
+        for layout in ("nchw", "nhwc"):
+            for train in (True, False):
+                check(layer, shape, groups, layout, train=train, seed=i)
+
+
+def chunks(layer: nf.Graph) -> None:
+    """Chunks of several tiles, which only large tensors have."""
+    triton_launch.ENOUGH_PROGRAMS = 4
+    for layout in ("nchw", "nhwc"):
+        check(layer, (2, 6, 41, 53), 2, layout)
+
+
+def low_precision(layer: nf.Graph) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        for layout in ("nchw", "nhwc"):
+            check(layer, (3, 8, 5, 6), 4, layout, dtype=dtype)
+
+
+def extreme(layer: nf.Graph) -> None:
+    """mean/std = 1e4: the mean itself is rounded to float32, 1e4 · 2⁻²⁴ of the deviation; a variance from
+    E[x²] - E[x]² would be off by more than itself."""
+    shape, groups = (2, 8, 23, 29), 4
+    x = torch.tensor(np.random.default_rng(5).standard_normal(shape)).float() + 1e4
+    for layout in ("nchw", "nhwc"):
+        p = program(layer, 0, True)
+        values = {n.name: np.full(8 if n.axes else 1, n.attr[-1]) for n in p.operands if n.op is Op.PARAM}
+        values["x"] = x.double().numpy()
+        want = torch.tensor(evaluate(p.graph, values, groups=groups)["y"])
+        made = call(p, layer, values, shape, groups, layout)
+        allowed = 4 * 1e4 * 2.0**-24 * (1 + float(want.abs().max()))
+        compare(from_layout(made[0], shape, layout).reshape(shape), want, allowed, f"y of {layer} {layout}")
+
+
+def not_finite(layer: nf.Graph) -> None:
+    """NaN and infinities reach the output where the evaluator has them."""
+    for bad in (float("nan"), float("inf")):
+        x = np.ones((2, 4, 3, 3)) * np.arange(9).reshape(3, 3)
+        x[0, 1, 1, 1] = bad
+        p = program(layer, 0, True)
+        values = {n.name: np.full(4 if n.axes else 1, n.attr[-1]) for n in p.operands if n.op is Op.PARAM}
+        values["x"] = x
+        want = torch.tensor(evaluate(p.graph, values, groups=2)["y"])
+        made = call(p, layer, values, x.shape, 2, "nchw")
+        got = made[0].reshape(want.shape)
+        assert torch.equal(torch.isnan(got), torch.isnan(want)), f"{layer} with {bad}: {got} and not {want}"
+
+
+@triton.jit
+def _count_kernel(out_ptr, n):
+    for i in range(0, n):
+        tl.store(out_ptr + i, i)
+
+
+def interpreter_works() -> bool:
+    """False for versions of triton whose interpreter the installed numpy breaks (3.6 with numpy 2.4: loop bounds)."""
+    try:
+        _count_kernel[(1,)](torch.zeros(4, dtype=torch.int32), 4)
+    except Exception:
+        return False
+    return True
+
+
+CHECKS = {f.__name__: f for f in (usual, more, chunks, low_precision, extreme, not_finite)}
+
+if __name__ == "__main__":
+    if not interpreter_works():
+        sys.exit(NO_INTERPRETER)
+    for label in sys.argv[2].split(","):
+        CHECKS[sys.argv[1]](nf.parse(NESTED.get(label, label)))

@@ -1,0 +1,64 @@
+"""Emitted Triton kernels under the interpreter, against float64. Triton reads its mode once a process, so each test
+runs `interpreted.py` in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normforge as nf
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+
+NESTED = ["two-levels", "columns-and-rows", "nested-columns", "columns-by-group", "small-output", "constant"]
+NO_INTERPRETER = 77
+SMOOTH = ["bn-silu", "gn-silu", "ln-relu", "in-relu", "layernorm-gelu", "evonorm-s0", "evonorm-b0"]
+
+
+def run(check: str, layers: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("interpreted.py")
+    done = subprocess.run([sys.executable, str(script), check, layers], capture_output=True, text=True, env=environment)
+    if done.returncode == NO_INTERPRETER:
+        pytest.skip("the interpreter of this triton does not work with this numpy")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+def test_usual(name: str) -> None:
+    run("usual", name)
+
+
+@pytest.mark.parametrize("name", ["gn-silu", "evonorm-b0"])
+def test_chunks_of_several_tiles(name: str) -> None:
+    run("chunks", name)
+
+
+def test_low_precision() -> None:
+    run("low_precision", "gn-silu,evonorm-b0")
+
+
+def test_large_mean() -> None:
+    run("extreme", ",".join(SMOOTH))
+
+
+def test_not_finite() -> None:
+    run("not_finite", "gn-relu,bn-relu,frn-tlu,dyt,evonorm-b0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+def test_more_shapes(name: str) -> None:
+    run("more", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+def test_more_precision(name: str) -> None:
+    run("low_precision", name)
+    run("chunks", name)

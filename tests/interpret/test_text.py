@@ -1,0 +1,82 @@
+"""The emitted Triton text, read rather than run: loads, stores, launches, what it imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+import normforge as nf
+from normforge.codegen.orders import program
+from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.triton import emit_triton, launch_count
+from normforge.codegen.triton_launch import ladder, sweep_blocks
+from normforge.codegen.triton_names import CODE
+from normforge.errors import BackendError
+from normforge.ir.ops import CORE, LEAF, REDUCE
+
+# Full tensors, and nothing else, are addressed by `at`.
+FULL_LOAD = re.compile(r"tl\.load\(\w+ \+ at,")
+FULL_STORE = re.compile(r"tl\.store\(\w+ \+ at,")
+
+
+def plan_of(name: str, order: int, layout: str = "nchw", *, train: bool = True, dtype: str = "float32") -> Plan:
+    return make_plan(program(nf.parse(name), order, train), "triton", dtype, layout)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("name", nf.layers)
+def test_loads_and_stores_are_those_of_the_plan(name: str, layout: str) -> None:
+    for order in range(3):
+        for train in (True, False):
+            plan = plan_of(name, order, layout, train=train)
+            source = emit_triton(plan, "t", name).source
+            assert len(FULL_LOAD.findall(source)) == plan.loads
+            assert len(FULL_STORE.findall(source)) == plan.writes
+
+
+@pytest.mark.parametrize("name", nf.layers)
+def test_text_is_self_contained(name: str) -> None:
+    for order in range(3):
+        module = emit_triton(plan_of(name, order), "t", name)
+        tree = ast.parse(module.source)
+        imported = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+        assert imported == ["triton", "triton.language"]
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert {launch.kernel for launch in module.launches} <= functions
+        assert module.source.startswith(f"# {name}\n")
+        for word in ("atomic", "float64"):
+            assert word not in module.source
+
+
+def test_launches() -> None:
+    # A sweep, its merge, and a sweep; parameters' gradients of a group-wise layer are one more.
+    counts = {name: [launch_count(plan_of(name, order)) for order in range(3)] for name in nf.layers}
+    assert counts["gn-silu"] == [3, 4, 4]
+    assert counts["bn-relu"] == [3, 3, 3]
+    assert counts["evonorm-b0"] == [3, 3, 3]
+    assert counts["layernorm-gelu"] == [2, 4, 4]
+    assert counts["dyt"] == [1, 3, 3]
+    assert max(map(max, counts.values())) <= 4
+
+
+def test_float64_is_refused() -> None:
+    with pytest.raises(BackendError, match="float32"):
+        emit_triton(plan_of("gn-silu", 0, dtype="float64"), "t")
+
+
+def test_every_operation_has_text() -> None:
+    assert set(CODE) == CORE - LEAF - REDUCE
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("walk", ["rows", "columns", "groups"])
+def test_few_block_classes(layout: str, walk: str) -> None:
+    for tile in (256, 512, 1024):
+        rungs = ladder(layout, walk, tile)
+        assert len(rungs) <= 5
+        assert all(c * s == tile for c, s in rungs)
+        for s in (1, 2, 49, 3136):
+            for c in (1, 3, 64, 1000):
+                assert sweep_blocks(layout, walk, tile, {"S": s, "C": c, "K": c}) in rungs
