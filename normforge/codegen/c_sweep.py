@@ -24,6 +24,7 @@ from normforge.ir.types import C, G, K, S
 # What costs more than a store and a load: computed once a slab, kept in a small buffer from sweep to sweep.
 DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
 KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
+MAX_KEPT = 4  # buffers: a level-2 cache, and the stack of a small thread, hold no more
 TILE = 4096  # elements of a row between two visits of the same data: 16 KiB, half of a level-1 cache
 
 
@@ -38,7 +39,7 @@ def kept(plan: Plan) -> list[Node]:
         for node in [*below(plan, roots), *twice]:
             if node.op in DEAR and is_full(node.axes):
                 seen[node] = seen.get(node, 0) + 1
-    return [n for n, count in seen.items() if count > 1]
+    return [n for n, count in seen.items() if count > 1][:MAX_KEPT]
 
 
 def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:

@@ -20,7 +20,6 @@ FLAGS = (
     "-std=gnu11",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-fno-thread-jumps",  # it turns clamps into chains of masks
     "-fopenmp",
     "-fPIC",
     "-shared",
