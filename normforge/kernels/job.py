@@ -104,6 +104,22 @@ class Job:
         """Loaded kernels by dtype, layout and kind of device."""
         return {}
 
+    def prepare_next(self, x: Tensor) -> None:
+        """Start compiling the next derivative for inputs like x, on a CPU: it will be wanted, and there is a core."""
+        kind = (x.dtype, x.is_contiguous())
+        if kind in self.prepared:
+            return
+        self.prepared.add(kind)
+        layout = layout_of(torch.empty_like(x, device="meta"))
+        if x.device.type == "cpu" and self.order < MAX_ORDER - 1 and layout is not None:
+            plan = make_plan(self.next.program, "c", _NAMES[x.dtype], layout)
+            launch_c.prefetch(plan, layer_text(self.layer))
+
+    @cached_property
+    def prepared(self) -> set[tuple[torch.dtype, bool]]:
+        """For which kinds of input the next derivative was asked for already."""
+        return set()
+
     def launcher(self, dtype: torch.dtype, layout: str, device: str) -> Launcher:
         """The kernel for a dtype, layout and kind of device, compiled when it is first asked for."""
         found = self.launchers.get((dtype, layout, device))

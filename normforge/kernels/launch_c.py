@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,19 +43,53 @@ class CObject:
 
 
 _lock = threading.Lock()
-_objects: dict[Plan, CObject] = {}
+_objects: dict[Plan, Future[CObject]] = {}
 
 
 def load(plan: Plan, title: str) -> CObject:
-    """The compiled object of a plan.
+    """The compiled object of a plan; waits where another thread is building it.
 
     Raises:
         BackendError: there is no compiler, or it fails.
     """
     with _lock:
-        if plan not in _objects:
-            _objects[plan] = _build(plan, title)
-        return _objects[plan]
+        future = _objects.get(plan)
+        mine = future is None
+        if future is None:
+            future = _objects[plan] = Future()
+    if mine:
+        _fulfil(future, plan, title)
+    return future.result()
+
+
+def prefetch(plan: Plan, title: str) -> None:
+    """Start building an object that is likely to be asked for next, on a thread of its own."""
+    with _lock:
+        if plan in _objects:
+            return
+        future = _objects[plan] = Future()
+    threading.Thread(target=_fulfil, args=(future, plan, title), daemon=True).start()
+
+
+def _fulfil(future: Future[CObject], plan: Plan, title: str) -> None:
+    try:
+        future.set_result(_build(plan, title))
+    except BaseException as e:
+        with _lock:
+            _objects.pop(plan, None)  # the next to ask tries again
+        future.set_exception(e)
+
+
+def _after_fork() -> None:
+    """A child has none of the threads that were building: it builds for itself."""
+    global _lock
+    _lock = threading.Lock()
+    for plan in [p for p, f in _objects.items() if not f.done()]:
+        del _objects[plan]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _build(plan: Plan, title: str) -> CObject:

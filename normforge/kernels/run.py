@@ -96,6 +96,8 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     plain = torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in inputs)
     if plain and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            Job.parse(key).prepare_next(inputs[0])
         outputs: Sequence[Tensor] = Direct.apply(key, *inputs)
     else:
         outputs = run(inputs, key)
