@@ -203,4 +203,3 @@ def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
                     out(f"sweep{i}(x, r, {'keep' if buffers else '0'}, 0);")
                 out(f"stage{i}(x, all);", "}")
         out("epilogue(x, all);")
-

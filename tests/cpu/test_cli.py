@@ -1,0 +1,77 @@
+"""The command line: what it prints, and that each mistake is one sentence and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import normforge as nf
+from normforge.cli import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    monkeypatch.setattr(sys, "argv", ["normforge", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+MISTAKES = [
+    (["check", "evonorm-zz"], "did you mean"),
+    (["check", "x * sigmod(x)"], "did you mean 'sigmoid'"),
+    (["check", "x +"], "expected"),
+    (["check", "std[w,q](x)"], "expected one of"),
+    (["check", "missing.json"], "missing.json"),
+    (["check", "nowhere#3"], "nowhere"),
+    (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
+    (["explain", "gn-silu", "--shape", "4"], "shape"),
+    (["explain", "gn-silu", "--dtype", "int8"], "int8"),
+    (["compile", "gn-silu", "--emit", "cuda"], "cuda"),
+    (["compile", "gn-silu", "--emit", "triton", "--dtype", "float64"], "float32"),
+    (["report", "nowhere"], "nowhere"),
+    (["search", "--preset", "nosuch", "--out", "unused"], "nosuch"),
+    (["layers", "--colour"], "--colour"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "phrase"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_mistakes(
+    arguments: list[str], phrase: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert code == 2 and phrase in err and "Traceback" not in err + out
+    assert not Path("unused").exists()
+
+
+def test_check_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in nf.layers:
+        assert call(monkeypatch, capsys, "check", name)[0] == 0
+    code, out, _ = call(monkeypatch, capsys, "check", "mean[w,h](x)")
+    assert code == 1 and "refused by type" in out
+
+
+def test_layers_explain_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, out, _ = call(monkeypatch, capsys, "layers")
+    assert all(name in out for name in nf.layers)
+    code, out, _ = call(monkeypatch, capsys, "explain", "gn-silu", "--shape", "128,64,16,16", "--target", "c", "--ir")
+    assert code == 0 and "double backward" in out and "MB" in out and "return d.x=" in out
+    code, out, _ = call(monkeypatch, capsys, "compile", "evonorm-s0", "--out", str(tmp_path))
+    assert code == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["order0.c", "order1.c", "order2.c"]
+    file = tmp_path / "layer.json"
+    file.write_text(nf.layers["frn-tlu"].to_json())
+    code, out, _ = call(monkeypatch, capsys, "check", str(file))
+    assert code == 0 and "rms[w,h](x)" in out
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(monkeypatch, capsys, "doctor")
+    assert code == 0 and "largest error" in out
