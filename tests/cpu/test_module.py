@@ -218,7 +218,8 @@ def test_torch_compile_fullgraph() -> None:
         z.square().sum().backward()
         assert torch.equal(y, z) and torch.equal(a.grad, b.grad)
         for p, q in zip(m.buffers(), other.buffers(), strict=True):
-            assert torch.equal(p, q)
+            # Not bit for bit: inductor may contract the blend of the running moment into an fma.
+            torch.testing.assert_close(p, q, rtol=2**-22, atol=0)
 
 
 def test_state_dict_and_casts() -> None:
