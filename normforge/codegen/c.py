@@ -7,6 +7,8 @@ of threads.
 
 from __future__ import annotations
 
+import re
+
 from normforge.codegen.c_names import Storage, address, size_of
 from normforge.codegen.c_prelude import prelude
 from normforge.codegen.c_small import Group, emit, group
@@ -48,8 +50,7 @@ def emit_c(plan: Plan, name: str, title: str = "") -> str:
     _emit_driver(driver, plan, name, storage)
     head = Lines()
     _emit_head(head, plan, storage, name, title)
-    unpack = _unpack(plan, storage)
-    return f"{_comment(plan, title)}{prelude(plan.dtype)}\n{head}\n{str(body).replace('UNPACK', unpack)}{driver}"
+    return f"{_comment(plan, title)}{prelude(plan.dtype)}\n{head}\n{_unpacked(str(body), plan, storage)}{driver}"
 
 
 def _comment(plan: Plan, title: str) -> str:
@@ -117,16 +118,22 @@ def _ctype(node: Node) -> str:
     return "X" if node.type.cls is FloatClass.DATA else "T"
 
 
-def _unpack(plan: Plan, storage: Storage) -> str:
-    """Locals of every stage function; the compiler drops what one does not use."""
-    parts = ["const int64_t N = x->N, G = x->G, K = x->K, C = x->C, S = x->S, L = x->L, Q = x->Q;"]
+def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
+    """Functions with the locals that each uses in place of its UNPACK: a hundred unused pointers cost the compiler
+    as much as the loops."""
+    declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"}
     for node in plan.operands:
-        parts.append(f"const {_ctype(node)} *restrict {storage.operands[node]} = x->{storage.operands[node]};")
+        name = storage.operands[node]
+        declared[name] = f"const {_ctype(node)} *restrict {name} = x->{name};"
     for i, (_, node) in enumerate(plan.outputs):
-        parts.append(f"{_ctype(node)} *restrict out{i} = x->out{i};")
+        declared[f"out{i}"] = f"{_ctype(node)} *restrict out{i} = x->out{i};"
     for array in storage.arrays.values():
-        parts.append(f"{array.ctype} *restrict {array.name} = x->{array.name};")
-    return "\n  ".join(parts)
+        declared[array.name] = f"{array.ctype} *restrict {array.name} = x->{array.name};"
+    functions = []
+    for function in text.split("\n\n"):
+        used = set(re.findall(r"\w+", function))
+        functions.append(function.replace("UNPACK", "\n  ".join(d for n, d in declared.items() if n in used)))
+    return "\n\n".join(functions)
 
 
 def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:

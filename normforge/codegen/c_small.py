@@ -81,10 +81,10 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
             scalars.setdefault(depth, []).append(node)
         else:
             arrays.append(node)
-    for node in arrays:
-        wide = storage.workspace(f"d{storage.index[node]}", "double", size_of(node.axes))
-        with _loops(out, _atoms(node.axes)):
-            out(f"{wide}[{address(node.axes)}] = 0;")
+    for axes, nodes in _by_axes(arrays).items():
+        with _loops(out, _atoms(axes)):
+            for node in nodes:
+                out(f"{_wide(node, storage)}[{address(axes)}] = 0;")
     # Channels are walked group by group only where a value by group is read or made inside.
     used = {a for n in group.nodes for a in n.args if a.op not in LEAF or a.op in (Op.INPUT, Op.PARAM)}
     by_group = any(a.axes & G and not a.axes & K for a in used - inside) or any(
@@ -112,12 +112,27 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
             value = storage.var(a) if a in inside else storage.load(a)
             target = f"a{storage.index[node]}"
             if node in arrays:
-                target = f"d{storage.index[node]}[{address(node.axes)}]"
+                target = f"{_wide(node, storage)}[{address(node.axes)}]"
             out(f"{target} += (double)({value});")
-    for node in arrays:
-        with _loops(out, _atoms(node.axes)):
-            at = address(node.axes)
-            out(f"{storage.array(node)}[{at}] = d{storage.index[node]}[{at}];")
+    for axes, nodes in _by_axes([n for n in arrays if _wide(n, storage) != storage.array(n)]).items():
+        with _loops(out, _atoms(axes)):
+            for node in nodes:
+                out(f"{storage.array(node)}[{address(axes)}] = {_wide(node, storage)}[{address(axes)}];")
+
+
+def _wide(node: Node, storage: Storage) -> str:
+    """The array in which a sum is added up in double: its own where that is one."""
+    own = storage.array(node)
+    if own in storage.arrays and storage.arrays[own].ctype == "double":
+        return own
+    return storage.workspace(f"d{storage.index[node]}", "double", size_of(node.axes))
+
+
+def _by_axes(nodes: Iterable[Node]) -> dict[int, list[Node]]:
+    found: dict[int, list[Node]] = {}
+    for node in nodes:
+        found.setdefault(node.axes, []).append(node)
+    return found
 
 
 def _open_sums(out: Lines, sums: Iterable[Node], storage: Storage, stack: ExitStack) -> None:

@@ -228,13 +228,15 @@ def _small(op: Op, a: Node, axes: int) -> Node:
     return make(Op.DIV, (make(Op.SUM, (centred,), (axes,)), size(axes)))
 
 
-def _bounded_away_from_zero(node: Node) -> bool:
-    """True for √(a + ε) with a a mean of squares or a variance, and products of such: never near 0, 0 or infinite
-    unless something infinite is inside."""
+def bounded_away_from_zero(node: Node) -> bool:
+    """True for √(a + ε) with a a mean of squares or a variance, products of such, and the larger of such and
+    anything: never near 0, 0 or infinite unless something infinite is inside."""
     if node.op is Op.ROOT and node.args[0].op is Op.ADD:
         return any(a.op is Op.CONST and a.value > 0 for a in node.args[0].args)
     if node.op is Op.MUL:
-        return all(_bounded_away_from_zero(a) for a in node.args)
+        return all(bounded_away_from_zero(a) for a in node.args)
+    if node.op is Op.MAX:
+        return any(bounded_away_from_zero(a) for a in node.args)
     return node.op is Op.SIZE
 
 
@@ -243,7 +245,7 @@ def _moderate(node: Node) -> bool:
     if node.op is Op.CONST:
         return 1e-3 <= abs(node.value) <= 1e3
     if node.op is Op.DIV:
-        return _moderate(node.args[0]) and _bounded_away_from_zero(node.args[1])
+        return _moderate(node.args[0]) and bounded_away_from_zero(node.args[1])
     if node.op in (Op.MUL, Op.NEG):
         return all(_moderate(a) for a in node.args)
     return node.op is Op.PARAM or node.op is Op.SIZE
@@ -255,7 +257,7 @@ def _strengthen(node: Node) -> Node:
         node.op is Op.DIV
         and is_full(node.axes)
         and not is_full(node.args[1].axes)
-        and _bounded_away_from_zero(node.args[1])
+        and bounded_away_from_zero(node.args[1])
     ):
         return make(Op.MUL, (node.args[0], make(Op.DIV, (_ONE, node.args[1]))))
     return node

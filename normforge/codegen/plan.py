@@ -17,6 +17,7 @@ from hashlib import blake2b
 
 from normforge.codegen.factor import Factor, is_full
 from normforge.codegen.orders import Program
+from normforge.codegen.products import Collect, Share
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, REDUCE, Op
@@ -135,7 +136,8 @@ def is_sweep_sum(node: Node) -> bool:
 @lru_cache(maxsize=4096)
 def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
     """Plan a program for a target. No shape enters: one plan serves every shape."""
-    graph = Factor(expand=program.order > 0).run(program.graph)
+    graph = Factor(expand=program.order > 0).run(Collect().run(program.graph))
+    graph = Share().run(Collect().run(graph))
     level: dict[Node, int] = {}
     for node in graph.nodes:
         level[node] = max((level[a] for a in node.args), default=0) + is_sweep_sum(node)
