@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,10 +87,15 @@ def test_sums_that_differ_in_order_sign_or_scale_are_one() -> None:
 
 def test_common_factors_leave_a_sum() -> None:
     s = make(Op.SIGMOID, (X,))
-    a, b = make(Op.MUL, (make(Op.MUL, (s, DY)), X)), make(Op.MUL, (DY, s))
-    g = graph(make(Op.ADD, (a, b)), make(Op.SUB, (a, b)))
+
+    def product(*factors: nf.ir.Node) -> nf.ir.Node:
+        return reduce(lambda a, b: make(Op.MUL, (a, b)), factors)
+
+    a, b, c = product(s, DY, X), product(X, DY, X, s), product(DY, s)
+    g = graph(make(Op.SUB, (make(Op.ADD, (a, b)), c)))
     new = Share().run(Collect().run(g))
-    assert cost(new) < cost(g)
+    # s, 1 + x, x·(1 + x), − 1, and two products with s and dy
+    assert cost(new) == 6 < cost(g)
     check(g, random_values(g, SHAPE))
 
 
