@@ -90,6 +90,8 @@ class Storage:
                 self.outputs.setdefault(node, f"out{i}")
         # Rows are cut into chunks where columns are summed too, and always where channels are contiguous.
         columns = any(not n.reduced & S for sweep in plan.sweeps for n in sweep.sums)
+        small = {a for phase in (plan.prologue, *plan.stages, plan.epilogue) for n in phase for a in n.args}
+        self.sweeps_only = {n for s in plan.sweeps for n in s.frontier} - small
         self.chunked = plan.layout == "nhwc" or columns
 
     def var(self, node: Node) -> str:
@@ -102,10 +104,10 @@ class Storage:
             return self.operands[node]
         if node in self.outputs:
             return self.outputs[node]
-        # Statistics are kept in double between sweeps: a mean rounded to float32 shifts every deviation from it,
-        # and what cancels among factored sums should do so before it is rounded. Not so along space, where sweeps
-        # add to them in place.
-        return self.workspace(f"w{self.index[node]}", "T" if node.axes & S else "double", size_of(node.axes))
+        # Small values are kept in double: what cancels among factored sums should do so before it is rounded. Not
+        # so sums, which were added up in T, and what sweeps alone read, in T; along space, they add to it in place.
+        narrow = node.axes & S or (node.op is Op.SUM and is_sweep_sum(node)) or node in self.sweeps_only
+        return self.workspace(f"w{self.index[node]}", "T" if narrow else "double", size_of(node.axes))
 
     def expanded(self, node: Node) -> str:
         """A copy in the arithmetic type, one element a channel, for loops with channels inside."""
@@ -138,6 +140,10 @@ class Storage:
     def load(self, node: Node) -> str:
         """The expression of a small value at n, c (or g), s."""
         return self.leaf(node) or f"{self.array(node)}[{address(node.axes)}]"
+
+    def load_wide(self, node: Node) -> str:
+        """The same in double."""
+        return f"(double){self.load(node)}"
 
 
 def is_full_input(node: Node) -> bool:

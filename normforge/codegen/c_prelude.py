@@ -131,6 +131,22 @@ INLINE double f_erf(double a) { return erf(a); }
 INLINE double f_ln(double a) { return log(a); }
 """
 
+# Lanes of a sum, and their total. Vectors of 16 bytes are everywhere.
+LANES = r"""
+#ifdef __AVX__
+#define LANES (32 / (int)sizeof(X))
+#else
+#define LANES (16 / (int)sizeof(X))
+#endif
+typedef T Quad __attribute__((vector_size(16), may_alias));
+INLINE T total(const T *a, int lanes) {
+  Quad s = *(const Quad *)a;
+#pragma GCC unroll 16
+  for (int k = 16 / (int)sizeof(T); k < lanes; k += 16 / (int)sizeof(T)) s += *(const Quad *)(a + k);
+  return sizeof(T) == 8 ? s[0] + s[1] : (s[0] + s[2]) + (s[1] + s[3]);
+}
+"""
+
 # Full tensors in the storage dtype X; arithmetic in T.
 PLAIN = r"""
 #define LOAD(p, i) ((p)[i])
@@ -178,4 +194,4 @@ def prelude(dtype: str) -> str:
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
     io = {"bfloat16": BFLOAT16, "float16": FLOAT16}.get(dtype, PLAIN)
     types = f"typedef {arithmetic} T;\ntypedef {storage} X;\n"
-    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + io
+    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + LANES + io

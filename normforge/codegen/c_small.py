@@ -96,24 +96,28 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
         done = 0
         _open_sums(out, scalars.get(0, ()), storage, stack)
         for step in steps:
-            stack.enter_context(_loops(out, step))
             done += len(step)
+            # Without a pragma the compiler does not vectorise; scalar sums would need lanes of their own.
+            inner = done == len(nest) and step[-1] in (K, S) and not any(scalars.get(d) for d in range(done))
+            if inner:
+                out("#pragma omp simd")
+            stack.enter_context(_loops(out, step))
             _open_sums(out, scalars.get(done, ()), storage, stack)
         for node in group.elementwise:
             if is_sweep_sum(node):
                 _emit_merge(out, node, storage)
             else:
-                args = [storage.var(a) if a in inside else storage.load(a) for a in node.args]
+                args = [storage.var(a) if a in inside else storage.load_wide(a) for a in node.args]
                 out(f"const double {storage.var(node)} = {CODE[node.op].format(*args)};")
             if node in keep:
                 out(f"{storage.array(node)}[{address(node.axes)}] = {storage.var(node)};")
         for node in group.sums:
             a = node.args[0]
-            value = storage.var(a) if a in inside else storage.load(a)
+            value = storage.var(a) if a in inside else storage.load_wide(a)
             target = f"a{storage.index[node]}"
             if node in arrays:
                 target = f"{_wide(node, storage)}[{address(node.axes)}]"
-            out(f"{target} += (double)({value});")
+            out(f"{target} += {value};")
     for axes, nodes in _by_axes([n for n in arrays if _wide(n, storage) != storage.array(n)]).items():
         with _loops(out, _atoms(axes)):
             for node in nodes:

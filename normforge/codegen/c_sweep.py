@@ -25,7 +25,8 @@ from normforge.ir.types import C, G, K, S
 DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
 KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
 MAX_KEPT = 4  # buffers: a level-2 cache, and the stack of a small thread, hold no more
-TILE = 4096  # elements of a row between two visits of the same data: 16 KiB, half of a level-1 cache
+TILE = 4096  # elements of rows between two visits of the same data: 16 KiB, half of a level-1 cache
+MAX_ROWS = 64  # short rows visited together
 
 
 def kept(plan: Plan) -> list[Node]:
@@ -153,8 +154,11 @@ class SweepEmitter:
         for node in self.outer_pairs:
             self._clear_column(node, "cm")
             self._clear_column(node, "cq")
-        with self._channels():
-            self._row()
+        if self.inner_pairs:
+            self._paired_rows()
+        else:
+            with self._channels():
+                self._row()
         for node in self.outer_sums:
             if node.op is Op.MEAN:
                 self._finish_column(node, self._column(node), f"{self._count(node)}")
@@ -176,67 +180,126 @@ class SweepEmitter:
                 self._deliver(node)
 
     @contextmanager
-    def _channels(self) -> Iterator[None]:
+    def _channels(self, first: str = "r.c0", last: str = "r.c1") -> Iterator[None]:
         """The loop over channels of one sample, with the row's base index."""
-        with self.out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"):
+        with self.out.block(f"for (int64_t c = {first}; c < {last}; ++c) {{"):
             self.out("const int64_t g = c / K, at = (n * C + c) * S;", "(void)g; (void)at;")
             yield
 
     def _row(self) -> None:
+        """Sums, columns and outputs of one row, tile by tile; a row of one tile keeps its sums as they are."""
         out, st = self.out, self.storage
         roots = self._first_roots()
         kept = [n for n in below(st.plan, roots) if n in self.kept]
         self.hoisted([*roots, *(a for n in kept for a in n.args)])
-        for node in self.inner_sums:
-            out(f"double r{st.var(node)} = 0;")
-        for node in self.inner_pairs:
-            v = st.var(node)
-            out(f"double m{v} = 0, q{v} = 0;")
-        tiled = bool(self.inner_sums or self.inner_pairs or kept)
+        sums = [st.var(n) for n in self.inner_sums]
+        if sums:
+            out(f"T {', '.join(f'a{v}' for v in sums)};", f"double {', '.join(f'r{v} = 0' for v in sums)};")
+        tiled = bool(sums or kept)
         with out.block(f"for (int64_t t = lo; t < hi; t += {TILE}) {{" if tiled else "{"):
             lo, hi = ("t", f"MIN2(hi, t + {TILE})") if tiled else ("lo", "hi")
             out(f"const int64_t first = {lo}, last = {hi};")
-            self._fill(kept)
+            self._fill(kept, "0")
             self._inner_loop(roots, "s", "first", "last")
-            for node in self.inner_sums:
-                out(f"r{st.var(node)} += (double)a{st.var(node)};")
-            if self.inner_pairs:
-                out("const double here = (double)(last - first), before = (double)(first - lo);")
-                self._centred_inner("s", "first", "last", "(T)here")
-                for node in self.inner_pairs:  # Chan et al., Updating Formulae, 1979
-                    v = st.var(node)
-                    out(f"const double d{v} = (double)a{v} + (double)c{v} / here - m{v};")
-                    out(f"m{v} += d{v} * (here / (before + here));")
-                    out(f"q{v} += b{v} - (double)c{v} * c{v} / here + d{v} * d{v} * (before * here / (before + here));")
+            if sums:
+                with out.block(f"if (hi - lo > {TILE}) {{"):
+                    out(*(f"r{v} += (double)a{v};" for v in sums))
+        if sums:
+            with out.block(f"if (hi - lo > {TILE}) {{"):
+                out(*(f"a{v} = (T)r{v};" for v in sums))
         for node in self.inner_sums:
-            v = st.var(node)
-            if st.chunked:
-                out(f"{st.partial(node)}[(n * Q + q) * C + c] = (T)r{v};")
-            else:
-                scale = " / (double)S" if node.op is Op.MEAN else ""
-                out(f"{st.array(node)}[{address(node.axes)}] = r{v}{scale};")
-        for node in self.inner_pairs:
-            v = st.var(node)
-            if st.chunked:
-                a = node.args[0]
-                out(f"const double k{v} = m{v} - (T)m{v}, l{v} = (double)(hi - lo);")
-                out(f"{st.partial(a, 'm')}[(n * Q + q) * C + c] = m{v};")
-                out(f"{st.partial(a, 'k')}[(n * Q + q) * C + c] = k{v} * l{v};")
-                out(f"{st.partial(a, 'q')}[(n * Q + q) * C + c] = q{v} + k{v} * k{v} * l{v};")
-            else:
-                out(f"{st.array(node)}[{address(node.axes)}] = q{v} / (double)S;")
-                for mean in self._means(node):
-                    out(f"{st.array(mean)}[{address(mean.axes)}] = m{v};")
+            self._deliver_row(node, f"a{st.var(node)}")
 
-    def _fill(self, kept: list[Node]) -> None:
-        """Kept values of the tile, where no earlier sweep of the slab has left them."""
+    def _deliver_row(self, node: Node, value: str) -> None:
+        """A finished row sum: of a chunk, or of the row."""
+        st = self.storage
+        if st.chunked:
+            self.out(f"{st.partial(node)}[(n * Q + q) * C + c] = {value};")
+        else:
+            scale = " / (double)S" if node.op is Op.MEAN else ""
+            self.out(f"{st.array(node)}[{address(node.axes)}] = {value}{scale};")
+
+    def _paired_rows(self) -> None:
+        """Rows whose variance is taken: short ones a tile's worth at once, so that the second walk of one need not
+        wait for the last of its first."""
         out, st = self.out, self.storage
+        roots, pairs = self._first_roots(), [n.args[0] for n in self.inner_pairs]
+        kept = [n for n in below(st.plan, roots) if n in self.kept]
+        again = [n for n in below(st.plan, pairs) if n in self.kept]
+        out(f"const int64_t rows = MIN2({MAX_ROWS}, MAX2(1, {TILE} / MAX2(hi - lo, 1)));")
+        with out.block("for (int64_t cb = r.c0; cb < r.c1; cb += rows) {"):
+            out("const int64_t ce = MIN2(r.c1, cb + rows);")
+            for node in self.inner_sums:
+                out(f"double r{st.var(node)}[{MAX_ROWS}];")
+            for node in self.inner_pairs:
+                v = st.var(node)
+                out(f"double m{v}[{MAX_ROWS}], q{v}[{MAX_ROWS}];", f"T h{v}[{MAX_ROWS}];")
+            with out.block(f"for (int64_t t = lo; t < hi; t += {TILE}) {{"):
+                out(f"const int64_t first = t, last = MIN2(hi, t + {TILE});")
+                out("const double here = (double)(last - first), before = (double)(first - lo), one = 1.0 / here;")
+                with self._channels("cb", "ce"):
+                    self.hoisted([*roots, *(a for n in kept for a in n.args)])
+                    self._fill(kept, "(c - cb) * (hi - lo)")
+                    out(f"T {', '.join(f'a{st.var(n)}' for n in [*self.inner_sums, *self.inner_pairs])};")
+                    self._inner_loop(roots, "s", "first", "last")
+                    for node in self.inner_sums:
+                        v = st.var(node)
+                        out(f"r{v}[c - cb] = (t == lo ? 0 : r{v}[c - cb]) + (double)a{v};")
+                    for node in self.inner_pairs:
+                        out(f"h{st.var(node)}[c - cb] = a{st.var(node)} * (T)one;")
+                with self._channels("cb", "ce"):
+                    self.hoisted(pairs)
+                    self._slots(again, "(c - cb) * (hi - lo)")
+                    out(*(f"const T a{st.var(n)} = h{st.var(n)}[c - cb];" for n in self.inner_pairs))
+                    self._deviations("s", "first", "last")
+                    for node in self.inner_pairs:  # Chan et al., Updating Formulae, 1979
+                        v = st.var(node)
+                        out(f"const double f{v} = (double)a{v} + (double)c{v} * one;")
+                        out(f"const double g{v} = b{v} - (double)c{v} * c{v} * one;")
+                        with out.block("if (t == lo) {"):
+                            out(f"m{v}[c - cb] = f{v};", f"q{v}[c - cb] = g{v};")
+                        with out.block("else {"):
+                            out(f"const double d{v} = f{v} - m{v}[c - cb], share = here / (before + here);")
+                            out(
+                                f"m{v}[c - cb] += d{v} * share;",
+                                f"q{v}[c - cb] += g{v} + d{v} * d{v} * before * share;",
+                            )
+            with self._channels("cb", "ce"):
+                for node in self.inner_sums:
+                    self._deliver_row(node, f"r{st.var(node)}[c - cb]")
+                for node in self.inner_pairs:
+                    self._deliver_pair(node)
+
+    def _deliver_pair(self, node: Node) -> None:
+        """A finished mean and sum of squared deviations of a row, or of a chunk."""
+        out, st = self.out, self.storage
+        m, q = (f"{k}{st.var(node)}[c - cb]" for k in "mq")
+        if st.chunked:
+            a, v = node.args[0], st.var(node)
+            out(f"const double k{v} = {m} - (T){m}, l{v} = (double)(hi - lo);")
+            out(f"{st.partial(a, 'm')}[(n * Q + q) * C + c] = {m};")
+            out(f"{st.partial(a, 'k')}[(n * Q + q) * C + c] = k{v} * l{v};")
+            out(f"{st.partial(a, 'q')}[(n * Q + q) * C + c] = {q} + k{v} * k{v} * l{v};")
+            return
+        out(f"{st.array(node)}[{address(node.axes)}] = {q} / (double)S;")
+        for mean in self._means(node):
+            out(f"{st.array(mean)}[{address(mean.axes)}] = {m};")
+
+    def _slots(self, kept: list[Node], tile: str) -> None:
+        """Where the kept values of the tile are: `tile` elements into the buffer where that is not a slab's."""
         if kept:
-            out("const int64_t start = r.q0 * L, width = MIN2(S, r.q1 * L) - start;")
-            out("const int64_t tile = slab ? ((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start : 0;")
+            self.out("const int64_t start = r.q0 * L, width = MIN2(S, r.q1 * L) - start;")
+            place = "((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start"
+            self.out(f"const int64_t tile = slab ? {place} : {tile};")
         for node in kept:
             slot = f"(slab ? {KEEP} : {TILE}) * {self.kept.index(node)}"
-            out(f"T *restrict k{st.var(node)} = keep + {slot} + tile;")
+            self.out(f"T *restrict k{self.storage.var(node)} = keep + {slot} + tile;")
+
+    def _fill(self, kept: list[Node], tile: str) -> None:
+        """Kept values of the tile, where no earlier sweep of the slab has left them."""
+        out, st = self.out, self.storage
+        self._slots(kept, tile)
+        for node in kept:
             earlier = st.plan.sweeps[: st.plan.sweeps.index(self.sweep)]
             there = any(node in below(st.plan, [n.args[0] for n in s.sums]) for s in earlier)
             self.filling = node
@@ -298,12 +361,15 @@ class SweepEmitter:
         before = self.inner_sums, self.inner_pairs
         self.inner_sums, self.inner_pairs = ([n for n in part if n in over_channels] for part in before)
         roots = [n.args[0] for n in over_channels] if alone else self._remaining_roots()
+        if over_channels:
+            out(f"T {', '.join(f'a{st.var(n)}' for n in over_channels)};")
         self._inner_loop(roots, "c", "first", "last", alone=alone)
         for node in self.inner_sums:
             scale = f" / {self._count(node)}" if node.op is Op.MEAN else ""
             out(f"{st.array(node)}[{address(node.axes)}] = a{st.var(node)}{scale};")
         if self.inner_pairs:
-            self._centred_inner("c", "first", "last", "")
+            out(*(f"a{st.var(n)} /= {self._count(n)};" for n in self.inner_pairs))
+            self._deviations("c", "first", "last")
         for node in self.inner_pairs:
             v = st.var(node)
             count = self._count(node)
@@ -331,7 +397,7 @@ class SweepEmitter:
         def body(add: str) -> None:
             self.values(roots)
             for node in [*self.inner_sums, *self.inner_pairs]:
-                out(f"a{st.var(node)}{add} {self._once(node, self.value(node.args[0]))};")
+                out(f"la{st.var(node)}{add} {self._once(node, self.value(node.args[0]))};")
             if alone:
                 return
             for node in self.outer_sums:
@@ -346,22 +412,21 @@ class SweepEmitter:
         scalars = [f"a{st.var(n)}" for n in [*self.inner_sums, *self.inner_pairs]]
         self._strips(i, first, last, scalars, self._streams(roots), body)
 
-    def _centred_inner(self, i: str, first: str, last: str, count: str) -> None:
-        """a<v> becomes the mean of the tile, rounded; b<v> the sum of squared deviations from it, and c<v> that of
-        the deviations, which tells the rounding (the corrected two-pass algorithm, Chan, Golub and LeVeque 1983)."""
+    def _deviations(self, i: str, first: str, last: str) -> None:
+        """From a<v>, the mean, rounded: b<v>, the sum of squared deviations from it, and c<v>, that of the deviations,
+        which tells the rounding (the corrected two-pass algorithm, Chan, Golub and LeVeque 1983)."""
         out, st = self.out, self.storage
         roots = [n.args[0] for n in self.inner_pairs]
-        for node in self.inner_pairs:
-            out(f"a{st.var(node)} /= {count or self._count(node)};")
 
         def body(add: str) -> None:
             self.values(roots)
             for node in self.inner_pairs:
                 v = st.var(node)
                 out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
-                out(f"b{v}{add} {self._once(node, f'e{v} * e{v}')};", f"c{v}{add} {self._once(node, f'e{v}')};")
+                out(f"lb{v}{add} {self._once(node, f'e{v} * e{v}')};", f"lc{v}{add} {self._once(node, f'e{v}')};")
 
         sums = [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"]
+        out(f"T {', '.join(sums)};")
         self._strips(i, first, last, sums, self._streams(roots), body)
 
     def _streams(self, roots: list[Node]) -> int:
@@ -374,36 +439,35 @@ class SweepEmitter:
     def _strips(
         self, i: str, first: str, last: str, sums: list[str], streams: int, body: Callable[[str], None]
     ) -> None:
-        """Loops over [first, last): whole vectors, by a count that the compiler knows to be one of them, then the
-        rest. One loop for both would carry each sum through vectors of every width: short rows then cost double."""
+        """Loops over [first, last) that set the sums. A sum has a lane for each element of a vector, which compilers
+        keep in a register when a whole vector is an inner loop of known length; what is left over goes to the first
+        lanes one by one. (`reduction` would store, and add up one after another, all lanes of every row.)"""
         out = self.out
-        lanes = 16 if self.storage.plan.dtype in ("bfloat16", "float16") else 8
+        every = "for (int l = 0; l < LANES; ++l) "
         if sums:
-            out(f"T {', '.join(f'{a} = 0' for a in sums)};")
-        reduction = f" reduction(+: {', '.join(sums)})" if sums else ""
+            lanes = f"[{streams} * LANES] __attribute__((aligned(64)))"
+            out(f"T {', '.join(f'l{a}{lanes}' for a in sums)};", "#pragma omp simd")
+            out(every + " = ".join(f"l{a}[{k} * LANES + l]" for a in sums for k in range(streams)) + " = 0;")
         with out.block("{"):
-            out(f"int64_t from = {first}, count;")
+            out(f"int64_t from = {first};")
+            for width in sorted({1, streams}, reverse=True):
+                with out.block(f"for (; from + {width} * LANES <= {last}; from += {width} * LANES) {{"):
+                    for k in range(width):
+                        out("#pragma omp simd")
+                        with out.block(every + "{"):
+                            offset = f"{k} * LANES + l" if k else "l"
+                            out(f"const int64_t {i} = from + {offset};")
+                            body(f"[{offset}] +=")
+            with out.block(f"for (int64_t l = 0; from + l < {last}; ++l) {{"):
+                out(f"const int64_t {i} = from + l;")
+                body("[l] +=")
+        for a in sums:
             if streams > 1:
-                out(f"count = ({last} - from) / {streams * lanes} * {lanes};", "#pragma omp simd" + reduction)
-                with out.block("for (int64_t i = 0; i < count; ++i) {"):
-                    out(f"T {', '.join(f'{a}_{k}' for a in sums for k in range(streams))};")
-                    for k in range(streams):
-                        with out.block("{"):
-                            out(f"const int64_t {i} = from + {f'{k} * count + ' if k else ''}i;")
-                            body(f"_{k} =")
-                    for a in sums:
-                        terms = [f"{a}_{k}" for k in range(streams)]
-                        while len(terms) > 1:
-                            terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
-                        out(f"{a} += {terms[0]};")
-                out(f"from += {streams} * count;")
-            with out.block(f"if (from < {last}) {{" if streams > 1 else "{"):
-                out(f"count = ({last} - from) / {lanes} * {lanes};", "#pragma omp simd" + reduction)
-                with out.block("for (int64_t i = 0; i < count; ++i) {"):
-                    out(f"const int64_t {i} = from + i;")
-                    body(" +=")
-                with out.block(f"for (int64_t {i} = from + count; {i} < {last}; ++{i}) {{"):
-                    body(" +=")
+                terms = [f"l{a}[{k} * LANES + l]" for k in range(streams)]
+                while len(terms) > 1:
+                    terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
+                out("#pragma omp simd", f"{every}l{a}[l] = {terms[0]};")
+            out(f"{a} = total(l{a}, LANES);")
 
     def _once(self, node: Node, text: str) -> str:
         """A sum over channels of what is the same for all channels of a group takes each group once."""

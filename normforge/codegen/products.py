@@ -1,13 +1,14 @@
-"""products: one form for equal products of full tensors, so that each is computed, and summed, once.
+"""products: one form for equal products, so that each is computed, and summed, once.
 
 Derivatives are full of the same few factors: in different orders, under different signs, divided again and again by
-one value, in sums whose terms have most of them in common. `Collect` writes every full value as
+one value, in sums whose terms have most of them in common. `Collect` writes every value as
 
     coefficient · gates · factors / divisors · small factors
 
-with what the terms of a sum share taken out of it, and signs and coefficients taken out of sums over memory, which
-then turn out to be equal. `Share` chooses the order of the factors for the whole graph, the most frequent first, so
-that products share their beginnings, and makes one reciprocal of what is divided by twice.
+(small factors only in full values: there they are what `Factor` takes out of sums) with what the terms of a sum
+share taken out of it, and signs and coefficients taken out of sums over memory, which then turn out to be equal.
+`Share` chooses the order of the factors for the whole graph, the most frequent first, so that products share their
+beginnings, and makes one reciprocal of what is divided by twice.
 
 Values change by rounding alone. What a factor of unknown size is in (an exponential, a quotient by what may be zero)
 stays in the order in which it is written: in another it may overflow on the way.
@@ -38,9 +39,9 @@ class Product:
     Attributes:
         coefficient: in front of all.
         gates: conditions (a, b) of `gate`, with repetition, sorted.
-        factors: full factors, likewise.
-        divisors: full divisors, likewise, each bounded away from zero.
-        small: (factor or divisor that is not full, is it a divisor?), in order.
+        factors: likewise; full ones of a full value.
+        divisors: likewise, each bounded away from zero.
+        small: of a full value, (factor or divisor that is not full, is it a divisor?), in order.
     """
 
     coefficient: float = 1.0
@@ -126,8 +127,9 @@ def _product_of(node: Node, args: list[Product]) -> Product | None:
 
 
 def _wild(node: Node, known: set[Node]) -> bool:
-    """True for full values of unknown size, and products of them."""
-    unsafe = node.op is Op.DIV and is_full(node.args[1].axes) and not bounded_away_from_zero(node.args[1])
+    """True for values of unknown size, and products of them; a full value over a small one keeps its place anyway."""
+    same = node.op is Op.DIV and is_full(node.axes) == is_full(node.args[1].axes)
+    unsafe = same and not bounded_away_from_zero(node.args[1])
     product = node.op in (Op.MUL, Op.NEG, Op.SQUARE, Op.DIV, Op.GATE)
     return node.op is Op.EXP or unsafe or (product and any(a in known for a in node.args))
 
@@ -146,23 +148,24 @@ class Collect:
 
 @dataclass
 class _Collect:
-    out: dict[Node, Node] = field(default_factory=dict)  # small values, and full ones that were asked for
-    products: dict[Node, Product] = field(default_factory=dict)  # full values, in terms of new nodes
+    out: dict[Node, Node] = field(default_factory=dict)  # of those that were asked for
+    products: dict[Node, Product] = field(default_factory=dict)  # in terms of new nodes
     wild: set[Node] = field(default_factory=set)  # among new nodes
 
     def visit(self, node: Node) -> None:
         """Rewrite a node whose operands are rewritten."""
-        if not is_full(node.axes):
-            self.out[node] = self._small(node)
-            return
         found = None
-        if node.op in (Op.ADD, Op.SUB):
+        if node.op is Op.CONST:
+            found = Product(coefficient=node.value)
+        elif node.op in (Op.ADD, Op.SUB):
             found = self._sum(node)
+        elif node.op is Op.SUM:
+            found = self._total(node)
         elif node.args and not any(self._is_wild(a) for a in node.args):
             new = node
             if node.op is Op.GATE:  # conditions are compared as new nodes
                 new = make(Op.GATE, (self.node(node.args[0]), self.node(node.args[1]), node.args[2]))
-            found = _product_of(new, [self.of(a) for a in node.args])
+            found = _product_of(new, [self.of(a, node) for a in node.args])
         if found is None:
             new = make(node.op, tuple(map(self.node, node.args)), node.attr) if node.args else node
             if _wild(new, self.wild):
@@ -170,12 +173,12 @@ class _Collect:
             found = Product(factors=(new,))
         self.products[node] = found
 
-    def of(self, node: Node) -> Product:
-        """A node as a product of new nodes."""
-        if node in self.products:
-            return self.products[node]
-        new = self.out[node]
-        return Product(coefficient=new.value) if new.op is Op.CONST else Product(small=((new, False),))
+    def of(self, node: Node, user: Node) -> Product:
+        """A node as a product of new nodes; for a full user, a small one as one factor."""
+        p = self.products[node]
+        if is_full(user.axes) and not is_full(node.axes) and (p.factors or p.divisors or p.gates):
+            return Product(p.coefficient, small=((_chain(replace(p, coefficient=1.0)), False),))
+        return p
 
     def node(self, node: Node) -> Node:
         """The new node of a node."""
@@ -187,19 +190,28 @@ class _Collect:
         return self.out[node]
 
     def _is_wild(self, node: Node) -> bool:
-        p = self.products.get(node)
-        return p is not None and any(n in self.wild for n in p.factors)
+        return any(n in self.wild for n in self.products[node].factors)
 
-    def _small(self, node: Node) -> Node:
-        if node.op is Op.SUM and node.args[0] in self.products:
-            p = self.products[node.args[0]]
-            whole = replace(p, coefficient=1.0)
-            if p.coefficient != 1.0 and _chain(whole).axes == node.args[0].axes:
-                return _scaled(make(Op.SUM, (_chain(whole),), node.attr), p.coefficient)
-        return make(node.op, tuple(map(self.node, node.args)), node.attr) if node.args else node
+    def _total(self, node: Node) -> Product | None:
+        """A sum without the coefficient of what it adds up and, where that is small, without what is constant."""
+        p = self.products[node.args[0]]
+        if self._is_wild(node.args[0]) or not p.coefficient:
+            return None
+        outside = Product(p.coefficient)
+        if not is_full(node.args[0].axes):
+            outside = Product(
+                p.coefficient,
+                tuple(g for g in p.gates if not (g[0].axes | g[1].axes) & node.reduced),
+                tuple(n for n in p.factors if not n.axes & node.reduced),
+                tuple(n for n in p.divisors if not n.axes & node.reduced),
+            )
+        inside = _chain(replace(p.without(outside), coefficient=1.0))
+        if inside.axes & node.reduced != node.args[0].axes & node.reduced:
+            return None
+        return outside.times(Product(factors=(make(Op.SUM, (inside,), node.attr),)))
 
     def _sum(self, node: Node) -> Product | None:
-        a, b = (self.of(n) for n in node.args)
+        a, b = (self.of(n, node) for n in node.args)
         if node.op is Op.SUB:
             b = replace(b, coefficient=-b.coefficient)
         if any(map(self._is_wild, node.args)) or not a.coefficient or not b.coefficient:
@@ -217,7 +229,7 @@ class _Collect:
         b = replace(b, coefficient=b.coefficient / scale)
         op = Op.SUB if b.coefficient < 0 else Op.ADD
         rest = make(op, (_chain(a), _chain(replace(b, coefficient=abs(b.coefficient)))))
-        if is_full(rest.axes):
+        if is_full(rest.axes) or not is_full(node.axes):
             return shared.times(Product(coefficient=scale, factors=(rest,)))
         return shared.times(Product(coefficient=scale, small=((rest, False),))) if shared.factors else None
 
@@ -310,16 +322,18 @@ class _Share:
 
     def read(self, node: Node) -> None:
         """Note the product that a full node is."""
-        if is_full(node.axes) and node.args:
+        if node.args:
             if _wild(node, self.wild):
                 self.wild.add(node)
-            elif (found := _product_of(node, [self._of(a) for a in node.args])) is not None:
+            elif (found := _product_of(node, [self._of(a, node) for a in node.args])) is not None:
                 self.products[node] = found
 
-    def _of(self, node: Node) -> Product:
-        if is_full(node.axes):
-            return self.products.get(node) or Product(factors=(node,))
-        return Product(coefficient=node.value) if node.op is Op.CONST else Product(small=((node, False),))
+    def _of(self, node: Node, user: Node) -> Product:
+        if node.op is Op.CONST:
+            return Product(coefficient=node.value)
+        if is_full(user.axes) and not is_full(node.axes):
+            return Product(small=((node, False),))
+        return self.products.get(node) or Product(factors=(node,))
 
     def count(self, roots: Iterable[Node]) -> None:
         """Count the parts of the products that something other than a product needs."""
@@ -347,8 +361,7 @@ class _Share:
         if p is None:
             self.out[node] = make(node.op, tuple(self.out[a] for a in node.args), node.attr) if node.args else node
             return
-        # The most frequent first; of two as frequent a factor before a gate, which needs something to close.
-        chain = sorted(_tokens(p), key=lambda t: (-self.uses[t], isinstance(t[0], tuple), _order(t[0]), t[1:]))
+        chain = sorted(_tokens(p), key=self._place)
         first = next((t for t in chain if isinstance(t[0], Node)), None)
         if first is not None:
             chain.remove(first)
@@ -372,6 +385,13 @@ class _Share:
         if new.type != node.type:
             new = make(Op.BROADCAST, (new,), (node.axes, str(node.type.cls)))
         self.out[node] = new
+
+    def _place(self, t: Token) -> tuple[object, ...]:
+        """Where a part goes: what varies along fewer axes first, for loops that are inside fewer; then the most
+        frequent; of two as frequent a factor before a gate, which needs something to close."""
+        gate = isinstance(t[0], tuple)
+        axes = t[0].axes if isinstance(t[0], Node) else t[0][0].axes | t[0][1].axes
+        return 4 if is_full(axes) else axes.bit_count(), -self.uses[t], gate, _order(t[0]), t[1:]
 
     def _grouped(self, p: Product) -> Product:
         """All small factors and the coefficient as one, so that an element is multiplied once; a divisor stays one."""

@@ -92,9 +92,9 @@ def test_common_factors_leave_a_sum() -> None:
         return reduce(lambda a, b: make(Op.MUL, (a, b)), factors)
 
     a, b, c = product(s, DY, X), product(X, DY, X, s), product(DY, s)
-    g = graph(make(Op.SUB, (make(Op.ADD, (a, b)), c)))
+    g = graph(make(Op.ADD, (make(Op.ADD, (a, b)), c)))
     new = Share().run(Collect().run(g))
-    # s, 1 + x, x·(1 + x), − 1, and two products with s and dy
+    # s, x + 1, x·(x + 1), + 1, and two products with s and dy
     assert cost(new) == 6 < cost(g)
     check(g, random_values(g, SHAPE))
 
