@@ -100,6 +100,23 @@ class Job:
         return tuple(specs)
 
     @cached_property
+    def calls(self) -> dict[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]], Call]:
+        """Prepared calls by the first operand's dtype, device, shape and strides."""
+        return {}
+
+    @cached_property
+    def gradients_at(self) -> tuple[int, ...]:
+        """Which operands the next order's outputs are gradients of, in order."""
+        position = {node: i for i, node in enumerate(self.program.operands)}
+        return tuple(position[node] for node in self.next.program.wrt_before)
+
+    @cached_property
+    def outputs_like(self) -> tuple[int, ...]:
+        """For each differentiable output, the operand that it is shaped like."""
+        position = {node: i for i, node in enumerate(self.program.operands)}
+        return (0,) if self.order == 0 else tuple(position[node] for node in self.program.wrt_before)
+
+    @cached_property
     def launchers(self) -> dict[tuple[torch.dtype, str, str], Launcher]:
         """Loaded kernels by dtype, layout and kind of device."""
         return {}
@@ -178,30 +195,66 @@ def layout_of(like: Tensor) -> str | None:
     return "nhwc" if last else None
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a call of a job needs that only the first operand's dtype, device, shape and strides decide.
+
+    Attributes:
+        strides: of full tensors.
+        wide: dtype of small tensors.
+        launch: the kernel. dims: its extents.
+    """
+
+    strides: tuple[int, ...]
+    wide: torch.dtype
+    launch: Launcher
+    dims: tuple[int, int, int, int]
+
+
 def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a job on real tensors."""
     x = inputs[0]
-    outputs = allocate(job, inputs)
-    if x.numel() == 0:
-        return [o.zero_() for o in outputs]
-    # The strides that full outputs have; a derivative's first output is one.
-    like = outputs[0] if job.specs[0][0] == "full" else torch.empty_like(x, device="meta")
-    layout = layout_of(like)
-    if layout is None:
-        return _permuted(job, inputs, outputs)
-    wide = arithmetic_dtype(x.dtype)
+    key = (x.dtype, x.device, x.shape, x.stride())
+    call = job.calls.get(key)
+    if call is None:
+        if x.numel() == 0:
+            return [o.zero_() for o in allocate(job, inputs)]
+        call = _prepare(job, x)
+        if call is None:
+            return _permuted(job, inputs)
+        job.calls[key] = call
+    wide = call.wide
     given = [
-        _like(t, like) if full else t.to(device=x.device, dtype=wide).contiguous()
+        (t if t.stride() == call.strides else _like(t, x, call.strides))
+        if full
+        else (t if t.dtype is wide and t.device == x.device and t.is_contiguous() else _small(t, x, wide))
         for t, full in zip(inputs, job.full_operands, strict=True)
     ]
+    outputs = allocate(job, inputs)
+    if wide is x.dtype:
+        call.launch([*given, *outputs], call.dims)
+        return outputs
     made = [
-        o if spec[0] == "full" or o.dtype == wide else torch.empty_like(o, dtype=wide)
+        o if spec[0] == "full" or o.dtype is wide else torch.empty_like(o, dtype=wide)
         for o, spec in zip(outputs, job.specs, strict=True)
     ]
-    n, c = x.shape[:2]
-    launch = job.launcher(x.dtype, layout, x.device.type)
-    launch([*given, *made], (n, job.groups, c // job.groups, x.numel() // (n * c)))
+    call.launch([*given, *made], call.dims)
     return [o if m is o else o.copy_(m) for m, o in zip(made, outputs, strict=True)]
+
+
+def _prepare(job: Job, x: Tensor) -> Call | None:
+    """None where the axes of x lie in memory in an order that no kernel walks."""
+    like = torch.empty_like(x, device="meta")
+    layout = layout_of(like)
+    if layout is None:
+        return None
+    n, c = x.shape[:2]
+    dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
+    return Call(like.stride(), arithmetic_dtype(x.dtype), job.launcher(x.dtype, layout, x.device.type), dims)
+
+
+def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:
+    return t.to(device=x.device, dtype=wide).contiguous()
 
 
 def _load_triton(plan: Plan, title: str) -> Launcher:
@@ -218,15 +271,14 @@ def is_data(node: Node) -> bool:
     return node.axes == FULL and node.type.cls is FloatClass.DATA
 
 
-def _like(t: Tensor, like: Tensor) -> Tensor:
-    """A full operand with the strides of x: a cotangent may come with any."""
-    if t.stride() == like.stride():
-        return t
-    return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)
+def _like(t: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A full operand with the strides of x made dense: a cotangent may come with any, and x too."""
+    return torch.empty_strided(x.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
-def _permuted(job: Job, inputs: Sequence[Tensor], outputs: list[Tensor]) -> list[Tensor]:
+def _permuted(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     """x lies in memory in some other order of its axes: compute on copies, return in the order of x."""
+    outputs = allocate(job, inputs)
     shape = inputs[0].shape
     plain = [t.contiguous() if t.shape == shape and t.dim() > 1 else t for t in inputs]
     for o, r in zip(outputs, execute(job, plain), strict=True):

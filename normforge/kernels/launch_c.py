@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +29,33 @@ class CObject:
     plan: Plan
     function: Callable[..., None]
     workspace_bytes: Callable[..., int]
-    _sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _shapes: dict[tuple[int, ...], tuple[Any, int]] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
-        c_dims = (ctypes.c_int64 * 4)(*dims)
-        need = self._sizes.get(dims)
-        if need is None:
-            need = self._sizes[dims] = int(self.workspace_bytes(c_dims))
-        work = torch.empty(need + 64, dtype=torch.uint8)
-        base = (work.data_ptr() + 63) // 64 * 64
-        pointers = (ctypes.c_void_p * (len(tensors) + 1))(*[t.data_ptr() for t in tensors], base)
-        self.function(pointers, c_dims, torch.get_num_threads())
+        known = self._shapes.get(dims)
+        if known is None:
+            c_dims = (ctypes.c_int64 * 4)(*dims)
+            known = self._shapes[dims] = (c_dims, int(self.workspace_bytes(c_dims)))
+        c_dims, need = known
+        pointers = [t.data_ptr() for t in tensors]
+        block = _workspace(need)
+        pointers.append((block.data_ptr() + 63) // 64 * 64)
+        self.function((ctypes.c_void_p * len(pointers))(*pointers), c_dims, torch.get_num_threads())
+
+
+# A workspace that a thread keeps from call to call: fresh memory costs a page fault every 4 KiB.
+KEPT_BYTES = 16 << 20
+_local = threading.local()
+
+
+def _workspace(need: int) -> Tensor:
+    block: Tensor | None = getattr(_local, "block", None)
+    if block is None or block.numel() < need + 64:
+        block = torch.empty(need + 64, dtype=torch.uint8)
+        if need <= KEPT_BYTES:
+            _local.block = block
+    return block
 
 
 _lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -182,7 +183,7 @@ class Layer(nn.Module):
         door = run if torch.compiler.is_compiling() else direct
         out = door(operands, self._keys[self.training])
         if self.training and self.running:
-            self._update([o.detach() for o in out[1 : 1 + len(self.running)]], x)
+            self._update(out[1 : 1 + len(self.running)], x)
         return out[0]
 
     def _eager(self, x: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class Layer(nn.Module):
         return y
 
     @torch.no_grad()
-    def _update(self, raw: list[Tensor], x: Tensor) -> None:
+    def _update(self, raw: Sequence[Tensor], x: Tensor) -> None:
         """Running statistics take one step: (1 - m) old + m new."""
         if x.numel() == 0:
             return
@@ -202,6 +203,9 @@ class Layer(nn.Module):
             buffer = getattr(self, r.name)
             n = x.numel() // (1 if r.node.reduced & C else self.channels)
             factor = n / (n - 1) if r.unbiased and n > 1 else 1.0
-            buffer.mul_(1 - self.momentum).add_(
-                value.reshape(buffer.shape).to(buffer.dtype), alpha=self.momentum * factor
-            )
+            if value.dtype != buffer.dtype or value.shape != buffer.shape:
+                value = value.to(buffer.dtype).reshape(buffer.shape)
+            if factor == 1:
+                buffer.lerp_(value, self.momentum)
+            else:
+                buffer.mul_(1 - self.momentum).add_(value, alpha=self.momentum * factor)

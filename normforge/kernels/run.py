@@ -44,20 +44,15 @@ def _save(ctx: Any, inputs: Sequence[Tensor], key: str, outputs: Sequence[Tensor
 def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], runner: Runner) -> list[Tensor | None]:
     """Gradients of the operands: the next order, run on the operands, the cotangents and the statistics."""
     job = Job.parse(ctx.key)
-    after = job.next
-    operands = job.program.operands
     tensors = list(ctx.saved_tensors)
-    statistics = len(job.program.saved)
-    given = tensors[: len(tensors) - statistics]
-    saved = tensors[len(tensors) - statistics :]
-    position = {node: i for i, node in enumerate(operands)}
-    like = [given[0]] if job.order == 0 else [given[position[node]] for node in job.program.wrt_before]
-    seeds = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, like, strict=False)]
-    results = runner([*given, *seeds, *saved], after.key)
+    count = len(tensors) - len(job.program.saved)
+    given, saved = tensors[:count], tensors[count:]
+    seeds = [torch.zeros_like(given[k]) if g is None else g for g, k in zip(grads, job.outputs_like, strict=False)]
+    results = runner([*given, *seeds, *saved], job.next.key)
     out: list[Tensor | None] = [None] * ctx.count
-    for node, r in zip(after.program.wrt_before, results, strict=True):
-        if needed[position[node]]:
-            out[position[node]] = r
+    for k, r in zip(job.gradients_at, results, strict=True):
+        if needed[k]:
+            out[k] = r
     return out
 
 
@@ -94,13 +89,18 @@ class Direct(torch.autograd.Function):
 
 def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
-    plain = torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in inputs)
-    if plain and not torch.compiler.is_compiling():
-        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-            Job.parse(key).prepare_next(inputs[0])
-        outputs: Sequence[Tensor] = Direct.apply(key, *inputs)
-    else:
+    outputs: Sequence[Tensor]
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch.compiler.is_compiling()
+        or any(type(t) not in _PLAIN for t in inputs)
+    ):
         outputs = run(inputs, key)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        Job.parse(key).prepare_next(inputs[0])
+        outputs = Direct.apply(key, *inputs)
+    else:
+        outputs = execute(Job.parse(key), inputs)
     return outputs
 
 
