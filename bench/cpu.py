@@ -3,9 +3,11 @@
     python bench/cpu.py            the layers and shapes that have a required ratio, under 8 minutes
     python bench/cpu.py --full     every named layer that has a rival, more shapes, more rounds
 
-A row is a layer, a shape and a pass; its peers are timed in turns in one process, on inputs that change from round
-to round, after each has been checked against float64. Outputs are fresh except where a column says reused, and all
-peers share one allocator; what fresh memory costs here is measured and printed too.
+A row is a layer, a shape and a pass; its peers are timed in one process after each has been checked against float64.
+They take turns by blocks of calls, the first two of each untimed, as a training loop would call each of them: call by
+call, one would pay for the caches and the heap that another leaves behind. Inputs change from call to call. Outputs
+are fresh except where a column says reused, and all peers share one allocator; what fresh memory costs here is
+measured and printed too.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ MORE_LAYERS = ("gn-relu", "ln-relu", "in-relu", "frn-tlu", "evonorm-s1", "layern
 SHAPES: tuple[Shape, ...] = ((128, 64, 16, 16), (16, 64, 56, 56), (128, 256, 8, 8))
 MORE_SHAPES: tuple[Shape, ...] = ((32, 512, 7, 7), (8, 32, 112, 112), (2, 64, 56, 56))
 SETS = 3  # of inputs, taken in turns
-SLOW = 0.05  # seconds: a peer above is timed in every fourth round only
+BLOCK = 9  # calls timed before the next peer has its turn
+SLOW, SLOW_BLOCK = 0.05, 3  # seconds: a peer above has shorter blocks
 
 # Required ratio: (layer or any, shape or any, pass, peer, at least).
 REQUIRED: tuple[tuple[str | None, Shape | None, str, str, float], ...] = (
@@ -145,18 +148,17 @@ def deviation(got: list[Tensor], want: list[Tensor]) -> float:
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, dict[str, float]]:
-    """Median, p20, p80 and minimum in milliseconds of peers timed in turns."""
+    """Median, p20, p80 and minimum in milliseconds of peers that take turns by blocks of calls."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step(0)
-        step(1)
-    for k in range(rounds):
+    for _ in range(rounds):
         for name, step in steps.items():
-            if k % 4 and times[name] and times[name][0] > SLOW:
-                continue
-            start = time.perf_counter()
-            step(k)
-            times[name].append(time.perf_counter() - start)
+            step(0)
+            step(1)
+            block = BLOCK if not times[name] or times[name][0] < SLOW else SLOW_BLOCK
+            for k in range(block):
+                start = time.perf_counter()
+                step(k)
+                times[name].append(time.perf_counter() - start)
     out = {}
     for name, seconds in times.items():
         p = statistics.quantiles(seconds, n=5, method="inclusive")
@@ -323,7 +325,7 @@ def main() -> None:
             for shape in shapes:
                 for name in PASSES:
                     progress.update(task, description=f"{layer} {'x'.join(map(str, shape))} {name}")
-                    rows.append(row(layer, shape, name, 80 if options.full else 20))
+                    rows.append(row(layer, shape, name, 8 if options.full else 4))
                     progress.advance(task)
     report = {"machine": machine(), "rows": rows, "compile_seconds": compiled}
     report["required"] = requirements(rows, compiled)
