@@ -131,20 +131,34 @@ INLINE double f_erf(double a) { return erf(a); }
 INLINE double f_ln(double a) { return log(a); }
 """
 
-# Lanes of a sum, and their total. Vectors of 16 bytes are everywhere.
-LANES = r"""
+# Lanes of a sum, and their total, by vectors of 16 bytes, which are everywhere.
+SUMS = r"""
 #ifdef __AVX__
 #define LANES (32 / (int)sizeof(X))
 #else
 #define LANES (16 / (int)sizeof(X))
 #endif
 typedef T Quad __attribute__((vector_size(16), may_alias));
-INLINE T total(const T *a, int lanes) {
+INLINE Quad quad_total(const T *a) {
   Quad s = *(const Quad *)a;
-#pragma GCC unroll 16
-  for (int k = 16 / (int)sizeof(T); k < lanes; k += 16 / (int)sizeof(T)) s += *(const Quad *)(a + k);
-  return sizeof(T) == 8 ? s[0] + s[1] : (s[0] + s[2]) + (s[1] + s[3]);
+#pragma GCC unroll 4
+  for (int k = 16 / (int)sizeof(T); k < LANES; k += 16 / (int)sizeof(T)) s += *(const Quad *)(a + k);
+  return s;
 }
+"""
+TOTAL64 = r"""
+INLINE double total(const double *a) { Quad s = quad_total(a); return s[0] + s[1]; }
+"""
+TOTAL32 = r"""
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define HALVES(s) __builtin_shufflevector(s, s, 2, 3, 0, 1)
+#endif
+#endif
+#ifndef HALVES
+#define HALVES(s) ((Quad){s[2], s[3], s[0], s[1]})
+#endif
+INLINE float total(const float *a) { Quad s = quad_total(a); s += HALVES(s); return s[0] + s[1]; }
 """
 
 # Full tensors in the storage dtype X; arithmetic in T.
@@ -194,4 +208,4 @@ def prelude(dtype: str) -> str:
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
     io = {"bfloat16": BFLOAT16, "float16": FLOAT16}.get(dtype, PLAIN)
     types = f"typedef {arithmetic} T;\ntypedef {storage} X;\n"
-    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + LANES + io
+    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + SUMS + (TOTAL64 if wide else TOTAL32) + io

@@ -467,7 +467,7 @@ class SweepEmitter:
                 while len(terms) > 1:
                     terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
                 out("#pragma omp simd", f"{every}l{a}[l] = {terms[0]};")
-            out(f"{a} = total(l{a}, LANES);")
+            out(f"{a} = total(l{a});")
 
     def _once(self, node: Node, text: str) -> str:
         """A sum over channels of what is the same for all channels of a group takes each group once."""
