@@ -123,8 +123,8 @@ def kernels(layer: str, inputs: list[tuple[Tensor, Tensor, Tensor]], pass_name: 
         kernel([*operands, *outputs], dims)
         if order == 0:
             saved = outputs[len(outputs) - len(job.program.saved) :]
-        seeds = [dy] if order == 0 else [dy, v, *(torch.zeros_like(o) for o in outputs[1:])]
-        job = job.next
+        seeds = [dy] if order == 0 else [dy, v]
+        job = job.after()
 
     def step(k: int) -> None:
         a, b, d = (t.detach() for t in inputs[k % SETS])

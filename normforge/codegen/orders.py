@@ -37,14 +37,19 @@ class Program:
     saved: tuple[Node, ...]
 
 
+# For each order from 2: which outputs of the order before have a cotangent; None means all.
+Seeded = tuple[tuple[int, ...] | None, ...]
+
+
 @lru_cache(maxsize=4096)
-def program(layer: Graph, order: int, train: bool) -> Program:
+def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Program:
     """The program of one order of a layer.
 
     Forward's operands are x, the parameters in the order of the formula, and in inference the buffers; its
     outputs are y, the raw running statistics in their order (training only), and the saved moments.
     Order k + 1 is given order k's operands, one cotangent for each differentiable output, and (from order 1
-    on) the saved moments; its outputs are the gradients of order k's differentiable operands.
+    on) the saved moments; its outputs are the gradients of order k's differentiable operands. A gradient penalty
+    gives a cotangent to the gradient of x alone: `seeded` leaves out the others, and all that depends on them.
     """
     forward = _forward(layer, train)
     params = layer.params
@@ -59,6 +64,9 @@ def program(layer: Graph, order: int, train: bool) -> Program:
     wrt: tuple[Node, ...] = (layer.inputs[0], *params)
     seeds: tuple[Node, ...] = ()
     for k in range(1, order + 1):
+        chosen = seeded[k - 2] if 2 <= k < len(seeded) + 2 else None
+        if chosen is not None:
+            total = total.with_outputs(*(total.outputs[i] for i in chosen))
         before = total.inputs
         total = lower(Differentiate(wrt, k).run(total))
         new = total.inputs[len(before) :]

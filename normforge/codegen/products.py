@@ -29,7 +29,8 @@ from normforge.ir.ops import Op
 
 MAX_FACTORS = 12  # of one product; longer ones stay as they are
 Gate = tuple[Node, Node]
-Part = TypeVar("Part", Node, Gate)
+Small = tuple[Node, bool]
+Part = TypeVar("Part", Node, Gate, Small)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Product:
     gates: tuple[Gate, ...] = ()
     factors: tuple[Node, ...] = ()
     divisors: tuple[Node, ...] = ()
-    small: tuple[tuple[Node, bool], ...] = ()
+    small: tuple[Small, ...] = ()
 
     def times(self, other: Product) -> Product:
         """The product of two."""
@@ -70,12 +71,13 @@ class Product:
         return self.times(Product(1.0 / other.coefficient, (), (), other.factors, small))
 
     def common(self, other: Product) -> Product:
-        """The gates, factors and divisors that both have."""
+        """What both have, but for the coefficient."""
         return Product(
             1.0,
             _both(self.gates, other.gates),
             _both(self.factors, other.factors),
             _both(self.divisors, other.divisors),
+            _both(self.small, other.small),
         )
 
     def without(self, other: Product) -> Product:
@@ -85,7 +87,7 @@ class Product:
             _less(self.gates, other.gates),
             _less(self.factors, other.factors),
             _less(self.divisors, other.divisors),
-            self.small,
+            _less(self.small, other.small),
         )
 
     @property
@@ -98,8 +100,10 @@ def _times(a: Node, b: Node) -> Node:
     return make(Op.MUL, (a, b))
 
 
-def _order(part: Node | Gate) -> tuple[bytes, ...]:
-    return (part.digest,) if isinstance(part, Node) else (part[0].digest, part[1].digest)
+def _order(part: Node | Gate | Small) -> tuple[bytes, ...]:
+    if isinstance(part, Node):
+        return (part.digest,)
+    return part[0].digest, part[1].digest if isinstance(part[1], Node) else bytes([part[1]])
 
 
 def _both(a: tuple[Part, ...], b: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
-from normforge.codegen.orders import Program, program
+from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.errors import BackendError
 from normforge.ir.graph import Graph
@@ -45,19 +45,23 @@ class Job:
     train: bool
     groups: int
     layer: Graph
+    seeded: Seeded = ()
 
     @cached_property
     def key(self) -> str:
         """Text that `Job.parse` reads back."""
-        return f"{self.order}|{'train' if self.train else 'eval'}|{self.groups}|{layer_text(self.layer)}"
+        masks = ";".join("*" if m is None else ",".join(map(str, m)) for m in self.seeded)
+        mode = "train" if self.train else "eval"
+        return f"{self.order}|{mode}|{self.groups}|{masks}|{layer_text(self.layer)}"
 
     @staticmethod
     @lru_cache(maxsize=4096)
     def parse(key: str) -> Job:
         """The job that a key says; the same object for the same key, so that what it has worked out is kept."""
-        order, mode, groups, text = key.split("|", 3)
+        order, mode, groups, masks, text = key.split("|", 4)
         layer = Graph.from_json(text) if text.startswith("{") else parse_formula(text)
-        return Job(int(order), mode == "train", int(groups), layer)
+        seeded = tuple(None if m == "*" else tuple(map(int, m.split(","))) for m in masks.split(";") if m)
+        return Job(int(order), mode == "train", int(groups), layer, seeded)
 
     @cached_property
     def program(self) -> Program:
@@ -71,13 +75,22 @@ class Job:
                 f"compiled layers have derivatives up to order {MAX_ORDER}, and order {self.order} was asked for: "
                 "use backend='eager' there"
             )
-        return program(self.layer, self.order, self.train)
+        return program(self.layer, self.order, self.train, self.seeded)
+
+    def after(self, seeded: tuple[int, ...] = (0,)) -> Job:
+        """The job of the next derivative, given which of the differentiable outputs have a cotangent."""
+        found = self._after.get(seeded)
+        if found is None:
+            masks = self.seeded
+            if self.order:
+                masks = (*masks, None if len(seeded) == len(self.outputs_like) else seeded)
+            made = Job(self.order + 1, self.train, self.groups, self.layer, masks)
+            found = self._after[seeded] = Job.parse(made.key)
+        return found
 
     @cached_property
-    def next(self) -> Job:
-        """The job of the next derivative."""
-        after = Job(self.order + 1, self.train, self.groups, self.layer)
-        return Job.parse(after.key)
+    def _after(self) -> dict[tuple[int, ...], Job]:
+        return {}
 
     @cached_property
     def full_operands(self) -> tuple[bool, ...]:
@@ -108,7 +121,7 @@ class Job:
     def gradients_at(self) -> tuple[int, ...]:
         """Which operands the next order's outputs are gradients of, in order."""
         position = {node: i for i, node in enumerate(self.program.operands)}
-        return tuple(position[node] for node in self.next.program.wrt_before)
+        return tuple(position[node] for node in self.after().program.wrt_before)
 
     @cached_property
     def outputs_like(self) -> tuple[int, ...]:
@@ -121,20 +134,23 @@ class Job:
         """Loaded kernels by dtype, layout and kind of device."""
         return {}
 
-    def prepare_next(self, x: Tensor) -> None:
-        """Start compiling the next derivative for inputs like x, on a CPU: it will be wanted, and there is a core."""
+    def prepare_backward(self, x: Tensor) -> None:
+        """After forward, start compiling backward for inputs like x on a CPU: it will be wanted, and there is a core.
+
+        What a derivative beyond depends on, which gradients get a cotangent, nobody knows yet.
+        """
         kind = (x.dtype, x.is_contiguous())
-        if kind in self.prepared:
+        if self.order or kind in self.prepared:
             return
         self.prepared.add(kind)
         layout = layout_of(torch.empty_like(x, device="meta"))
-        if x.device.type == "cpu" and self.order < MAX_ORDER - 1 and layout is not None:
-            plan = make_plan(self.next.program, "c", _NAMES[x.dtype], layout)
+        if x.device.type == "cpu" and layout is not None:
+            plan = make_plan(self.after().program, "c", _NAMES[x.dtype], layout)
             launch_c.prefetch(plan, layer_text(self.layer))
 
     @cached_property
     def prepared(self) -> set[tuple[torch.dtype, bool]]:
-        """For which kinds of input the next derivative was asked for already."""
+        """For which kinds of input backward was asked for already."""
         return set()
 
     def launcher(self, dtype: torch.dtype, layout: str, device: str) -> Launcher:

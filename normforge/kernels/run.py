@@ -42,14 +42,18 @@ def _save(ctx: Any, inputs: Sequence[Tensor], key: str, outputs: Sequence[Tensor
 
 
 def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], runner: Runner) -> list[Tensor | None]:
-    """Gradients of the operands: the next order, run on the operands, the cotangents and the statistics."""
+    """Gradients of the operands: the next order, run on the operands, the cotangents and the statistics. Outputs
+    without a cotangent are left out of it."""
     job = Job.parse(ctx.key)
     tensors = list(ctx.saved_tensors)
     count = len(tensors) - len(job.program.saved)
     given, saved = tensors[:count], tensors[count:]
-    seeds = [torch.zeros_like(given[k]) if g is None else g for g, k in zip(grads, job.outputs_like, strict=False)]
-    results = runner([*given, *seeds, *saved], job.next.key)
+    seeded = tuple(i for i, g in enumerate(grads[: len(job.outputs_like)]) if g is not None)
     out: list[Tensor | None] = [None] * ctx.count
+    if not seeded:
+        return out
+    seeds = [g for g in grads[: len(job.outputs_like)] if g is not None]
+    results = runner([*given, *seeds, *saved], job.after(seeded).key)
     for k, r in zip(job.gradients_at, results, strict=True):
         if needed[k]:
             out[k] = r
@@ -97,7 +101,7 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     ):
         outputs = run(inputs, key)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        Job.parse(key).prepare_next(inputs[0])
+        Job.parse(key).prepare_backward(inputs[0])
         outputs = Direct.apply(key, *inputs)
     else:
         outputs = execute(Job.parse(key), inputs)

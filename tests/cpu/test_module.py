@@ -164,6 +164,39 @@ def test_third_order(name: str) -> None:
         torch.autograd.grad(a.sum(), list(got.parameters()))
 
 
+@pytest.mark.parametrize("name", list(nf.layers))
+def test_penalties_on_some_gradients(name: str) -> None:
+    """Gradients without a cotangent are left out of the second derivative: the same numbers, whichever they are."""
+    got, want = (make(nf.layers[name], b, 4, 2, torch.float64, 0) for b in ("c", "eager"))
+    x = random_input((3, 4, 2, 3), 1, torch.float64)
+    weights = cotangents_for(got, x.shape, torch.float64, 2)[1:]
+
+    def penalty(m: nf.Layer, chosen: tuple[int, ...]) -> list[torch.Tensor]:
+        z = x.clone().requires_grad_()
+        leaves = [z, *m.parameters()]
+        first = torch.autograd.grad(m(z).square().sum(), leaves, create_graph=True)
+        scalar = sum((first[i] * weights[i]).square().sum() for i in chosen)
+        second = torch.autograd.grad(scalar, leaves, create_graph=True, materialize_grads=True)
+        return [*second, *torch.autograd.grad(second[0].square().sum(), leaves, materialize_grads=True)]
+
+    last = len(list(got.parameters()))
+    for chosen in ((0,), (last,), (0, last)):
+        mine, theirs = penalty(got, chosen), penalty(want, chosen)
+        for order, part in ((2, slice(0, last + 1)), (3, slice(last + 1, None))):
+            scale = 1 + max(float(t.detach().abs().max()) for t in theirs[part])
+            for k, (a, b) in enumerate(zip(mine[part], theirs[part], strict=True)):
+                what = f"order {order}, value {k} of {name} with cotangents of {chosen}"
+                compare(a.detach(), b.detach(), tolerance(torch.float64, 72, scale, order), what)
+
+
+def test_a_key_says_which_gradients_have_cotangents() -> None:
+    job = Job(0, True, 2, nf.layers["gn-silu"]).after().after((0, 2)).after((0,))
+    assert job.seeded == ((0, 2), (0,)) and Job.parse(job.key) == job
+    whole = Job(1, True, 2, nf.layers["gn-silu"]).after((0, 1, 2))
+    assert whole == Job(2, True, 2, nf.layers["gn-silu"], (None,)) and Job.parse(whole.key) == whole
+    assert len(whole.program.operands) == len(Job(1, True, 2, nf.layers["gn-silu"]).after().program.operands) + 2
+
+
 @pytest.mark.parametrize("layer", ["evonorm-b0", "layernorm-gelu"])
 def test_both_doors_agree(layer: str) -> None:
     """The autograd.Function of plain calls and the registered op: equal bits in every order, equal errors."""
