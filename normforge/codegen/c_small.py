@@ -97,9 +97,9 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
         _open_sums(out, scalars.get(0, ()), storage, stack)
         for step in steps:
             done += len(step)
-            # Without a pragma the compiler does not vectorise; scalar sums would need lanes of their own.
-            inner = done == len(nest) and step[-1] in (K, S) and not any(scalars.get(d) for d in range(done))
-            if inner:
+            # Without a pragma the compiler does not vectorise; sums over the innermost axis would need lanes.
+            apart = not any(scalars.get(d) for d in range(done)) and all(n.axes & step[-1] for n in arrays)
+            if done == len(nest) and step[-1] in (K, S) and apart:
                 out("#pragma omp simd")
             stack.enter_context(_loops(out, step))
             _open_sums(out, scalars.get(done, ()), storage, stack)

@@ -12,14 +12,8 @@ from pathlib import Path
 from normforge.errors import BackendError
 
 # No fast-math: NaN, infinities, denormals and the order of sums stay; the two flags only say that nobody reads
-# errno or floating-point traps. Loops that pay are marked `omp simd` and vectorised at -O1 too; of what -O2 adds, two
-# passes make fused multiply-adds and keep constants in registers, and the rest doubles the time for the same speed.
-# Threading of jumps would copy whole loop bodies for a maximum and its gates before they become branch-free.
+# errno or floating-point traps.
 FLAGS = (
-    "-O1",
-    "-fexpensive-optimizations",
-    "-fgcse",
-    "-fno-thread-jumps",
     "-march=native",
     "-std=gnu11",
     "-fno-math-errno",
@@ -29,6 +23,11 @@ FLAGS = (
     "-shared",
     "-w",
 )
+# Loops that pay are marked `omp simd`, which gcc vectorises at -O1 too; of what -O2 adds, two passes make fused
+# multiply-adds and keep constants in registers, and the rest doubles the time for the same speed. Threading of jumps
+# would copy whole loop bodies for a maximum and its gates before they become branch-free.
+GCC_FLAGS = ("-O1", "-fexpensive-optimizations", "-fgcse", "-fno-thread-jumps")
+CLANG_FLAGS = ("-O2", "-ffp-contract=fast")
 INSTALL_HINT = "install one (Debian, Ubuntu: apt install gcc) or name it in the environment variable NORMFORGE_CC"
 
 
@@ -42,8 +41,8 @@ def find_compiler() -> str | None:
 
 
 @cache
-def fingerprint() -> str:
-    """What decides the machine code besides the source: compiler, its version, flags, CPU features.
+def identity() -> tuple[str, str]:
+    """Path of the compiler, and the first line that it says of its version.
 
     Raises:
         BackendError: there is no compiler.
@@ -51,8 +50,23 @@ def fingerprint() -> str:
     compiler = find_compiler()
     if compiler is None:
         raise BackendError(f"the C backend needs a C compiler and found none: {INSTALL_HINT}")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-    return "\n".join((compiler, version, *FLAGS, cpu_features()))
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    return compiler, said.split("\n")[0]
+
+
+def flags() -> tuple[str, ...]:
+    """What the compiler is told; macOS calls its clang gcc, so the version decides."""
+    return (*(CLANG_FLAGS if "clang" in identity()[1].lower() else GCC_FLAGS), *FLAGS)
+
+
+@cache
+def fingerprint() -> str:
+    """What decides the machine code besides the source: compiler, its version, flags, CPU features.
+
+    Raises:
+        BackendError: there is no compiler.
+    """
+    return "\n".join((*identity(), *flags(), cpu_features()))
 
 
 def cpu_features() -> str:
@@ -71,10 +85,8 @@ def compile_c(source: str, output: Path) -> None:
     Raises:
         BackendError: there is no compiler, or it refuses the source; the message has its first error.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise BackendError(f"the C backend needs a C compiler and found none: {INSTALL_HINT}")
-    command = [compiler, *FLAGS, "-x", "c", "-", "-o", str(output), "-lm"]
+    compiler, _ = identity()
+    command = [compiler, *flags(), "-x", "c", "-", "-o", str(output), "-lm"]
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     if done.returncode:
         first = next((line for line in done.stderr.split("\n") if "error" in line), done.stderr[:200])

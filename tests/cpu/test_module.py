@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,6 +354,24 @@ else:
     raise SystemExit("no error")
 """
     env = {k: v for k, v in os.environ.items() if k not in ("CC", "NORMFORGE_CC")} | {"PATH": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_each_compiler(compiler: str) -> None:
+    """A real process told to use it: both know the flags they are given, and agree with eager."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    program = """
+import torch, normforge as nf
+from reference import check_against_eager
+for layer in ("evonorm-b0", "layernorm-gelu"):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for layout in ("nchw", "nhwc"):
+            check_against_eager(nf.layers[layer], (3, 6, 5, 7), 3, dtype, layout)
+"""
+    env = os.environ | {"NORMFORGE_CC": compiler, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
