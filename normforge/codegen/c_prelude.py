@@ -27,22 +27,27 @@ INLINE T f_gate(T a, T b, T t) { T share = a == b ? (T)0.5 : (T)1; return a < b 
 """
 
 FLOAT32 = r"""
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
 INLINE float f_abs(float a) { return fabsf(a); }
 INLINE float f_root(float a) { return sqrtf(a); }
 INLINE float f_exp(float a) {
   float x = a > 89.0f ? 89.0f : a;
   x = x < -104.0f ? -104.0f : x;
   const float magic = 12582912.0f;              /* 1.5 * 2^23: adding it rounds to an integer */
-  float shifted = x * 1.44269504089f + magic;
+  float shifted = FMA(x, 1.44269504089f, magic);
   int32_t n = (int32_t)(bits_of(shifted) - bits_of(magic));
   float k = shifted - magic;
-  float r = (x - k * 0.693145751953125f) - k * 1.42860682030941723e-6f;
+  float r = FMA(k, -1.42860682030941723e-6f, FMA(k, -0.693145751953125f, x));
   float p = 1.394111754e-03f;
-  p = p * r + 8.363179812e-03f;
-  p = p * r + 4.166637521e-02f;
-  p = p * r + 1.666657698e-01f;
-  p = p * r + 5.000000027e-01f;
-  p = p * (r * r) + r + 1.0f;
+  p = FMA(p, r, 8.363179812e-03f);
+  p = FMA(p, r, 4.166637521e-02f);
+  p = FMA(p, r, 1.666657698e-01f);
+  p = FMA(p, r, 5.000000027e-01f);
+  p = FMA(p, r * r, r) + 1.0f;
   int32_t half = n >> 1;                        /* two factors: results may be denormal or infinite */
   return p * float_of((uint32_t)(half + 127) << 23) * float_of((uint32_t)(n - half + 127) << 23);
 }
@@ -50,14 +55,14 @@ INLINE float f_exp(float a) {
    both ends because `scale` is rounded: for uses where 1 is added to it, which take no harm. */
 INLINE float half_exp2(float x, float scale) {
   const float magic = 12583038.0f;              /* 1.5 * 2^23 + 126: the low bits become the exponent's field */
-  float shifted = x * scale + magic;
-  float r = x * scale - (shifted - magic);
+  float shifted = FMA(x, scale, magic);
+  float r = FMA(x, scale, -(shifted - magic));
   float p = 1.326469937e-03f;
-  p = p * r + 9.671533480e-03f;
-  p = p * r + 5.550733954e-02f;
-  p = p * r + 2.402224243e-01f;
-  p = p * r + 6.931470037e-01f;
-  p = p * r + 1.0f;
+  p = FMA(p, r, 9.671533480e-03f);
+  p = FMA(p, r, 5.550733954e-02f);
+  p = FMA(p, r, 2.402224243e-01f);
+  p = FMA(p, r, 6.931470037e-01f);
+  p = FMA(p, r, 1.0f);
   return p * float_of(bits_of(shifted) << 23);
 }
 INLINE float f_sigmoid(float a) {
@@ -68,11 +73,11 @@ INLINE float f_sigmoid(float a) {
 INLINE float f_tanh(float a) {
   float t = fabsf(a), z = a * a;
   float p = -6.112778589e-03f;
-  p = p * z + 2.100980034e-02f;
-  p = p * z - 5.385401129e-02f;
-  p = p * z + 1.333279417e-01f;
-  p = p * z - 3.333332925e-01f;
-  float small = a + a * (z * p);
+  p = FMA(p, z, 2.100980034e-02f);
+  p = FMA(p, z, -5.385401129e-02f);
+  p = FMA(p, z, 1.333279417e-01f);
+  p = FMA(p, z, -3.333332925e-01f);
+  float small = FMA(a, z * p, a);
   float u = t > 10.0f ? 10.0f : t;              /* tanh(10) is 1 in float32 */
   float large = copysignf(1.0f - 1.0f / (half_exp2(u, 2.88539008178f) + 0.5f), a);
   return t < 0.625f ? small : large;            /* NaN takes the second, which is NaN */
@@ -80,21 +85,21 @@ INLINE float f_tanh(float a) {
 INLINE float f_erf(float a) {
   float t = fabsf(a), z = a * a;
   float p = -5.976652060e-04f;
-  p = p * z + 4.990933347e-03f;
-  p = p * z - 2.676553556e-02f;
-  p = p * z + 1.128180193e-01f;
-  p = p * z - 3.761249424e-01f;
-  p = p * z + 1.283791500e-01f;
-  float small = a + a * p;
+  p = FMA(p, z, 4.990933347e-03f);
+  p = FMA(p, z, -2.676553556e-02f);
+  p = FMA(p, z, 1.128180193e-01f);
+  p = FMA(p, z, -3.761249424e-01f);
+  p = FMA(p, z, 1.283791500e-01f);
+  float small = FMA(a, p, a);
   float u = t > 4.0f ? 4.0f : t;                /* erf(4) is 1 in float32 */
   float q = -2.122106246e-05f;
-  q = q * u + 4.359049412e-04f;
-  q = q * u - 4.177978468e-03f;
-  q = q * u + 2.513744012e-02f;
-  q = q * u - 1.083076324e-01f;
-  q = q * u - 6.333221659e-01f;
-  q = q * u - 1.129527027e+00f;
-  q = q * u + 1.771703649e-04f;
+  q = FMA(q, u, 4.359049412e-04f);
+  q = FMA(q, u, -4.177978468e-03f);
+  q = FMA(q, u, 2.513744012e-02f);
+  q = FMA(q, u, -1.083076324e-01f);
+  q = FMA(q, u, -6.333221659e-01f);
+  q = FMA(q, u, -1.129527027e+00f);
+  q = FMA(q, u, 1.771703649e-04f);
   float large = copysignf(1.0f - 2.0f * half_exp2(q, 1.44269504089f), a);
   return t < 0.93f ? small : large;
 }
@@ -105,14 +110,14 @@ INLINE float f_ln(float a) {
   int32_t n = (int32_t)u >> 23;
   float f = float_of((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   float p = 7.330558956e-02f;
-  p = p * f - 1.165944721e-01f;
-  p = p * f + 1.163508319e-01f;
-  p = p * f - 1.239677715e-01f;
-  p = p * f + 1.425112627e-01f;
-  p = p * f - 1.666914772e-01f;
-  p = p * f + 2.000068877e-01f;
-  p = p * f - 2.499998122e-01f;
-  p = p * f + 3.333333125e-01f;
+  p = FMA(p, f, -1.165944721e-01f);
+  p = FMA(p, f, 1.163508319e-01f);
+  p = FMA(p, f, -1.239677715e-01f);
+  p = FMA(p, f, 1.425112627e-01f);
+  p = FMA(p, f, -1.666914772e-01f);
+  p = FMA(p, f, 2.000068877e-01f);
+  p = FMA(p, f, -2.499998122e-01f);
+  p = FMA(p, f, 3.333333125e-01f);
   float k = (float)n - (tiny ? 23.0f : 0.0f);
   float y = k * 0.693145751953125f + (f + (k * 1.42860682030941723e-6f + f * f * (f * p - 0.5f)));
   y = a > 3.4028235e38f ? a : y;

@@ -165,6 +165,8 @@ class SweepEmitter:
         for node in self.outer_pairs:
             self._finish_column(node, self._column(node, "cm"), self._count(node))
         if self.outer_pairs:
+            # The buffer holds a tile of the last row unless it holds a slab: kept values are computed again.
+            kept, self.kept = self.kept, []
             with self._channels():
                 roots = [n.args[0] for n in self.outer_pairs]
                 self.hoisted(roots)
@@ -175,6 +177,7 @@ class SweepEmitter:
                         d = f"e{self.storage.var(node)}"
                         out(f"const T {d} = {self.value(node.args[0])} - {self._column(node, 'cm')};")
                         out(f"{self._column(node, 'cq')} += {self._once(node, f'{d} * {d}')};")
+            self.kept = kept
             for node in self.outer_pairs:
                 self._finish_column(node, self._column(node, "cq"), self._count(node))
                 self._deliver(node)

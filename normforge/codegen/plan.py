@@ -136,8 +136,11 @@ def is_sweep_sum(node: Node) -> bool:
 @lru_cache(maxsize=4096)
 def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
     """Plan a program for a target. No shape enters: one plan serves every shape."""
-    graph = Factor(expand=program.order > 0).run(Collect().run(program.graph))
-    graph = Share().run(Collect().run(graph))
+    graph = program.graph
+    if program.order:  # forward stays as written: x² · k² for (x·k)² would overflow where x·k does not
+        graph = Share().run(Collect().run(Factor(expand=True).run(Collect().run(graph))))
+    else:
+        graph = Factor(expand=False).run(graph)
     level: dict[Node, int] = {}
     for node in graph.nodes:
         level[node] = max((level[a] for a in node.args), default=0) + is_sweep_sum(node)

@@ -10,8 +10,9 @@ share taken out of it, and signs and coefficients taken out of sums over memory,
 `Share` chooses the order of the factors for the whole graph, the most frequent first, so that products share their
 beginnings, and makes one reciprocal of what is divided by twice.
 
-Values change by rounding alone. What a factor of unknown size is in (an exponential, a quotient by what may be zero)
-stays in the order in which it is written: in another it may overflow on the way.
+Values change by rounding alone, as long as the square of a full value does not overflow. What a factor of unknown size
+is in (an exponential, a quotient by what may be zero) stays in the order in which it is written: in another it may
+overflow on the way.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from normforge.ir.node import Node, const, make
 from normforge.ir.ops import Op
 
 MAX_FACTORS = 12  # of one product; longer ones stay as they are
+MAX_POWER = 2  # of a full factor that is taken apart from small ones
+# What is bounded whatever its operand, so that nobody needs to know how large that is.
+BOUNDED = frozenset({Op.SIGMOID, Op.TANH, Op.ERF, Op.SIGN})
 Gate = tuple[Node, Node]
 Small = tuple[Node, bool]
 Part = TypeVar("Part", Node, Gate, Small)
@@ -127,15 +131,20 @@ def _product_of(node: Node, args: list[Product]) -> Product | None:
         found = args[0].over(args[1])
     elif node.op is Op.GATE:
         found = args[2].times(Product(gates=((node.args[0], node.args[1]),)))
-    return found if found is None or len(found.factors) + len(found.divisors) <= MAX_FACTORS else None
+    if found is None or len(found.factors) + len(found.divisors) > MAX_FACTORS:
+        return None
+    # Apart from its scale a high power overflows, and a coefficient has to be a float32.
+    if found.small and max(Counter(found.factors).values(), default=0) > MAX_POWER:
+        return None
+    return found if not found.coefficient or 1e-30 < abs(found.coefficient) < 1e30 else None
 
 
 def _wild(node: Node, known: set[Node]) -> bool:
-    """True for values of unknown size, and products of them; a full value over a small one keeps its place anyway."""
+    """True for values of unknown size: exponentials, quotients by what may be zero (but for those of a full value by
+    a small one, which keep their place anyway), and all that is made of them, up to a bounded function."""
     same = node.op is Op.DIV and is_full(node.axes) == is_full(node.args[1].axes)
     unsafe = same and not bounded_away_from_zero(node.args[1])
-    product = node.op in (Op.MUL, Op.NEG, Op.SQUARE, Op.DIV, Op.GATE)
-    return node.op is Op.EXP or unsafe or (product and any(a in known for a in node.args))
+    return node.op is Op.EXP or unsafe or (node.op not in BOUNDED and any(a in known for a in node.args))
 
 
 @dataclass(frozen=True)

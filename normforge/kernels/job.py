@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,7 +13,7 @@ from torch import Tensor
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, make_plan
-from normforge.errors import BackendError
+from normforge.errors import BackendError, ShapeError
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.text import parse_formula
@@ -20,6 +21,7 @@ from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.kernels import launch_c
 
 MAX_ORDER = 3
+MAX_CALLS = 1024  # prepared calls that a job keeps
 _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -118,10 +120,11 @@ class Job:
         return {}
 
     @cached_property
-    def gradients_at(self) -> tuple[int, ...]:
-        """Which operands the next order's outputs are gradients of, in order."""
-        position = {node: i for i, node in enumerate(self.program.operands)}
-        return tuple(position[node] for node in self.after().program.wrt_before)
+    def before(self) -> tuple[int, ...]:
+        """Which operands of the order before this order's outputs are gradients of, in order."""
+        operands = program(self.layer, self.order - 1, self.train, self.seeded[: max(self.order - 2, 0)]).operands
+        position = {node: i for i, node in enumerate(operands)}
+        return tuple(position[node] for node in self.program.wrt_before)
 
     @cached_property
     def outputs_like(self) -> tuple[int, ...]:
@@ -218,11 +221,13 @@ class Call:
     Attributes:
         strides: of full tensors.
         wide: dtype of small tensors.
+        sizes: elements of each operand.
         launch: the kernel. dims: its extents.
     """
 
     strides: tuple[int, ...]
     wide: torch.dtype
+    sizes: tuple[int, ...]
     launch: Launcher
     dims: tuple[int, int, int, int]
 
@@ -238,8 +243,15 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
         call = _prepare(job, x)
         if call is None:
             return _permuted(job, inputs)
+        if len(job.calls) >= MAX_CALLS:
+            job.calls.clear()
         job.calls[key] = call
     wide = call.wide
+    for t, size in zip(inputs, call.sizes, strict=True):
+        if t.numel() != size:
+            raise ShapeError(
+                f"an operand has {t.numel()} elements and the layer needs {size}: was a parameter replaced?"
+            )
     given = [
         (t if t.stride() == call.strides else _like(t, x, call.strides))
         if full
@@ -247,9 +259,7 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
         for t, full in zip(inputs, job.full_operands, strict=True)
     ]
     outputs = allocate(job, inputs)
-    if wide is x.dtype:
-        call.launch([*given, *outputs], call.dims)
-        return outputs
+    # Gradients come in the dtype of what they are gradients of, which need not be that of the kernel.
     made = [
         o if spec[0] == "full" or o.dtype is wide else torch.empty_like(o, dtype=wide)
         for o, spec in zip(outputs, job.specs, strict=True)
@@ -266,7 +276,12 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         return None
     n, c = x.shape[:2]
     dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
-    return Call(like.stride(), arithmetic_dtype(x.dtype), job.launcher(x.dtype, layout, x.device.type), dims)
+    sizes = tuple(
+        x.numel() if full else math.prod(small_shape(node.axes, x, job.groups))
+        for node, full in zip(job.program.operands, job.full_operands, strict=True)
+    )
+    launch = job.launcher(x.dtype, layout, x.device.type)
+    return Call(like.stride(), arithmetic_dtype(x.dtype), sizes, launch, dims)
 
 
 def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:

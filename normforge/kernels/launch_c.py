@@ -18,6 +18,8 @@ from normforge.codegen.c import emit_c
 from normforge.codegen.plan import Plan
 from normforge.kernels import cache, toolchain
 
+MAX_SHAPES = 1024  # whose extents an object keeps
+
 
 @dataclass
 class CObject:
@@ -36,6 +38,8 @@ class CObject:
         known = self._shapes.get(dims)
         if known is None:
             c_dims = (ctypes.c_int64 * 4)(*dims)
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
             known = self._shapes[dims] = (c_dims, int(self.workspace_bytes(c_dims)))
         c_dims, need = known
         pointers = [t.data_ptr() for t in tensors]
@@ -52,7 +56,7 @@ _local = threading.local()
 def _workspace(need: int) -> Tensor:
     block: Tensor | None = getattr(_local, "block", None)
     if block is None or block.numel() < need + 64:
-        block = torch.empty(need + 64, dtype=torch.uint8)
+        block = torch.empty(need + 64, dtype=torch.uint8, device="cpu")
         if need <= KEPT_BYTES:
             _local.block = block
     return block

@@ -162,6 +162,8 @@ class Layer(nn.Module):
             return "eager"
         if torch._C._are_functorch_transforms_active():
             raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
+        if torch.autograd.forward_ad._current_level >= 0:
+            raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
         if x.device.type == "cpu":
             if self.backend == "triton":
                 raise BackendError("backend='triton' runs on a GPU and the input is on the CPU: use 'auto' or 'c'")

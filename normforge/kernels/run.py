@@ -53,14 +53,16 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool],
     if not seeded:
         return out
     seeds = [g for g in grads[: len(job.outputs_like)] if g is not None]
-    results = runner([*given, *seeds, *saved], job.after(seeded).key)
-    for k, r in zip(job.gradients_at, results, strict=True):
+    after = job.after(seeded)
+    results = runner([*given, *seeds, *saved], after.key)
+    for k, r in zip(after.before, results, strict=True):
         if needed[k]:
             out[k] = r
     return out
 
 
 def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     _save(ctx, inputs[0], inputs[1], output)
 
 
@@ -94,11 +96,8 @@ class Direct(torch.autograd.Function):
 def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     outputs: Sequence[Tensor]
-    if (
-        torch._C._len_torch_dispatch_stack()
-        or torch.compiler.is_compiling()
-        or any(type(t) not in _PLAIN for t in inputs)
-    ):
+    special = any(type(t) not in _PLAIN or t.is_neg() for t in inputs)
+    if special or torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
         outputs = run(inputs, key)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         Job.parse(key).prepare_backward(inputs[0])

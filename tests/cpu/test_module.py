@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import EXTREME, check_extreme, compare, cotangents_for, make, random_input, run, tolerance
+from reference import (
+    EXTREME,
+    check_against_eager,
+    check_extreme,
+    compare,
+    cotangents_for,
+    make,
+    random_input,
+    run,
+    tolerance,
+)
 
 import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
@@ -281,18 +291,73 @@ def test_bfloat16_input_with_float32_parameters() -> None:
     assert y.dtype == torch.bfloat16 and x.grad.dtype == torch.bfloat16 and m.weight.grad.dtype == torch.float32
 
 
-def test_results_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_results_do_not_depend_on_threads(layout: str) -> None:
+    before = torch.get_num_threads()
     for layer in ("evonorm-b0", "gn-silu", "layernorm-gelu", "ln-relu"):
-        for shape in ((8, 16, 24, 24), (1, 16, 64, 64)):
+        for shape in ((8, 16, 24, 24), (1, 8, 96, 64), (3, 32, 40, 40)):
             outcomes = []
-            for threads in (1, 2):
-                before = torch.get_num_threads()
+            for threads in (1, 2, 3, 7):
                 torch.set_num_threads(threads)
-                m = make(nf.layers[layer], "c", 16, 4, torch.float32, 0)
-                r = run(m, random_input(shape, 1, torch.float32), cotangents_for(m, shape, torch.float32, 2))
+                m = make(nf.layers[layer], "c", shape[1], 4, torch.float32, 0)
+                r = run(m, random_input(shape, 1, torch.float32, layout), cotangents_for(m, shape, torch.float32, 2))
                 outcomes.append([r.y, *r.first, *r.second])
                 torch.set_num_threads(before)
-            assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+            for other in outcomes[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other, strict=True)), (layer, shape)
+
+
+@pytest.mark.parametrize("params, x", [("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32")])
+def test_parameters_of_another_dtype_than_x(params: str, x: str) -> None:
+    """Gradients are written in the kernel's dtype and delivered in the parameter's."""
+    got, want = (make(nf.layers["gn-silu"], b, 64, None, getattr(torch, params), 0) for b in ("c", "eager"))
+    z = random_input((2, 64, 5, 5), 1, getattr(torch, x)).requires_grad_()
+    mine, theirs = (
+        torch.autograd.grad(m(z).square().sum(), [z, *m.parameters()], create_graph=True) for m in (got, want)
+    )
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.dtype == b.dtype
+        allowed = tolerance(torch.float32, 3200, 1 + float(b.detach().abs().max()), 1)
+        compare(
+            a.detach(), b.detach(), max(allowed, float(b.detach().abs().max()) * torch.finfo(b.dtype).eps), "gradient"
+        )
+    torch.autograd.grad(sum(g.double().square().sum() for g in mine), list(got.parameters()))
+
+
+@pytest.mark.parametrize(
+    "layer", ["silu(x) / std[c](silu(x))", "(sigmoid(x) - mean[c](sigmoid(x))) / std[c](sigmoid(x))"]
+)
+@pytest.mark.parametrize("shape", [(3, 6, 4, 5), (2, 4, 97, 53)])
+def test_variances_of_dear_values_over_channels(layer: str, shape: tuple[int, ...]) -> None:
+    for layout in ("nchw", "nhwc"):
+        check_against_eager(nf.parse(layer), shape, 2, torch.float32, layout)
+
+
+def test_products_with_a_mean_cancel_exactly() -> None:
+    """x·x less its mean over one element is zero, and stays so when 1/√ε scales it."""
+    x = random_input((2, 4, 1, 1), 0, torch.float32).requires_grad_()
+    (g,) = torch.autograd.grad(nf.compile("x / std[w,h](x * x)", 4, backend="c")(x).sum(), x)
+    torch.testing.assert_close(g, torch.full_like(x, 1e-5**-0.5), rtol=1e-5, atol=0)
+
+
+def test_factors_of_unknown_size_do_not_meet_early() -> None:
+    x = torch.full((2, 4, 2, 2), 50.0)
+    y = nf.compile("square((exp(x) + 1) * sigmoid(-x))", 4, backend="c")(x)
+    torch.testing.assert_close(y, torch.ones_like(y), rtol=1e-5, atol=0)
+
+
+def test_special_tensors() -> None:
+    m = nf.compile("tanh(x)", 4, backend="c")
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(m(torch._neg_view(x)), m(-x))
+    with torch.device("meta"):
+        assert torch.isfinite(m(x)).all()
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(TransformError, match="forward-mode"):
+        m(torch.autograd.forward_ad.make_dual(x, x))
+    gn = nf.compile("gn-silu", 4, backend="c")
+    gn.weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ShapeError, match="1 elements"):
+        gn(x)
 
 
 @pytest.mark.parametrize("layer", EXTREME)
