@@ -139,12 +139,23 @@ def _product_of(node: Node, args: list[Product]) -> Product | None:
     return found if not found.coefficient or 1e-30 < abs(found.coefficient) < 1e30 else None
 
 
-def _wild(node: Node, known: set[Node]) -> bool:
-    """True for values of unknown size: exponentials, quotients by what may be zero (but for those of a full value by
-    a small one, which keep their place anyway), and all that is made of them, up to a bounded function."""
+def _wild(node: Node, known: set[Node], exponent: Product | None) -> bool:
+    """True for values of unknown size: exponentials of what may be positive, quotients by what may be zero (but for
+    those of a full value by a small one, which keep their place anyway), and all that is made of them, up to a bounded
+    function."""
+    if node.op in BOUNDED:
+        return False
+    if exponent is not None:
+        return not _never_positive(exponent)
     same = node.op is Op.DIV and is_full(node.axes) == is_full(node.args[1].axes)
     unsafe = same and not bounded_away_from_zero(node.args[1])
-    return node.op is Op.EXP or unsafe or (node.op not in BOUNDED and any(a in known for a in node.args))
+    return unsafe or any(a in known for a in node.args)
+
+
+def _never_positive(p: Product) -> bool:
+    """True for squares with a negative coefficient: the exponent in the derivative of erf."""
+    parts = Counter[Node]([*p.factors, *p.divisors, *(n for n, _ in p.small)])
+    return p.coefficient < 0 and not p.gates and all(count % 2 == 0 for count in parts.values())
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,7 @@ class _Collect:
             found = _product_of(new, [self.of(a, node) for a in node.args])
         if found is None:
             new = make(node.op, tuple(map(self.node, node.args)), node.attr) if node.args else node
-            if _wild(new, self.wild):
+            if _wild(new, self.wild, self.of(node.args[0], node) if node.op is Op.EXP else None):
                 self.wild.add(new)
             found = Product(factors=(new,))
         self.products[node] = found
@@ -336,7 +347,7 @@ class _Share:
     def read(self, node: Node) -> None:
         """Note the product that a full node is."""
         if node.args:
-            if _wild(node, self.wild):
+            if _wild(node, self.wild, self._of(node.args[0], node) if node.op is Op.EXP else None):
                 self.wild.add(node)
             elif (found := _product_of(node, [self._of(a, node) for a in node.args])) is not None:
                 self.products[node] = found
