@@ -9,7 +9,7 @@ from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import FULL, B, C, FloatClass, G, K, S
+from normforge.ir.types import B, C, G, K, S
 
 # Core operation -> C expression over operand names.
 CODE: dict[Op, str] = {
@@ -144,11 +144,6 @@ class Storage:
     def load_wide(self, node: Node) -> str:
         """The same in double."""
         return f"(double){self.load(node)}"
-
-
-def is_full_input(node: Node) -> bool:
-    """True for a tensor as large as x, in x's dtype."""
-    return node.op is Op.INPUT and node.axes == FULL and node.type.cls is FloatClass.DATA
 
 
 def is_stored(node: Node) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from normforge.codegen.c_names import CODE, Storage, address, is_full_input, is_stored
+from normforge.codegen.c_names import CODE, Storage, address, is_stored
 from normforge.codegen.c_small import has_variance
 from normforge.codegen.factor import is_full
-from normforge.codegen.plan import Plan, Sweep
+from normforge.codegen.plan import Plan, Sweep, is_full_input
 from normforge.codegen.text import Lines
-from normforge.ir.node import Node
+from normforge.ir.node import Node, preorder
 from normforge.ir.ops import Op
 from normforge.ir.types import C, G, K, S
 
@@ -46,14 +46,7 @@ def kept(plan: Plan) -> list[Node]:
 def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:
     """Everything that the roots need at an element: full values down to full inputs, stored values and `stop`."""
     ends = set(stop)
-    inside: set[Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in inside:
-            inside.add(node)
-            if not is_full_input(node) and not is_stored(node) and node not in ends:
-                stack.extend(node.args)
+    inside = set(preorder(roots, lambda n: () if is_full_input(n) or is_stored(n) or n in ends else n.args))
     return [n for n in plan.graph.nodes if n in inside]
 
 

@@ -19,7 +19,7 @@ from normforge.codegen.factor import Factor, is_full
 from normforge.codegen.orders import Program
 from normforge.codegen.products import Collect, Share
 from normforge.ir.graph import Graph
-from normforge.ir.node import Node
+from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, FloatClass, S, axes_name
 
@@ -128,6 +128,16 @@ class Plan:
         return "\n".join(lines)
 
 
+def is_data(node: Node) -> bool:
+    """True for a tensor as large as x in x's dtype."""
+    return node.axes == FULL and node.type.cls is FloatClass.DATA
+
+
+def is_full_input(node: Node) -> bool:
+    """True for such a tensor that is given."""
+    return node.op is Op.INPUT and is_data(node)
+
+
 def is_sweep_sum(node: Node) -> bool:
     """True for a reduction that a sweep takes."""
     return node.op in REDUCE and is_full(node.args[0].axes)
@@ -167,22 +177,13 @@ def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
 
 def _reads(roots: list[Node]) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
     """Full inputs and small values under full expressions; sums of other sweeps are small values."""
-    loads: dict[Node, None] = {}
-    frontier: dict[Node, None] = {}
-    seen: set[Node] = set()
-    stack = list(reversed(roots))
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op is Op.INPUT and node.axes == FULL and node.type.cls is FloatClass.DATA:
-            loads[node] = None
-        elif not is_full(node.axes) or is_sweep_sum(node) or node.op is Op.INPUT:
-            frontier[node] = None
-        else:
-            stack.extend(reversed(node.args))
-    return tuple(loads), tuple(frontier)
+    ends = [n for n in preorder(roots, lambda n: () if _is_read(n) else n.args) if _is_read(n)]
+    return tuple(n for n in ends if is_full_input(n)), tuple(n for n in ends if not is_full_input(n))
+
+
+def _is_read(node: Node) -> bool:
+    """True for what a sweep reads instead of computing it."""
+    return not is_full(node.axes) or is_sweep_sum(node) or node.op is Op.INPUT
 
 
 def _place(
@@ -212,15 +213,4 @@ def _place(
 
 def _small_below(roots: tuple[Node, ...]) -> list[Node]:
     """The small values that have to be there for `roots`: down to leaves and sums that sweeps take."""
-    out = []
-    seen: set[Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        out.append(node)
-        if not is_sweep_sum(node):
-            stack.extend(node.args)
-    return out
+    return preorder(roots, lambda n: () if is_sweep_sum(n) else n.args)

@@ -11,7 +11,7 @@ from normforge.codegen.c_names import address as c_address
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.codegen.text import Lines
-from normforge.ir.node import Node
+from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, G, K, S, axes_name, reduced_name
 
@@ -195,13 +195,9 @@ def shape_text(node: Node) -> str:
 
 def below(storage: Storage, roots: Iterable[Node], stop: frozenset[Node] | set[Node]) -> list[Node]:
     """What has to be evaluated for `roots`, operands first: down to leaves, `stop`, and sums that sweeps take."""
-    inside: set[Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node in inside or node.op in (Op.CONST, Op.SIZE):
-            continue
-        inside.add(node)
-        if node not in stop and not is_sweep_sum(node) and node.op is not Op.SUM:
-            stack.extend(node.args)
+
+    def operands(node: Node) -> tuple[Node, ...]:
+        return () if node in stop or is_sweep_sum(node) or node.op is Op.SUM else node.args
+
+    inside = [n for n in preorder(roots, operands) if n.op not in (Op.CONST, Op.SIZE)]
     return sorted(inside, key=lambda n: storage.index.setdefault(n, len(storage.index)))

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, Sweep, is_sweep_sum
-from normforge.ir.node import Node, make
+from normforge.ir.node import Node, make, preorder, toposort
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, G, S
 
@@ -128,27 +128,8 @@ class _Scheduler:
 
     def unstored(self, roots: Iterable[Node]) -> list[Node]:
         """Everything below that has to be computed, operands first."""
-        order: list[Node] = []
-        seen: set[Node] = set()
-
-        def visit(node: Node) -> None:
-            stack = [(node, iter(self.operands(node)))]
-            seen.add(node)
-            while stack:
-                n, rest = stack[-1]
-                for a in rest:
-                    if a not in seen and a not in self.stored and a.op not in LEAF:
-                        seen.add(a)
-                        stack.append((a, iter(self.operands(a))))
-                        break
-                else:
-                    order.append(n)
-                    stack.pop()
-
-        for root in roots:
-            if root not in seen and root not in self.stored and root.op not in LEAF:
-                visit(root)
-        return order
+        below = toposort(roots, self.operands)
+        return [n for n in below if n not in self.stored and n.op not in LEAF]
 
     def ready(self, node: Node) -> bool:
         """True for what a sweep can read, or compute again at little cost."""
@@ -235,16 +216,4 @@ class _Scheduler:
         return out[::-1]
 
     def _reads(self, roots: Iterable[Node]) -> frozenset[Node]:
-        found: set[Node] = set()
-        seen: set[Node] = set()
-        stack = list(roots)
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node in self.stored:
-                found.add(node)
-            else:
-                stack.extend(self.operands(node))
-        return frozenset(found)
+        return frozenset(n for n in preorder(roots, self.operands) if n in self.stored)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normforge.codegen.c_names import is_full_input
 from normforge.codegen.factor import is_full
+from normforge.codegen.plan import is_full_input
 from normforge.codegen.text import Lines
 from normforge.codegen.triton_names import Storage, below
 from normforge.codegen.triton_schedule import SweepKernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
@@ -189,21 +189,31 @@ def broadcast(node: Node, t: Type) -> Node:
     return node if node.type == t else make(Op.BROADCAST, (node,), (t.axes, t.cls.value))
 
 
-def toposort(roots: Iterable[Node]) -> list[Node]:
-    """Every node below `roots`, operands first; the order of the text where there is a choice. Not recursive."""
+Operands = Callable[[Node], Sequence[Node]]
+
+
+def _args(node: Node) -> Sequence[Node]:
+    return node.args
+
+
+def toposort(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
+    """Every node below `roots`, operands first; the order of the text where there is a choice. Not recursive.
+
+    `operands` says where to go from a node: nowhere, where the walk should stop.
+    """
     done: set[Node] = set()
     order: list[Node] = []
     for root in roots:
         stack: list[tuple[Node, Iterator[Node]]] = []
         if root not in done:
             done.add(root)
-            stack.append((root, iter(root.args)))
+            stack.append((root, iter(operands(root))))
         while stack:
             node, rest = stack[-1]
             for a in rest:
                 if a not in done:
                     done.add(a)
-                    stack.append((a, iter(a.args)))
+                    stack.append((a, iter(operands(a))))
                     break
             else:
                 order.append(node)
@@ -211,8 +221,11 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
     return order
 
 
-def preorder(roots: Iterable[Node]) -> list[Node]:
-    """Every node below `roots` in order of first appearance, as a reader meets them. Not recursive."""
+def preorder(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
+    """Every node below `roots` in order of first appearance, as a reader meets them. Not recursive.
+
+    `operands` as of `toposort`.
+    """
     seen: set[Node] = set()
     order: list[Node] = []
     stack = list(reversed(list(roots)))
@@ -222,7 +235,7 @@ def preorder(roots: Iterable[Node]) -> list[Node]:
             continue
         seen.add(node)
         order.append(node)
-        stack.extend(reversed(node.args))
+        stack.extend(reversed(operands(node)))
     return order
 
 

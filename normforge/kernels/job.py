@@ -12,12 +12,11 @@ from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.codegen.orders import Program, Seeded, program
-from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.plan import Plan, is_data, make_plan
 from normforge.errors import BackendError, ShapeError
 from normforge.ir.graph import Graph
-from normforge.ir.node import Node
 from normforge.ir.text import parse_formula
-from normforge.ir.types import FULL, B, FloatClass, G, K, S
+from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
 
 MAX_ORDER = 3
@@ -85,7 +84,7 @@ class Job:
         if found is None:
             masks = self.seeded
             if self.order:
-                masks = (*masks, None if len(seeded) == len(self.outputs_like) else seeded)
+                masks = (*masks, None if len(seeded) == self.differentiable else seeded)
             made = Job(self.order + 1, self.train, self.groups, self.layer, masks)
             found = self._after[seeded] = Job.parse(made.key)
         return found
@@ -120,17 +119,16 @@ class Job:
         return {}
 
     @cached_property
-    def before(self) -> tuple[int, ...]:
-        """Which operands of the order before this order's outputs are gradients of, in order."""
-        operands = program(self.layer, self.order - 1, self.train, self.seeded[: max(self.order - 2, 0)]).operands
-        position = {node: i for i, node in enumerate(operands)}
+    def gradients_of(self) -> tuple[int, ...]:
+        """Which operands the outputs are gradients of, in order; none in forward. They have the same places among
+        the operands of the order before, which come first."""
+        position = {node: i for i, node in enumerate(self.program.operands)}
         return tuple(position[node] for node in self.program.wrt_before)
 
-    @cached_property
-    def outputs_like(self) -> tuple[int, ...]:
-        """For each differentiable output, the operand that it is shaped like."""
-        position = {node: i for i, node in enumerate(self.program.operands)}
-        return (0,) if self.order == 0 else tuple(position[node] for node in self.program.wrt_before)
+    @property
+    def differentiable(self) -> int:
+        """How many outputs can be given a cotangent: y, and all gradients."""
+        return len(self.gradients_of) if self.order else 1
 
     @cached_property
     def launchers(self) -> dict[tuple[torch.dtype, str, str], Launcher]:
@@ -295,11 +293,6 @@ def _load_triton(plan: Plan, title: str) -> Launcher:
 
 
 _LOADERS: dict[str, Callable[[Plan, str], Launcher]] = {"c": launch_c.load, "triton": _load_triton}
-
-
-def is_data(node: Node) -> bool:
-    """True for a tensor as large as x in x's dtype."""
-    return node.axes == FULL and node.type.cls is FloatClass.DATA
 
 
 def _like(t: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -48,14 +48,13 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool],
     tensors = list(ctx.saved_tensors)
     count = len(tensors) - len(job.program.saved)
     given, saved = tensors[:count], tensors[count:]
-    seeded = tuple(i for i, g in enumerate(grads[: len(job.outputs_like)]) if g is not None)
+    seeds = {i: g for i, g in enumerate(grads[: job.differentiable]) if g is not None}
     out: list[Tensor | None] = [None] * ctx.count
-    if not seeded:
+    if not seeds:
         return out
-    seeds = [g for g in grads[: len(job.outputs_like)] if g is not None]
-    after = job.after(seeded)
-    results = runner([*given, *seeds, *saved], after.key)
-    for k, r in zip(after.before, results, strict=True):
+    after = job.after(tuple(seeds))
+    results = runner([*given, *seeds.values(), *saved], after.key)
+    for k, r in zip(after.gradients_of, results, strict=True):
         if needed[k]:
             out[k] = r
     return out
