@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from normforge.codegen.factor import bounded_away_from_zero, is_full
 from normforge.ir.graph import Graph
-from normforge.ir.node import Node, const, make
+from normforge.ir.node import Node, broadcast, const, make
 from normforge.ir.ops import Op
 
 MAX_FACTORS = 12  # of one product; longer ones stay as they are
@@ -100,8 +100,17 @@ class Product:
         return self.gates, self.factors, self.divisors, tuple(sorted((n.digest, d) for n, d in self.small))
 
 
-def _times(a: Node, b: Node) -> Node:
-    return make(Op.MUL, (a, b))
+def _times(a: Node | None, b: Node) -> Node:
+    """a · b, of which a may be nothing yet."""
+    return b if a is None else make(Op.MUL, (a, b))
+
+
+def _over(a: Node | None, b: Node) -> Node:
+    return make(Op.DIV, (const(1.0) if a is None else a, b))
+
+
+def _gate(condition: Gate, value: Node | None) -> Node:
+    return make(Op.GATE, (*condition, const(1.0) if value is None else value))
 
 
 def _order(part: Node | Gate | Small) -> tuple[bytes, ...]:
@@ -139,14 +148,14 @@ def _product_of(node: Node, args: list[Product]) -> Product | None:
     return found if not found.coefficient or 1e-30 < abs(found.coefficient) < 1e30 else None
 
 
-def _wild(node: Node, known: set[Node], exponent: Product | None) -> bool:
-    """True for values of unknown size: exponentials of what may be positive, quotients by what may be zero (but for
-    those of a full value by a small one, which keep their place anyway), and all that is made of them, up to a bounded
-    function."""
+def _wild(node: Node, known: set[Node], args: list[Product]) -> bool:
+    """Given its operands as products, true for values of unknown size: exponentials of what may be positive, quotients
+    by what may be zero (but for those of a full value by a small one, which keep their place anyway), and all that is
+    made of them, up to a bounded function."""
     if node.op in BOUNDED:
         return False
-    if exponent is not None:
-        return not _never_positive(exponent)
+    if node.op is Op.EXP:
+        return not _never_positive(args[0])
     same = node.op is Op.DIV and is_full(node.axes) == is_full(node.args[1].axes)
     unsafe = same and not bounded_away_from_zero(node.args[1])
     return unsafe or any(a in known for a in node.args)
@@ -178,21 +187,22 @@ class _Collect:
 
     def visit(self, node: Node) -> None:
         """Rewrite a node whose operands are rewritten."""
+        args = [self.of(a, node) for a in node.args]
         found = None
         if node.op is Op.CONST:
             found = Product(coefficient=node.value)
         elif node.op in (Op.ADD, Op.SUB):
-            found = self._sum(node)
+            found = self._sum(node, *args)
         elif node.op is Op.SUM:
             found = self._total(node)
         elif node.args and not any(self._is_wild(a) for a in node.args):
             new = node
             if node.op is Op.GATE:  # conditions are compared as new nodes
                 new = make(Op.GATE, (self.node(node.args[0]), self.node(node.args[1]), node.args[2]))
-            found = _product_of(new, [self.of(a, node) for a in node.args])
+            found = _product_of(new, args)
         if found is None:
             new = make(node.op, tuple(map(self.node, node.args)), node.attr) if node.args else node
-            if _wild(new, self.wild, self.of(node.args[0], node) if node.op is Op.EXP else None):
+            if _wild(new, self.wild, args):
                 self.wild.add(new)
             found = Product(factors=(new,))
         self.products[node] = found
@@ -201,16 +211,13 @@ class _Collect:
         """A node as a product of new nodes; for a full user, a small one as one factor."""
         p = self.products[node]
         if is_full(user.axes) and not is_full(node.axes) and (p.factors or p.divisors or p.gates):
-            return Product(p.coefficient, small=((_chain(replace(p, coefficient=1.0)), False),))
+            return Product(p.coefficient, small=((_core(p), False),))
         return p
 
     def node(self, node: Node) -> Node:
         """The new node of a node."""
         if node not in self.out:
-            new = _chain(self.products[node])
-            if new.type != node.type:
-                new = make(Op.BROADCAST, (new,), (node.axes, str(node.type.cls)))
-            self.out[node] = new
+            self.out[node] = broadcast(_chain(self.products[node]), node.type)
         return self.out[node]
 
     def _is_wild(self, node: Node) -> bool:
@@ -229,13 +236,13 @@ class _Collect:
                 tuple(n for n in p.factors if not n.axes & node.reduced),
                 tuple(n for n in p.divisors if not n.axes & node.reduced),
             )
-        inside = _chain(replace(p.without(outside), coefficient=1.0))
+        inside = _core(p.without(outside))
         if inside.axes & node.reduced != node.args[0].axes & node.reduced:
             return None
         return outside.times(Product(factors=(make(Op.SUM, (inside,), node.attr),)))
 
-    def _sum(self, node: Node) -> Product | None:
-        a, b = (self.of(n, node) for n in node.args)
+    def _sum(self, node: Node, a: Product, b: Product) -> Product | None:
+        """A sum or difference as what both terms share, times the rest."""
         if node.op is Op.SUB:
             b = replace(b, coefficient=-b.coefficient)
         if any(map(self._is_wild, node.args)) or not a.coefficient or not b.coefficient:
@@ -260,7 +267,7 @@ class _Collect:
 
 def _rank(p: Product) -> tuple[int, bytes]:
     alone = not (p.gates or p.factors or p.divisors or p.small)
-    return (0 if alone else 1 if p.gates or p.factors or p.divisors else 2), _chain(replace(p, coefficient=1.0)).digest
+    return (0 if alone else 1 if p.gates or p.factors or p.divisors else 2), _core(p).digest
 
 
 def _scaled(value: Node, coefficient: float) -> Node:
@@ -273,21 +280,23 @@ def _chain(p: Product) -> Node:
     """A product in the order of its parts."""
     value: Node | None = None
     for n in p.factors:
-        value = n if value is None else make(Op.MUL, (value, n))
+        value = _times(value, n)
     for n in p.divisors:
-        value = make(Op.DIV, (const(1.0) if value is None else value, n))
-    for a, b in p.gates:
-        value = make(Op.GATE, (a, b, const(1.0) if value is None else value))
+        value = _over(value, n)
+    for condition in p.gates:
+        value = _gate(condition, value)
     return _finish(value, p)
+
+
+def _core(p: Product) -> Node:
+    """The same without the coefficient."""
+    return _chain(replace(p, coefficient=1.0))
 
 
 def _finish(value: Node | None, p: Product) -> Node:
     """Small factors and the coefficient behind the full part of a product."""
     for n, divides in p.small:
-        if value is None and not divides:
-            value = n
-        else:
-            value = make(Op.DIV if divides else Op.MUL, (const(1.0) if value is None else value, n))
+        value = (_over if divides else _times)(value, n)
     return const(p.coefficient) if value is None else _scaled(value, p.coefficient)
 
 
@@ -346,11 +355,11 @@ class _Share:
 
     def read(self, node: Node) -> None:
         """Note the product that a full node is."""
-        if node.args:
-            if _wild(node, self.wild, self._of(node.args[0], node) if node.op is Op.EXP else None):
-                self.wild.add(node)
-            elif (found := _product_of(node, [self._of(a, node) for a in node.args])) is not None:
-                self.products[node] = found
+        args = [self._of(a, node) for a in node.args]
+        if _wild(node, self.wild, args):
+            self.wild.add(node)
+        elif (found := _product_of(node, args)) is not None:
+            self.products[node] = found
 
     def _of(self, node: Node, user: Node) -> Product:
         if node.op is Op.CONST:
@@ -394,21 +403,17 @@ class _Share:
         last: list[Node] = []
         for part, divides, _ in chain:
             if isinstance(part, tuple):
-                condition = (self.out[part[0]], self.out[part[1]])
-                value = make(Op.GATE, (*condition, const(1.0) if value is None else value))
+                value = _gate((self.out[part[0]], self.out[part[1]]), value)
             elif divides and self.divisions[part] == 1:
                 last.append(self.out[part])  # one division is right to half a unit; a reciprocal is for two
             else:
-                factor = make(Op.DIV, (const(1.0), self.out[part])) if divides else self.out[part]
-                value = factor if value is None else make(Op.MUL, (value, factor))
+                value = _times(value, _over(None, self.out[part]) if divides else self.out[part])
         for n in last:
-            value = make(Op.DIV, (const(1.0) if value is None else value, n))
+            value = _over(value, n)
         new = _finish(value, self._grouped(p))
         if new.op is Op.NEG and is_full(new.axes):
             new = _negated(new.args[0])
-        if new.type != node.type:
-            new = make(Op.BROADCAST, (new,), (node.axes, str(node.type.cls)))
-        self.out[node] = new
+        self.out[node] = broadcast(new, node.type)
 
     def _place(self, t: Token) -> tuple[object, ...]:
         """Where a part goes: what varies along fewer axes first, for loops that are inside fewer; then the most
