@@ -29,8 +29,8 @@ def examine() -> Iterator[Line]:
             yield Line(package, package in ("triton", "normforge"), "not installed")
     import torch
 
+    from normforge.cache import cache_directory
     from normforge.kernels import toolchain
-    from normforge.kernels.cache import cache_directory
 
     yield Line("cache", True, str(cache_directory()))
     compiler = toolchain.find_compiler()

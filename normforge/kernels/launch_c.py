@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normforge import cache
 from normforge.codegen.c import emit_c
 from normforge.codegen.plan import Plan
-from normforge.kernels import cache, toolchain
+from normforge.kernels import toolchain
 
 MAX_SHAPES = 1024  # whose extents an object keeps
 

@@ -16,6 +16,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, make
 from normforge.ir.ops import COMMUTATIVE, MOMENT, REDUCE, Op
 from normforge.ir.types import INDEX_NAMES, B
+from normforge.passes.ranges import Ranges
 from normforge.passes.rules import FIRED, rules_for
 
 MAX_STEPS = 32  # rewrites of one node; each rule shrinks or moves a sign outward, so few are ever needed
@@ -35,31 +36,32 @@ class Canonicalise:
     def run(self, graph: Graph) -> Graph:
         """The canonical graph; idempotent."""
         out: dict[Node, Node] = {}
+        ranges = Ranges(graph.eps)
         for node in graph.nodes:
             args = tuple(out[a] for a in node.args)
-            out[node] = self.node(make(node.op, args, node.attr) if args else node, graph.eps)
+            out[node] = self.node(make(node.op, args, node.attr) if args else node, ranges)
         return graph.with_outputs(*((name, out[n]) for name, n in graph.outputs))
 
-    def node(self, node: Node, eps: float) -> Node:
+    def node(self, node: Node, ranges: Ranges) -> Node:
         """One node whose operands are canonical already."""
         for _ in range(MAX_STEPS):
-            new = self._step(node, eps)
+            new = self._step(node, ranges)
             if new is node:
                 return node
-            node = self._below(new, eps)
+            node = self._below(new, ranges)
         raise GraphError(f"canonicalise did not come to rest on {node!r}")
 
-    def _below(self, node: Node, eps: float) -> Node:
+    def _below(self, node: Node, ranges: Ranges) -> Node:
         """A rewrite may have built new operands: bring them to canonical form first.
 
         This recurses into what a rewrite built, never into the graph: a canonical operand comes back at once.
         """
         if not node.args:
             return node
-        args = tuple(self.node(a, eps) for a in node.args)
+        args = tuple(self.node(a, ranges) for a in node.args)
         return node if args == node.args else make(node.op, args, node.attr)
 
-    def _step(self, node: Node, eps: float) -> Node:
+    def _step(self, node: Node, ranges: Ranges) -> Node:
         op = node.op
         if op in COMMUTATIVE and node.args[0].digest > node.args[1].digest:
             node = make(op, (node.args[1], node.args[0]))
@@ -75,16 +77,16 @@ class Canonicalise:
                 if op is Op.VAR:  # NaN where the operand is not finite
                     return const(0.0) if self.finite_only else make(Op.MUL, (node.args[0], const(0.0)))
                 if op is Op.STD and self.finite_only:
-                    return const(math.sqrt(eps))
+                    return const(math.sqrt(ranges.eps))
             axes = present if op is Op.SUM else _smallest(present, node.reduced, node.args[0].axes)
             if op is Op.STD and node.reduced & B:
                 axes = node.reduced  # its running variance counts the elements under the index set
             if axes != node.reduced:
                 return make(op, node.args, (axes,))
         for rule in rules_for(op, finite_only=self.finite_only):
-            new = rule.apply(node)
+            new = rule.apply(node, ranges)
             if new is not None:
-                FIRED[rule.pattern] += 1
+                FIRED[rule.pattern, rule.given] += 1
                 return new
         return node
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from normforge.ir.graph import Graph
@@ -10,18 +11,22 @@ from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.printer import formula_or_none
 from normforge.ir.types import B, S
-from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.differentiate import Differentiate
-from normforge.passes.simplify import normal_form
+from normforge.passes.identity import Identity
+from normforge.passes.ranges import Finite, Ranges
+from normforge.passes.values import Value
 
 MAX_SHOWN = 2_000  # characters of a formula in a finding
+MAX_NODES = 400  # of a layer that is looked into by `identity`; see there
 
 
 class Stage(enum.StrEnum):
     """The stages, in order of rising cost."""
 
-    TYPE = "type"
-    DEPENDENCE = "dependence"
+    TYPE = "type"  # by the axes along which values vary
+    DEPENDENCE = "dependence"  # x cancels
+    RANGE = "range"  # never finite
+    FORM = "form"  # affine in x
+    PROBING = "probing"  # by numbers: not a pass
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,50 @@ class Finding:
 
 @dataclass(frozen=True)
 class Degeneracy:
-    """The by-type and by-dependence stages; needs no numbers and no torch."""
+    """The stages that need no numbers and no torch: by type, by dependence, by range, by form.
+
+    Attributes:
+        stages: which of them to ask.
+    """
+
+    stages: tuple[Stage, ...] = (Stage.TYPE, Stage.DEPENDENCE, Stage.RANGE, Stage.FORM)
 
     def run(self, graph: Graph) -> tuple[Finding, ...]:
         """Findings of the first stage that has any; empty for a layer that passes."""
-        normal = normal_form(graph)
-        return by_type(graph, normal) or by_dependence(normal)
+        facts = Facts(graph)
+        for stage in self.stages:
+            if found := CHECKS[stage](facts):
+                return found
+        return ()
+
+
+class Facts:
+    """What the stages ask about one layer; each answer is worked out once.
+
+    Attributes:
+        graph: the layer as written.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.space = Identity(graph.eps)
+        self._value: Value | None = None
+
+    @property
+    def has_input(self) -> bool:
+        """Does x occur at all?"""
+        return any(n.op is Op.INPUT for n in self.graph.nodes)
+
+    @property
+    def value(self) -> Value | None:
+        """What the output is (see `identity`); None for a graph that is too large to ask."""
+        if self._value is None and len(self.graph.nodes) <= MAX_NODES:
+            self._value = self.space.value(self.graph)
+        return self._value
+
+    def finding(self, stage: Stage, node: Node, reason: str) -> Finding:
+        """A refusal."""
+        return Finding(stage, describe_node(self.graph, node), reason)
 
 
 def describe_node(graph: Graph, node: Node) -> str:
@@ -59,34 +102,66 @@ def describe_node(graph: Graph, node: Node) -> str:
     return formula if formula and len(formula) <= MAX_SHOWN else node.op.value
 
 
-def by_type(written: Graph, normal: Graph) -> tuple[Finding, ...]:
-    """What the types alone give away.
+def by_type(facts: Facts) -> tuple[Finding, ...]:
+    """What the axes alone give away: deviations of constants, and an output that repeats itself.
 
-    A moment of a constant is sought in the graph as written, since the normal form has folded it; what the output
-    varies along, in the normal form, which has dropped what cancels.
+    A deviation of a constant is sought in the graph as written, since simpler forms have it folded; what the output
+    varies along, in its value, from which what cancels is gone.
     """
-    found = []
-    for node in written.nodes:
-        if node.op is Op.STD and not node.args[0].axes & node.reduced:
-            why = "the standard deviation of a value that does not vary along its axes is the constant √ε"
-            found.append(Finding(Stage.TYPE, describe_node(written, node), why))
-    y = normal.output
-    missing = [name for bit, name in ((S, "position"), (B, "batch element")) if not y.axes & bit]
-    if missing and any(n.op is Op.INPUT for n in normal.nodes):
-        why = f"the output is the same at every {' and every '.join(missing)}"
-        found.append(Finding(Stage.TYPE, describe_node(normal, y), why))
+    found = [
+        facts.finding(
+            Stage.TYPE,
+            node,
+            "the standard deviation of a value that does not vary along its axes is the constant √ε",
+        )
+        for node in facts.graph.nodes
+        if node.op is Op.STD and not node.args[0].axes & node.reduced
+    ]
+    y = facts.graph.output
+    axes = y.axes
+    if facts.has_input and not found and facts.value is not None:
+        if not facts.space.depends(facts.value):
+            return ()  # the next stage says it better
+        axes &= facts.space.axes(facts.value)
+    missing = [name for bit, name in ((S, "position"), (B, "batch element")) if not axes & bit]
+    if missing and facts.has_input:
+        found.append(facts.finding(Stage.TYPE, y, f"the output is the same at every {' and every '.join(missing)}"))
     return tuple(found)
 
 
-def by_dependence(graph: Graph) -> tuple[Finding, ...]:
-    """No path from x to the output, or one along which no gradient flows."""
-    y = graph.output
-    if not any(n.op is Op.INPUT for n in graph.nodes):
-        return (Finding(Stage.DEPENDENCE, describe_node(graph, y), "the output does not depend on x"),)
-    gradient = Canonicalise(finite_only=True).run(Differentiate(wrt=(graph.inputs[0],)).run(graph))
-    dx = dict(gradient.outputs)["d.x"]
-    while dx.op is Op.BROADCAST:
-        dx = dx.args[0]
-    if dx.op is Op.CONST and dx.value == 0:
-        return (Finding(Stage.DEPENDENCE, describe_node(graph, y), "the gradient of x is zero everywhere"),)
+def by_dependence(facts: Facts) -> tuple[Finding, ...]:
+    """No path from x to the output, or one along which x cancels."""
+    y = facts.graph.output
+    if not facts.has_input:
+        return (facts.finding(Stage.DEPENDENCE, y, "the output does not depend on x: x does not occur"),)
+    if facts.value is not None and not facts.space.depends(facts.value):
+        return (facts.finding(Stage.DEPENDENCE, y, "the output does not depend on x: x cancels"),)
     return ()
+
+
+def by_range(facts: Facts) -> tuple[Finding, ...]:
+    """Values that are never finite: whatever the parameters are, or as long as these have their start values."""
+    for start in (False, True):
+        ranges = Ranges(facts.graph.eps, start)
+        known = ranges.run(facts.graph)
+        if known[facts.graph.output].finite is not Finite.MAYBE:
+            culprit = next(n for n in facts.graph.nodes if known[n].finite is not Finite.MAYBE)
+            where = "at the start values of the parameters" if start else "whatever x is"
+            what = "NaN" if known[culprit].finite is Finite.NAN else "infinite or NaN"
+            return (facts.finding(Stage.RANGE, culprit, f"this is {what} {where}, and so is the output not finite"),)
+    return ()
+
+
+def by_form(facts: Facts) -> tuple[Finding, ...]:
+    """Affine in x: a network of such layers and of convolutions is a linear map."""
+    if facts.value is not None and facts.space.degree(facts.value) == 1:
+        return (facts.finding(Stage.FORM, facts.graph.output, "the output is affine in x"),)
+    return ()
+
+
+CHECKS: dict[Stage, Callable[[Facts], tuple[Finding, ...]]] = {
+    Stage.TYPE: by_type,
+    Stage.DEPENDENCE: by_dependence,
+    Stage.RANGE: by_range,
+    Stage.FORM: by_form,
+}

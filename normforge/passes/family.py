@@ -1,184 +1,123 @@
-"""family: the normal form up to what trainable parameters absorb.
+"""family: what function a layer is, up to what its trainable parameters absorb.
 
-A parameter that is used once is free: whatever constant stands beside it, training can undo. So a free factor of a
-product absorbs the constant factors and the sign of the product, also those that a sum among the factors has in
-common; a free term of a sum absorbs the constant terms, also those inside a product whose other factors are
-parameters, as in (f + 2) * gamma + beta.
+A parameter p may be written anew as s·p or p + c: training undoes both. So each is brought to a scale and to a sign
+that the value of the output decides (see `identity`), and what stands beside it in a sum, and is made of numbers and
+of other parameters alone, is dropped: 2·gamma·x is the family of gamma·x, and gamma·(f + 3) + beta that of
+gamma·f + beta.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from math import gcd
 
 from normforge.ir.graph import Graph
-from normforge.ir.node import Node, const, make
 from normforge.ir.ops import Op
-from normforge.passes.simplify import normal_form
+from normforge.passes.identity import Identity
+from normforge.passes.polynomial import Key, Monomial, Poly
+from normforge.passes.values import Value
 
-MAX_ROUNDS = 8
-_PRODUCT, _SUM = (Op.MUL, Op.DIV), (Op.ADD, Op.SUB)
-
-# (node, +1 or -1): a factor and its power, or a term and its sign.
-Part = tuple[Node, int]
+MAX_ROUNDS = 16
 
 
-def family_form(graph: Graph) -> Graph:
-    """A layer in normal form, without what its free parameters absorb."""
-    graph = normal_form(graph)
+def family_key(graph: Graph) -> Key:
+    """The digest of a layer's family."""
+    scale: dict[str, Fraction] = {}
+    space = Identity(graph.eps)
+    names = {space.atom(Op.PARAM, (), name=repr(p.attr), axes=p.axes).powers[0][0]: p.name for p in graph.params}
     for _ in range(MAX_ROUNDS):
-        new = normal_form(_Absorb(graph).run())
-        if new.structure == graph.structure:
+        shift, value = _without_shift(space, graph, scale, names)
+        scales = ((name, _scale(space, value, atom)) for atom, name in sorted(names.items()) if atom != shift)
+        name, factor = next(((n, s) for n, s in scales if s != 1), ("", Fraction(1)))
+        if factor == 1:
             break
-        graph = new
-    return graph
+        # One at a time: two that are measured by each other would turn around each other.
+        scale[name] = scale.get(name, Fraction(1)) * factor
+    return shift + value.key
 
 
-class _Absorb:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.uses: dict[Node, int] = {}
-        self.varies: set[Node] = set()  # nodes that depend on an input
-        for node in graph.nodes:
-            if node.op is Op.INPUT or any(a in self.varies for a in node.args):
-                self.varies.add(node)
-            for a in node.args:
-                self.uses[a] = self.uses.get(a, 0) + 1
-        for _, node in graph.outputs:
-            self.uses[node] = self.uses.get(node, 0) + 1
-        # What a sum or a product above looks through: only the whole chain is rebuilt, once.
-        self.inside_sum: set[Node] = set()
-        self.inside_product: set[Node] = set()
-        for node in graph.nodes:
-            once = [a for a in node.args if self.uses[a] == 1]
-            if node.op in (*_SUM, Op.NEG):
-                self.inside_sum.update(once)
-            if node.op in (*_PRODUCT, Op.NEG):
-                self.inside_product.update(once)
-        self.out: dict[Node, Node] = {}
+def _value(space: Identity, graph: Graph, scale: Mapping[str, Fraction], **numbers: int) -> Value:
+    """The layer with parameters scaled, and some of them set to numbers."""
 
-    def run(self) -> Graph:
-        for node in self.graph.nodes:
-            self.out[node] = self.node(node)
-        return self.graph.with_outputs(*((name, self.out[n]) for name, n in self.graph.outputs))
+    def change(name: str) -> Callable[[Identity, Value], Value]:
+        if name in numbers:
+            return lambda space, p: Value(Fraction(numbers[name]))
+        return lambda space, p: space.scale(p, scale.get(name, Fraction(1)))
 
-    def node(self, node: Node) -> Node:
-        inner = node.args[0] if node.op is Op.NEG else node
-        if inner.op in _SUM and (inner is node or self.uses[inner] == 1):
-            terms = self.terms(node) if node not in self.inside_sum else []
-            if any(self.free(t) for t, _ in terms):
-                return self.without_shifts(terms)
-        elif inner.op in _PRODUCT or node.op is Op.NEG:
-            factors = self.factors(node)[0] if node not in self.inside_product else []
-            if any(self.free(f) for f, _ in factors):
-                return self.without_constants(factors)
-        return make(node.op, tuple(self.out[a] for a in node.args), node.attr) if node.args else node
-
-    def free(self, node: Node) -> bool:
-        return node.op is Op.PARAM and self.uses[node] == 1
-
-    # -- products
-
-    def factors(self, node: Node) -> tuple[list[Part], int]:
-        """The factors of a product with their powers, seen through products that nothing else uses; and its sign."""
-        found: list[Part] = []
-        sign, stack = 1, [(node, 1)]
-        while stack:
-            n, power = stack.pop()
-            inside = n is node or self.uses[n] == 1
-            if n.op in _PRODUCT and inside:
-                stack += [(n.args[1], power if n.op is Op.MUL else -power), (n.args[0], power)]
-            elif n.op is Op.NEG and inside:
-                sign = -sign
-                stack.append((n.args[0], power))
-            else:
-                found.append((n, power))
-        return found, sign
-
-    def without_constants(self, factors: list[Part]) -> Node:
-        """The product without constant factors, and its sums without the factor that their terms have in common."""
-        parts: list[Part] = []
-        for f, power in factors:
-            if _constant(f):
-                continue
-            scale = self.leading(f) if f.op in _SUM and self.uses[f] == 1 else 1.0
-            parts.append((self.out[f] if scale == 1 else make(Op.DIV, (self.out[f], const(scale))), power))
-        return _product(parts)
-
-    def leading(self, node: Node) -> float:
-        """The constant factor of the first term of a sum, in an order that constant factors do not change."""
-        best: tuple[list[bytes], float] | None = None
-        for term, sign in self.terms(node):
-            factors, minus = self.factors(term)
-            scale = float(sign * minus)
-            for f, power in factors:
-                scale *= f.value**power if _constant(f) else 1.0
-            key = sorted(f.digest + bytes([power + 1]) for f, power in factors if not _constant(f))
-            if key and (best is None or key < best[0]):
-                best = key, scale
-        return best[1] if best and best[1] and math.isfinite(best[1]) else 1.0
-
-    # -- sums
-
-    def terms(self, node: Node) -> list[Part]:
-        """The terms of a sum with their signs, seen through sums that nothing else uses."""
-        found: list[Part] = []
-        stack = [(node, 1)]
-        while stack:
-            n, sign = stack.pop()
-            inside = n is node or self.uses[n] == 1
-            if n.op in _SUM and inside:
-                stack += [(n.args[1], sign if n.op is Op.ADD else -sign), (n.args[0], sign)]
-            elif n.op is Op.NEG and inside:
-                stack.append((n.args[0], -sign))
-            else:
-                found.append((n, sign))
-        return found
-
-    def without_shifts(self, terms: list[Part]) -> Node:
-        """The sum without constant terms, and with a plus wherever a free parameter absorbs the minus."""
-        shift = next(t for t, _ in terms if self.free(t))
-        parts: list[Part] = []
-        for t, sign in terms:
-            if t.op is Op.CONST:
-                continue
-            factors, minus = self.factors(t) if self.uses[t] == 1 else ([(t, 1)], 1)
-            absorbed = any(self.free(f) for f, _ in factors)
-            parts.append((self.shifted(factors, minus, shift.axes) or self.out[t], 1 if absorbed else sign))
-        return _sum(parts)
-
-    def shifted(self, factors: list[Part], sign: int, axes: int) -> Node | None:
-        """A product of parameters with one sum, without the sum's constant terms; None where there is none to drop."""
-        varying = [f for f, _ in factors if f in self.varies]
-        others = [f for f, _ in factors if f not in self.varies]
-        if len(varying) != 1 or any(f.axes & ~axes for f in others):
-            return None
-        inner = varying[0]
-        if inner.op not in _SUM or self.uses[inner] != 1 or (inner, 1) not in factors:
-            return None
-        terms = self.terms(inner)
-        kept = [(self.out[t], s) for t, s in terms if t.op is not Op.CONST]
-        if len(kept) == len(terms):
-            return None
-        parts = [(_sum(kept) if f is inner else self.out[f], power) for f, power in factors]
-        return _product(parts) if sign > 0 else make(Op.NEG, (_product(parts),))
+    space.replace = {name: change(name) for name in (*scale, *numbers)}
+    return space.value(graph)
 
 
-def _constant(node: Node) -> bool:
-    return node.op is Op.CONST and node.value != 0
+def _without_shift(
+    space: Identity, graph: Graph, scale: Mapping[str, Fraction], names: Mapping[Key, str]
+) -> tuple[Key, Value]:
+    """The parameter that is added to all else, and what it is added to, without what it absorbs."""
+    plain = _value(space, graph, scale)
+    for shift, name in sorted(names.items()):
+        axes = space.factor[shift].axes
+        rest, one, two = (_value(space, graph, scale, **{name: n}) for n in range(3))
+        step = space.sub(one, rest)
+        if not step.is_number or step.number == 0 or space.sub(two, one).key != step.key:
+            continue
+
+        def absorbed(v: Value, axes: int = axes) -> bool:
+            return not space.depends(v) and not space.axes(v) & ~axes
+
+        for other in sorted(set(names.values()) - {name}):
+            constant = _value(space, graph, scale, **{name: 0, other: 0})
+            if constant.number and absorbed(constant):
+                rest = space.sub(rest, constant)
+        varying = [(k, p) for k, p in rest.powers if space.factor[k].depends]
+        outside = Value(rest.number, tuple(q for q in rest.powers if q not in varying), rest.holes)
+        if len(varying) == 1 and varying[0][1] == 1 and absorbed(outside):  # as in gamma * (f + 3) + beta
+            poly = space.factor[varying[0][0]].poly
+            kept = {m: c for m, c in poly.items() if not absorbed(Value(Fraction(1), m))}
+            rest = space.mul(outside, space.factored(Fraction(1), kept))
+        return shift, rest
+    return b"", plain
 
 
-def _product(parts: list[Part]) -> Node:
-    top, bottom = ([n for n, power in parts if power * side > 0] for side in (1, -1))
-    node = _chain(Op.MUL, top) if top else const(1.0)
-    return make(Op.DIV, (node, _chain(Op.MUL, bottom))) if bottom else node
+def _scale(space: Identity, value: Value, atom: Key) -> Fraction:
+    """The number by which a parameter is to be multiplied."""
+    for poly, number in _polynomials(space, value):
+        if len(poly) == 1:
+            power = dict(next(iter(poly))).get(atom, 0)
+            if abs(power) == 1:
+                return number**-power
+            continue
+        linear = {m: c for m, c in poly.items() if (atom, 1) in m}
+        if not linear:
+            continue
+        others = [m for m in poly if all(k != atom for k, _ in m)]
+        content = gcd(*linear.values())
+        if not others:
+            continue
+        shared = gcd(*(poly[m] for m in others))
+        first, reference = min(linear), min(others)
+        sign = 1 if (poly[first] > 0) == (poly[reference] > 0) else -1
+        return Fraction(shared * sign, content)
+    return Fraction(1)
 
 
-def _sum(parts: list[Part]) -> Node:
-    return _chain(Op.ADD, [n if sign > 0 else make(Op.NEG, (n,)) for n, sign in parts])
-
-
-def _chain(op: Op, nodes: list[Node]) -> Node:
-    node = nodes[0]
-    for n in nodes[1:]:
-        node = make(op, (node, n))
-    return node
+def _polynomials(space: Identity, value: Value) -> list[tuple[Poly, Fraction]]:
+    """The polynomials that a value is made of, the outermost first, each with the number in front of it."""
+    found: list[tuple[Poly, Fraction]] = []
+    queue: list[Value] = [value]
+    seen: set[Key] = set()
+    while queue:
+        v = queue.pop(0)
+        if v.key in seen:
+            continue
+        seen.add(v.key)
+        monomial: Monomial = tuple((k, p) for k, p in v.powers if space.factor[k].op is not None)
+        if monomial:
+            found.append(({monomial: 1}, v.number))
+        for key, _ in v.powers:
+            f = space.factor[key]
+            if f.op is None:
+                found.append((f.poly, Fraction(1)))
+            for m in f.poly:
+                for k, _ in m:
+                    queue += space.factor[k].args
+    return found

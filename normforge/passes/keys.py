@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from normforge.ir.graph import KEYS, Graph
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.family import family_form
+from normforge.passes.family import family_key
+from normforge.passes.identity import Identity
 from normforge.passes.legalise import Legalise
-from normforge.passes.simplify import normal_form
+from normforge.passes.simplify import MAX_NODES
 
 
 def lower(graph: Graph) -> Graph:
@@ -20,13 +21,17 @@ def content_hash(graph: Graph) -> str:
 
 
 def function_hash(graph: Graph) -> str:
-    """Of the normal form, lowered so that ε is part of it only where it is used."""
-    return Canonicalise(finite_only=True).run(Legalise().run(normal_form(graph))).structure_without_eps
+    """Of the value of the output (see `identity`), which holds ε only where it is used."""
+    if not graph.is_surface or len(graph.nodes) > MAX_NODES:
+        return Canonicalise(finite_only=True).run(Legalise().run(graph)).structure_without_eps
+    return Identity(graph.eps).value(graph).key.hex()
 
 
 def family_hash(graph: Graph) -> str:
-    """Of the normal form after what trainable parameters absorb is dropped; see `passes/family.py`."""
-    return function_hash(family_form(graph))
+    """Of the value up to what trainable parameters absorb; see `family`."""
+    if not graph.is_surface or len(graph.nodes) > MAX_NODES:
+        return function_hash(graph)
+    return family_key(graph).hex()
 
 
 KEYS.update(content_hash=content_hash, hash=function_hash, family_hash=family_hash)

@@ -1,11 +1,10 @@
-"""simplify: the normal form (rules, and sympy over elementwise regions), and the choice of the cheapest form.
+"""simplify: the cheapest of several forms of a graph: as written, by the rules, and by sympy over elementwise regions.
 
 Budgets count nodes and rounds, never seconds. What sympy answers is believed only after a numeric check.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.passes.algebra import algebra
 from normforge.passes.canonicalise import Canonicalise
 
@@ -45,13 +45,23 @@ def cost(graph: Graph) -> float:
 
 @dataclass(frozen=True)
 class Simplify:
-    """The cheapest, by `cost`, of a layer, its canonical form and its normal form; the latter where they tie."""
+    """The cheapest form by `cost`; of those that tie, the one that is made last.
+
+    Equal where everything is finite, so never what is compiled; a layer keeps its `hash`. Derivatives are simplified like layers; their inputs,
+    outputs and types stay.
+    """
 
     def run(self, graph: Graph) -> Graph:
-        """Simplify a surface or core graph; idempotent. A graph that is no layer is rewritten by exact rules alone."""
-        if not graph.is_surface:
-            return min(Canonicalise().run(graph), graph, key=cost)
-        return min(normal_form(graph), Canonicalise(finite_only=True).run(graph), graph, key=cost)
+        """Simplify a surface or core graph; idempotent."""
+        best = graph
+        for _ in range(MAX_ROUNDS):
+            found = min((f for f in _forms(best) if not graph.is_surface or f.hash == graph.hash), key=cost)
+            if found.structure == best.structure or cost(found) > cost(best):
+                break
+            if cost(found) == cost(best) and best is not graph:
+                break
+            best = found
+        return best
 
 
 def simplify(graph: Graph) -> Graph:
@@ -59,34 +69,34 @@ def simplify(graph: Graph) -> Graph:
     return Simplify().run(graph)
 
 
-_memo: OrderedDict[str, Graph] = OrderedDict()
+def _forms(graph: Graph) -> tuple[Graph, ...]:
+    """Equal graphs, those of fixed form first."""
+    canonical = Canonicalise(finite_only=True).run(graph)
+    if not graph.is_surface and not _same_types(canonical, graph):
+        canonical = Canonicalise().run(graph)
+    if len(graph.nodes) > MAX_NODES:
+        return canonical, graph
+    forms = []
+    for factor in (False, True):
+        form = _fixpoint(canonical, factor)
+        if _same_types(form, graph) or graph.is_surface:
+            forms.append(form)
+    return (*forms, canonical, graph)
 
 
-def normal_form(graph: Graph) -> Graph:
-    """The normal form that `hash` is taken from: equal where everything is finite. Deterministic and idempotent.
-
-    A graph that is not a layer, or above `MAX_NODES`, is only canonicalised.
-    """
-    if graph.structure in _memo:
-        _memo.move_to_end(graph.structure)
-        return _memo[graph.structure]
-    _memo[graph.structure] = normal = _fixpoint(Canonicalise(finite_only=True).run(graph))
-    if len(_memo) > 4096:
-        _memo.popitem(last=False)
-    return normal
+def _same_types(a: Graph, b: Graph) -> bool:
+    return [n.type for _, n in a.outputs] == [n.type for _, n in b.outputs]
 
 
-def _fixpoint(start: Graph) -> Graph:
+def _fixpoint(start: Graph, factor: bool) -> Graph:
     """Algebra and rules in turn until nothing changes; from every graph of a cycle, the same member of it."""
-    if not start.is_surface or len(start.nodes) > MAX_NODES:
-        return start
     seen: dict[str, Graph] = {}
     current = start
     while current.structure not in seen:
         if len(seen) == MAX_ROUNDS:
             return start
         seen[current.structure] = current
-        new = Canonicalise(finite_only=True).run(algebra(current))
+        new = Canonicalise(finite_only=True).run(algebra(current, factor=factor))
         if len(new.nodes) <= MAX_NODES and _agree(current, new):
             current = new
     order = list(seen)
@@ -94,30 +104,37 @@ def _fixpoint(start: Graph) -> Graph:
 
 
 _PROBE_SHAPE, _PROBE_GROUPS = (3, 4, 2, 3), 2
+_PROBE_EXTENTS = {B: 3, G: 2, K: 2, S: 6}
 
 
-@lru_cache(maxsize=1)
-def _probe_x() -> Any:
-    return np.random.default_rng(20).standard_normal(_PROBE_SHAPE)
+@lru_cache(maxsize=256)
+def _probe(name: str, axes: int) -> Any:
+    shape = _PROBE_SHAPE if axes == FULL else tuple(n for bit, n in _PROBE_EXTENTS.items() if axes & bit)
+    return np.random.default_rng(list(name.encode())).standard_normal(shape or 1)
 
 
 def probe_values(graph: Graph) -> dict[str, Any]:
-    """Fixed inputs on which two forms of one layer are compared: parameters moved away from their starts."""
-    values = {"x": _probe_x()}
-    for p in graph.params:
-        rng = np.random.default_rng(list(p.name.encode()))
-        values[p.name] = p.attr[2] + 0.5 * rng.standard_normal(_PROBE_SHAPE[1] if p.axes else 1)
-    return values
+    """Fixed inputs on which two forms of one graph are compared: parameters moved away from their starts.
+
+    Statistics that a graph takes are kept away from zero, as deviations are.
+    """
+    values = {}
+    for n in graph.inputs:
+        value = _probe(n.name, n.axes)
+        values[n.name] = 0.5 + np.abs(value) if n.type.cls is FloatClass.STAT else value
+    return values | {p.name: p.attr[2] + 0.5 * _probe(p.name, p.axes) for p in graph.params}
 
 
 def _agree(a: Graph, b: Graph) -> bool:
-    """True when two layers agree on the probe wherever the first is finite."""
+    """True when two graphs agree on the probe wherever the first is finite."""
     values = probe_values(a)
     if any(p.name not in values for p in b.params):
         return False
-    ya = evaluate(a, values, groups=_PROBE_GROUPS)["y"]
-    yb = evaluate(b, values, groups=_PROBE_GROUPS)["y"]
-    finite = np.isfinite(ya)
+    one = evaluate(a, values, groups=_PROBE_GROUPS)
+    two = evaluate(b, values, groups=_PROBE_GROUPS)
     # Rounding alone separates them; a wrong identity does so by far more.
     with np.errstate(invalid="ignore"):
-        return bool(np.all(np.abs(ya - yb)[finite] <= 1e-7 * (1 + np.abs(ya[finite]))))
+        return all(
+            bool(np.all(np.abs(y - two[name])[np.isfinite(y)] <= 1e-7 * (1 + np.abs(y[np.isfinite(y)]))))
+            for name, y in one.items()
+        )

@@ -38,68 +38,8 @@ def test_every_operation_is_in_every_table() -> None:
     assert set(PAIR_NAMES.values()) == {Op.MAX, Op.MIN}
 
 
-TRAPS = (0.0, -0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, math.nan, 1e200, -1e200, 1e-200, 5e-324)
-
-
-def operands() -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of traps and of ordinary numbers."""
-    drawn = np.random.default_rng(0).standard_normal(200) * 3
-    one = np.concatenate([np.repeat(TRAPS, len(TRAPS)), drawn])
-    two = np.concatenate([np.tile(TRAPS, len(TRAPS)), drawn[::-1]])
-    return one, two
-
-
-def sides(rule: Rule) -> tuple[Graph, Graph]:
-    """Pattern and replacement as graphs of two inputs."""
-    inputs = (data("a"), data("b"))
-    swap = {n: data(n.name) for side in rule.nodes for n in Graph((("z", side),), ()).params}
-    left, right = (substitute([side], swap)[side] for side in rule.nodes)
-    return tuple(Graph((("z", n),), inputs) for n in (left, right))  # type: ignore[return-value]
-
-
-def values(graph: Graph) -> np.ndarray:
-    a, b = operands()
-    out = evaluate(graph, {"a": a.reshape(1, -1), "b": b.reshape(1, -1)})["z"]
-    return np.broadcast_to(out, (1, a.size))
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.pattern)
-def test_rules_hold(rule: Rule) -> None:
-    left, right = map(values, sides(rule))
-    if rule.tag is Soundness.EXACT:
-        assert_close(left, right, what=rule.pattern)  # NaN and infinities in the same places
-    else:
-        both = np.isfinite(left) & np.isfinite(right)
-        assert both.sum() > 200
-        assert_close(left[both], right[both], what=rule.pattern)
-
-
-@pytest.mark.parametrize("rule", [r for r in RULES if r.tag is Soundness.EXACT], ids=lambda r: r.pattern)
-def test_exact_rules_hold_for_derivatives(rule: Rule) -> None:
-    """A rewritten layer is differentiated after the rewrite: ties and zeros must get the same gradient."""
-    a, b = (v[np.isfinite(v) & (np.abs(v) < 100)] for v in operands())
-    n = min(a.size, b.size)
-    a, b = a[:n], b[:n]
-    feed = {"a": a.reshape(1, -1), "b": b.reshape(1, -1), "ct.z": np.ones((1, n))}
-    results = []
-    for graph in sides(rule):
-        out = evaluate(Differentiate().run(graph), feed)
-        results.append([np.broadcast_to(out[f"d.{k}"], (1, n)) for k in "ab"])
-    for left, right in zip(*results, strict=True):
-        both = np.isfinite(left) & np.isfinite(right)
-        assert_close(left[both], right[both], what=rule.pattern)
-
-
-def test_every_rule_fires_on_its_own_instance() -> None:
-    FIRED.clear()
-    for rule in RULES:
-        left, _ = sides(rule)
-        Canonicalise(finite_only=True).run(left)
-    assert [r.pattern for r in RULES if not FIRED[r.pattern]] == []
-
-
 def test_finite_only_rules_need_to_be_asked_for() -> None:
-    for formula in ("x - x", "x * 0", "0 / x", "x / x"):
+    for formula in ("x - x", "x * 0", "0 / exp(x)", "exp(x) / exp(x)"):
         assert Canonicalise().run(parse(formula)).output.op is not Op.CONST
         assert Canonicalise(finite_only=True).run(parse(formula)).output.op is Op.CONST
 

@@ -1,0 +1,257 @@
+"""identity: what function of its inputs and parameters a layer is, in a form that equal layers share.
+
+Every value is a product
+
+    rational number · irreducible factors with powers, negative ones too
+
+whose factors are atoms (x, a parameter, tanh of a value, a mean, ...) or sums: polynomials in atoms that do not factor.
+Sums are expanded over one denominator and factored again, so that the order of operands, the distributive law and the
+cancelling of factors are settled by arithmetic alone, and the sign and the size of factors are known by intervals.
+On top of it, each function is written by few others, in one way:
+
+    tanh, erf, log       odd: the sign of the operand goes outside
+    sigmoid(a)           (1 + tanh(a/2)) / 2
+    exp(a - 2b)          exp(a) · exp(b)^-2
+    max(a, b)            (a + b + |a - b|) / 2; of more than two, a set, without what all have in common; min by max
+    |a·b|                |a| · |b|; |a|² is a²
+    mean[I](k·a + b)     k · mean(a) + mean(b), k constant along I; means of means are one mean
+    std[I](a)            root of E[a²] - E[a]² + ε;  rms[I](a): root of E[a²] + ε;  sqrt(a): a / root of |a| + ε
+    root(a)²             a
+
+so shifts leave std alone, rms² - mean² = std², and ε is kept exactly. None of this is ever compiled: in floating point
+E[a²] - E[a]² loses every digit.
+
+A value equals another where both are finite. But what may be zero does not cancel for nothing: x·x/x has a hole at
+x = 0, and stays another function than x. Holes are kept beside the factors.
+
+Budgets count terms and products, never seconds: where one is passed, an operation is an atom of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import reduce
+
+from normforge.ir.graph import Graph
+from normforge.ir.node import Node
+from normforge.ir.ops import Op
+from normforge.passes.intervals import EVERYTHING, POSITIVE, Interval, point
+from normforge.passes.moments import mean, rms, root, std
+from normforge.passes.polynomial import Key
+from normforge.passes.values import OPAQUE, UNIT, ZERO, Algebra, TooLarge, Value
+
+MAX_EXPONENT = 8  # of exp: the largest whole number that is taken out of an operand as a power
+MAX_OPERANDS = 6  # of a maximum that is looked into
+_HALF, _MINUS = Fraction(1, 2), Fraction(-1)
+
+
+@dataclass
+class Identity(Algebra):
+    """The values of one graph's nodes.
+
+    Attributes:
+        replace: what to take for inputs and parameters, by name, given their own values; by default those.
+    """
+
+    replace: Mapping[str, Callable[[Identity, Value], Value]] = field(default_factory=dict)
+
+    def value(self, graph: Graph) -> Value:
+        """The value of a layer's output. The graph must be a surface graph."""
+        of: dict[Node, Value] = {}
+        for node in graph.nodes:
+            of[node] = self.node(node, [of[a] for a in node.args])
+        return of[graph.output]
+
+    def node(self, node: Node, args: list[Value]) -> Value:
+        """The value of an operation on values."""
+        op = node.op
+        if op is Op.CONST:
+            if not math.isfinite(node.value):
+                return self.atom(op, (), name=repr(node.value))
+            return Value(Fraction(repr(node.value)))
+        if op in (Op.INPUT, Op.PARAM):
+            is_input = op is Op.INPUT
+            leaf = self.atom(op, (), name=repr(node.attr), axes=node.axes, depends=is_input, degree=int(is_input))
+            change = self.replace.get(node.name)
+            return change(self, leaf) if change else leaf
+        try:
+            if op in _MOMENTS:
+                return _MOMENTS[op](self, args[0], node.reduced)
+            return _FUNCTIONS[op](self, *args)
+        except TooLarge:
+            return self.opaque(op, args, node.reduced if op in _MOMENTS else 0)
+
+
+# -- functions of one value
+
+
+def _odd(op: Op, function: Callable[[float], float]) -> Callable[[Algebra, Value], Value]:
+    """A bounded odd function that rises from -1 to 1."""
+    limits = Interval(-1, 1, True, True)
+
+    def apply(space: Algebra, v: Value) -> Value:
+        if v.number == 0:
+            return v
+        if v.number < 0:
+            return space.scale(apply(space, space.scale(v, _MINUS)), _MINUS)
+        return space.atom(op, (v,), interval=space.interval(v).rising(function, limits))
+
+    return apply
+
+
+tanh, erf = _odd(Op.TANH, math.tanh), _odd(Op.ERF, math.erf)
+
+
+def sigmoid(space: Algebra, v: Value) -> Value:
+    """(1 + tanh(v / 2)) / 2."""
+    return space.scale(space.add(UNIT, tanh(space, space.scale(v, _HALF))), _HALF)
+
+
+def log(space: Algebra, v: Value) -> Value:
+    """sign(v) · ln(|v| + ε), an odd function."""
+    if v.number == 0:
+        return v
+    if v.number < 0:
+        return space.scale(log(space, space.scale(v, _MINUS)), _MINUS)
+    size = space.interval(v).magnitude()
+    shifted = size.plus(point(Fraction(repr(space.eps))))
+    out = shifted.rising(lambda a: math.log(a) if a > 0 else -math.inf, EVERYTHING).join(point(0))
+    return space.atom(Op.LOG, (v,), interval=out if space.interval(v).nonnegative else out.join(-out))
+
+
+def exp(space: Algebra, v: Value) -> Value:
+    """A product over the terms of v, each with the sign and the whole part of its coefficient as a power."""
+    below = {k: p for k, p in v.powers if p < 0}
+    scale, poly = space.expand({k: p for k, p in v.powers if p > 0})
+    out = Value(Fraction(1), (), v.holes)
+    for m, c in sorted(poly.items()):
+        number = v.number * scale * c
+        whole = number.denominator == 1 and abs(number) <= MAX_EXPONENT
+        inside = space.build(Fraction(1) if whole else abs(number), dict(m) | below)
+        atom = space.atom(Op.EXP, (inside,), interval=space.interval(inside).rising(_exp, POSITIVE))
+        out = space.mul(out, space.power(atom, int(number) if whole else (1 if number > 0 else -1)))
+    return out if v.number else space.add(UNIT, v)
+
+
+def _exp(a: float) -> float:
+    return math.exp(a) if a < 709 else math.inf
+
+
+def absolute(space: Algebra, v: Value) -> Value:
+    """|number| · ∏ |factor|^power."""
+    out = Value(abs(v.number), (), v.holes)
+    for key, p in v.powers:
+        f = space.factor[key]
+        factor = Value(Fraction(1), ((key, 1),))
+        if p % 2 and not f.interval.nonnegative:
+            if f.interval.nonpositive:
+                factor = space.scale(factor, _MINUS)
+            elif f.op in (Op.TANH, Op.ERF) and f.name != OPAQUE:
+                factor = (tanh if f.op is Op.TANH else erf)(space, absolute(space, f.args[0]))
+            else:
+                square = space.power(factor, 2)
+                factor = space.atom(Op.ABS, (factor,), interval=f.interval.magnitude(), square=square)
+        out = space.mul(out, space.power(factor, p))
+    return out
+
+
+def sqrt(space: Algebra, v: Value) -> Value:
+    """v / root(|v| + ε)."""
+    inside = space.add(absolute(space, v), Value(Fraction(repr(space.eps))))
+    return space.div(v, root(space, inside))
+
+
+# -- max and min
+
+
+def maximum(space: Algebra, v: Value, w: Value) -> Value:
+    """The largest of all operands of v and w, where those are maxima themselves."""
+    flat = {o.key: o for u in (v, w) for o in (u.operands if u.operands and not u.lowest else (u,))}
+    for a in list(flat.values()):
+        if space.scale(a, _MINUS).key in flat:  # max(a, -a)
+            size = absolute(space, a)
+            flat[size.key] = size
+    for a in list(flat.values()):
+        if (key := absolute(space, a).key) != a.key and key in flat:  # |a| >= a
+            del flat[a.key]
+    for a in list(flat.values()):
+        if a.lowest and any(o.key in flat for o in a.operands):  # max(a, min(a, b))
+            del flat[a.key]
+    left = _undecided(space, sorted(flat.values(), key=lambda o: o.key))
+    if len(left) == 1:
+        return left[0]
+    if len(left) == 2:
+        a, b = left
+        out = space.scale(space.total([a, b, absolute(space, space.sub(a, b))]), _HALF)
+    else:
+        out = _largest(space, left)
+    return Value(out.number, out.powers, out.holes, tuple(left))
+
+
+def _undecided(space: Algebra, values: list[Value]) -> list[Value]:
+    """The values that no other one is known to be as large as."""
+    out: list[Value] = []
+    for i, a in enumerate(values):
+        others = out + values[i + 1 :]
+        if not any(
+            space.interval(b).at_least(space.interval(a)) or space.interval(space.sub(b, a)).nonnegative for b in others
+        ):
+            out.append(a)
+    return out
+
+
+def _largest(space: Algebra, values: list[Value]) -> Value:
+    """Three or more: the one that its distances to the others mark out, plus scale · max(0, distances / scale)."""
+    if len(values) > MAX_OPERANDS:
+        raise TooLarge
+    rows = [[space.sub(b, a) for b in values if b is not a] for a in values]
+    scale = _common(space, [d for row in rows for d in row])
+    rows = [sorted((space.div(d, scale) for d in row), key=lambda d: d.key) for row in rows]
+    at = min(range(len(values)), key=lambda i: [d.key for d in rows[i]])
+    interval = reduce(Interval.larger, (space.interval(d) for d in rows[at]), point(0))
+    atom = space.atom(Op.MAX, (ZERO, *rows[at]), interval=interval)
+    return space.add(values[at], space.mul(scale, atom))
+
+
+def _common(space: Algebra, values: list[Value]) -> Value:
+    """What is certainly not negative and divides all values: a number and factors."""
+    shared: dict[Key, int] = {}
+    first, *rest = (dict(v.powers) for v in values)
+    for key, p in first.items():
+        lowest = min([p, *(powers.get(key, 0) for powers in rest)])
+        if lowest > 0 and space.factor[key].interval.nonnegative:
+            shared[key] = lowest
+        highest = max([p, *(powers.get(key, 0) for powers in rest)])
+        if highest < 0 and space.factor[key].interval.positive:
+            shared[key] = highest
+    over = math.lcm(*(v.number.denominator for v in values))
+    number = Fraction(math.gcd(*(int(v.number * over) for v in values)), over)
+    return space.build(number, shared)
+
+
+def minimum(space: Algebra, v: Value, w: Value) -> Value:
+    """-max(-v, -w)."""
+    return space.scale(maximum(space, space.scale(v, _MINUS), space.scale(w, _MINUS)), _MINUS)
+
+
+_FUNCTIONS: dict[Op, Callable[..., Value]] = {
+    Op.ADD: Algebra.add,
+    Op.SUB: Algebra.sub,
+    Op.MUL: Algebra.mul,
+    Op.DIV: Algebra.div,
+    Op.MAX: maximum,
+    Op.MIN: minimum,
+    Op.NEG: lambda space, v: space.scale(v, _MINUS),
+    Op.ABS: absolute,
+    Op.SQUARE: lambda space, v: space.power(v, 2),
+    Op.EXP: exp,
+    Op.SIGMOID: sigmoid,
+    Op.TANH: tanh,
+    Op.ERF: erf,
+    Op.SQRT: sqrt,
+    Op.LOG: log,
+}
+_MOMENTS: dict[Op, Callable[[Algebra, Value, int], Value]] = {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}

@@ -1,0 +1,119 @@
+"""Moments of values in the form of `identity`: means are linear, and std and rms are roots of means."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from normforge.ir.ops import Op
+from normforge.ir.types import B, G, K, S
+from normforge.passes.intervals import INFINITY, Interval, point
+from normforge.passes.polynomial import Key
+from normforge.passes.values import Algebra, TooLarge, Value
+
+MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
+Part = tuple[Key, int]
+
+
+def mean(space: Algebra, v: Value, reduced: int) -> Value:
+    """E[v], term by term, what is constant along the axes outside."""
+    axes = space.axes(v) & reduced
+    if not axes:
+        return v
+    outside = [(k, p) for k, p in v.powers if not space.factor[k].axes & axes]
+    inside = [(k, p) for k, p in v.powers if space.factor[k].axes & axes]
+    below = [(k, p) for k, p in inside if p < 0]
+    scale, poly = space.expand({k: p for k, p in inside if p > 0})
+    terms = []
+    for m, c in sorted(poly.items()):
+        term = _product_mean(space, axes, [*m, *below])
+        terms.append(space.scale(term, c * scale))
+    return space.mul(Value(v.number, tuple(outside), v.holes), space.total(terms))
+
+
+def _product_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
+    """The mean of a product: of parts that share no axis, the product of their means; constants outside."""
+    out = space.build(Fraction(1), {k: p for k, p in parts if not space.factor[k].axes & axes})
+    left = [(k, p) for k, p in parts if space.factor[k].axes & axes]
+    while left:
+        group = [left.pop()]
+        common = space.factor[group[0][0]].axes & axes
+        grown = True
+        while grown:
+            joined = [q for q in left if space.factor[q[0]].axes & common]
+            grown = bool(joined)
+            for q in joined:
+                left.remove(q)
+                group.append(q)
+                common |= space.factor[q[0]].axes & axes
+        out = space.mul(out, _joint_mean(space, common, group))
+    return out
+
+
+def _joint_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
+    """The mean of factors that hang together: along axes that only some of them vary along, these come first."""
+    along = {a: [q for q in parts if space.factor[q[0]].axes & a] for a in (B, G, K, S) if axes & a}
+    fewest = min(along.values(), key=len)
+    if len(fewest) < len(parts):
+        first = sum(a for a, varying in along.items() if all(q in fewest for q in varying))
+        inner = _product_mean(space, first, fewest)
+        rest = [q for q in parts if q not in fewest]
+        return mean(space, space.mul(inner, space.build(Fraction(1), dict(rest))), axes & ~first)
+    if len(parts) == 1 and parts[0][1] == 1:
+        factor = space.factor[parts[0][0]]
+        if factor.op is Op.MEAN and not factor.name:  # a mean of means
+            return _product_mean(space, axes | factor.reduced, list(factor.args[0].powers))
+    inside = Value(Fraction(1), tuple(sorted(parts)))
+    return space.atom(Op.MEAN, (inside,), reduced=axes, interval=space.interval(inside), degree=space.degree(inside))
+
+
+def root(space: Algebra, v: Value) -> Value:
+    """The square root of a value that holds ε: it is never below √ε."""
+    if v.is_number and v.number > 0:
+        top, bottom = math.isqrt(v.number.numerator), math.isqrt(v.number.denominator)
+        if top * top == v.number.numerator and bottom * bottom == v.number.denominator:
+            return Value(Fraction(top, bottom), (), v.holes)
+        return Value(Fraction(repr(math.sqrt(v.number))), (), v.holes)
+    eps = Fraction(repr(space.eps))
+    least = Fraction(math.sqrt(eps) * (1 - 2.0**-50))
+    limits = Interval(least, INFINITY, False, True)
+    above = Interval(eps, INFINITY, False, True)
+    if len(v.powers) == 1 and v.powers[0][1] == 1 and v.number:  # E[a²] - E[a]² + ε does not show it by itself
+        space.narrow(v.powers[0][0], above.times(point(1 / v.number)))
+    interval = space.interval(v).meet(above).rising(math.sqrt, limits)
+    return space.atom(Op.ROOT, (v,), interval=interval, square=v)
+
+
+def rms(space: Algebra, v: Value, reduced: int) -> Value:
+    """root(E[v²] + ε)."""
+    square = mean(space, space.power(_small(space, v), 2), reduced)
+    return root(space, space.add(square, Value(Fraction(repr(space.eps)))))
+
+
+def std(space: Algebra, v: Value, reduced: int) -> Value:
+    """root(E[v²] - E[v]² + ε)."""
+    v = _centred(space, v, reduced)
+    square = mean(space, space.power(_small(space, v), 2), reduced)
+    variance = space.sub(square, space.power(mean(space, v, reduced), 2))
+    return root(space, space.add(variance, Value(Fraction(repr(space.eps)), (), v.holes)))
+
+
+def _centred(space: Algebra, v: Value, reduced: int) -> Value:
+    """Without the terms of a sum that are constant along the axes: they would cancel."""
+    if len(v.powers) != 1 or v.powers[0][1] != 1:
+        return v
+    poly = space.factor[v.powers[0][0]].poly
+    axes = space.axes(v) & reduced
+    varying = {m: c for m, c in poly.items() if any(space.factor[k].axes & axes for k, _ in m)}
+    if not varying or len(varying) == len(poly):
+        return v
+    part = space.factored(v.number, varying)
+    return Value(part.number, part.powers, v.holes)
+
+
+def _small(space: Algebra, v: Value) -> Value:
+    """The value, if its square is small enough to be looked into."""
+    _, poly = space.expand({k: p for k, p in v.powers if p > 0})
+    if len(poly) > MAX_SQUARED:
+        raise TooLarge
+    return v
