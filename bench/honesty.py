@@ -3,9 +3,9 @@
     python bench/honesty.py                 # goes on from bench/results/honesty.jsonl until 500 layers are refused
     python bench/honesty.py --report        # the table of what was trained so far, by the stages as they are now
 
-Layers are drawn from the paper's space; those that the type and dependence stages refuse, and repetitions of a function,
-are left out. Each is trained as in the search's quality test: the first 100 steps of the recipe, in the ResNet-v2 proxy
-on digits. It passes with a validation accuracy of 20 % or more.
+Layers are drawn from the paper's space; those that the type and dependence stages refuse, and repetitions of a
+function, are left out. Each is trained as in the search's quality test: the first 100 steps of the recipe, in the
+ResNet-v2 proxy on digits. It passes with a validation accuracy of 20 % or more.
 """
 
 from __future__ import annotations

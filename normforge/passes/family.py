@@ -16,16 +16,25 @@ from normforge.ir.graph import Graph
 from normforge.ir.ops import Op
 from normforge.passes.identity import Identity
 from normforge.passes.polynomial import Key, Monomial, Poly
-from normforge.passes.values import Value
+from normforge.passes.values import TooLarge, Value
 
 MAX_ROUNDS = 16
 
 
 def family_key(graph: Graph) -> Key:
-    """The digest of a layer's family."""
+    """The digest of a layer's family; that of its function where a budget of `identity` is passed on the way."""
+    try:
+        return _family(graph)
+    except TooLarge:
+        return Identity(graph.eps).value(graph).key
+
+
+def _family(graph: Graph) -> Key:
     scale: dict[str, Fraction] = {}
     space = Identity(graph.eps)
     names = {space.atom(Op.PARAM, (), name=repr(p.attr), axes=p.axes).powers[0][0]: p.name for p in graph.params}
+    used = {key for poly, _ in _polynomials(space, space.value(graph)) for m in poly for key, _ in m}
+    names = {key: name for key, name in names.items() if key in used}
     for _ in range(MAX_ROUNDS):
         shift, value = _without_shift(space, graph, scale, names)
         scales = ((name, _scale(space, value, atom)) for atom, name in sorted(names.items()) if atom != shift)
@@ -37,15 +46,14 @@ def family_key(graph: Graph) -> Key:
     return shift + value.key
 
 
-def _value(space: Identity, graph: Graph, scale: Mapping[str, Fraction], **numbers: int) -> Value:
-    """The layer with parameters scaled, and some of them set to numbers."""
+def _value(space: Identity, graph: Graph, scale: Mapping[str, Fraction], **more: int) -> Value:
+    """The layer with its parameters scaled, some of them `more`."""
 
-    def change(name: str) -> Callable[[Identity, Value], Value]:
-        if name in numbers:
-            return lambda space, p: Value(Fraction(numbers[name]))
-        return lambda space, p: space.scale(p, scale.get(name, Fraction(1)))
+    def change(factor: Fraction) -> Callable[[Identity, Value], Value]:
+        return lambda space, p: space.scale(p, factor)
 
-    space.replace = {name: change(name) for name in (*scale, *numbers)}
+    names = {*scale, *more}
+    space.replace = {name: change(scale.get(name, Fraction(1)) * more.get(name, 1)) for name in names}
     return space.value(graph)
 
 
@@ -56,16 +64,19 @@ def _without_shift(
     plain = _value(space, graph, scale)
     for shift, name in sorted(names.items()):
         axes = space.factor[shift].axes
-        rest, one, two = (_value(space, graph, scale, **{name: n}) for n in range(3))
-        step = space.sub(one, rest)
-        if not step.is_number or step.number == 0 or space.sub(two, one).key != step.key:
+        # f + n·p, if it is that, moves by n·p when p is doubled.
+        double, triple = (_value(space, graph, scale, **{name: n}) for n in (2, 3))
+        step = space.sub(double, plain)
+        if step.powers != ((shift, 1),) or step.holes or space.sub(triple, double).key != step.key:
             continue
 
         def absorbed(v: Value, axes: int = axes) -> bool:
             return not space.depends(v) and not space.axes(v) & ~axes
 
+        rest = space.sub(plain, step)
         for other in sorted(set(names.values()) - {name}):
-            constant = _value(space, graph, scale, **{name: 0, other: 0})
+            twice = space.sub(_value(space, graph, scale, **{other: 2}), step)
+            constant = space.sub(space.add(rest, rest), twice)  # c of p·f + c
             if constant.number and absorbed(constant):
                 rest = space.sub(rest, constant)
         varying = [(k, p) for k, p in rest.powers if space.factor[k].depends]

@@ -38,12 +38,11 @@ from functools import reduce
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
-from normforge.passes.intervals import EVERYTHING, POSITIVE, Interval, point
+from normforge.passes.intervals import EVERYTHING, Interval, point
 from normforge.passes.moments import mean, rms, root, std
 from normforge.passes.polynomial import Key
 from normforge.passes.values import OPAQUE, UNIT, ZERO, Algebra, TooLarge, Value
 
-MAX_EXPONENT = 8  # of exp: the largest whole number that is taken out of an operand as a power
 MAX_OPERANDS = 6  # of a maximum that is looked into
 _HALF, _MINUS = Fraction(1, 2), Fraction(-1)
 
@@ -97,9 +96,22 @@ def _odd(op: Op, function: Callable[[float], float]) -> Callable[[Algebra, Value
             return v
         if v.number < 0:
             return space.scale(apply(space, space.scale(v, _MINUS)), _MINUS)
+        inner = _without_abs(space, v)
+        if inner.key != v.key and absolute(space, inner).key == v.key:  # f(|a|) is |f(a)|
+            return absolute(space, apply(space, inner))
         return space.atom(op, (v,), interval=space.interval(v).rising(function, limits))
 
     return apply
+
+
+def _without_abs(space: Algebra, v: Value) -> Value:
+    """The value with a for every factor |a|."""
+    powers: dict[Key, int] = {}
+    for key, p in v.powers:
+        f = space.factor[key]
+        inner = f.args[0].powers[0][0] if f.op is Op.ABS and f.name != OPAQUE else key
+        powers[inner] = powers.get(inner, 0) + p
+    return space.build(v.number, powers, v.holes)
 
 
 tanh, erf = _odd(Op.TANH, math.tanh), _odd(Op.ERF, math.erf)
@@ -128,16 +140,9 @@ def exp(space: Algebra, v: Value) -> Value:
     scale, poly = space.expand({k: p for k, p in v.powers if p > 0})
     out = Value(Fraction(1), (), v.holes)
     for m, c in sorted(poly.items()):
-        number = v.number * scale * c
-        whole = number.denominator == 1 and abs(number) <= MAX_EXPONENT
-        inside = space.build(Fraction(1) if whole else abs(number), dict(m) | below)
-        atom = space.atom(Op.EXP, (inside,), interval=space.interval(inside).rising(_exp, POSITIVE))
-        out = space.mul(out, space.power(atom, int(number) if whole else (1 if number > 0 else -1)))
+        inside = space.build(Fraction(1), dict(m) | below)
+        out = space.mul(out, space.exponential(inside, v.number * scale * c))
     return out if v.number else space.add(UNIT, v)
-
-
-def _exp(a: float) -> float:
-    return math.exp(a) if a < 709 else math.inf
 
 
 def absolute(space: Algebra, v: Value) -> Value:
@@ -149,8 +154,6 @@ def absolute(space: Algebra, v: Value) -> Value:
         if p % 2 and not f.interval.nonnegative:
             if f.interval.nonpositive:
                 factor = space.scale(factor, _MINUS)
-            elif f.op in (Op.TANH, Op.ERF) and f.name != OPAQUE:
-                factor = (tanh if f.op is Op.TANH else erf)(space, absolute(space, f.args[0]))
             else:
                 square = space.power(factor, 2)
                 factor = space.atom(Op.ABS, (factor,), interval=f.interval.magnitude(), square=square)

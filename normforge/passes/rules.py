@@ -1,8 +1,8 @@
 """Rewrite rules as data: pattern, replacement and soundness, all three written in formulas.
 
 A lower-case letter in a pattern stands for any value; the same letter twice for the same node. A rule may ask for more,
-which `ranges` must prove: `a >= 0`, `a <= 0`, `a != 0`, `a >= b`; or that `k` is constant along the index set I, for
-which any may stand. Tags:
+which `ranges` must prove: `a > 0`, `a >= 0`, `a <= 0`, `a != 0`, `a >= b`; or that `k` is constant along the index
+set I, for which any may stand. Tags:
 
 `exact`: true of every IEEE input, Inf and NaN included, up to rounding and the sign of zero;
 `finite_only`: true wherever both sides are finite;
@@ -63,8 +63,8 @@ class Rule:
             return True
         left, relation, right = self.given.split()
         a = ranges.interval(bound[left])
-        if relation == "!=":
-            return a.nonzero
+        if relation in ("!=", ">"):
+            return a.positive or (relation == "!=" and a.nonzero)
         b = ranges.interval(bound[right]) if right in bound else point(int(right))
         return a.at_least(b) if relation == ">=" else b.at_least(a)
 
@@ -124,8 +124,9 @@ RULES: tuple[Rule, ...] = (
     Rule("erf(-a)", "-erf(a)", _E),
     Rule("sqrt(-a)", "-sqrt(a)", _E),
     Rule("log(-a)", "-log(a)", _E),
-    Rule("abs(a)", "a", _E, "a >= 0"),
-    Rule("abs(a)", "-a", _E, "a <= 0"),
+    Rule("abs(a)", "a", _E, "a > 0"),  # where a may be 0, the slopes differ there
+    Rule("abs(a)", "a", _F, "a >= 0"),
+    Rule("abs(a)", "-a", _F, "a <= 0"),
     Rule("max(a, b)", "a", _F, "a >= b"),  # NaN in b would show in the maximum
     Rule("min(a, b)", "b", _F, "a >= b"),
     Rule("a - a", "0", _F),

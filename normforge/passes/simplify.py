@@ -47,8 +47,8 @@ def cost(graph: Graph) -> float:
 class Simplify:
     """The cheapest form by `cost`; of those that tie, the one that is made last.
 
-    Equal where everything is finite, so never what is compiled; a layer keeps its `hash`. Derivatives are simplified like layers; their inputs,
-    outputs and types stay.
+    Equal where everything is finite, so never what is compiled; a layer keeps its `hash`. Derivatives are simplified
+    like layers; their inputs, outputs and types stay.
     """
 
     def run(self, graph: Graph) -> Graph:

@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import blake2b
 
 from normforge.ir.ops import Op
-from normforge.passes.intervals import EVERYTHING, NONNEGATIVE, Interval, point
+from normforge.passes.intervals import EVERYTHING, NONNEGATIVE, POSITIVE, Interval, point
 from normforge.passes.polynomial import (
     ONE,
     Key,
@@ -27,6 +27,7 @@ MAX_SUM = 256  # of a sum
 MAX_STEPS = 40_000  # products of terms, in one layer
 MAX_BITS = 1_000  # of a coefficient
 MAX_POWER = 64
+MAX_EXPONENT = 8  # of exp: the largest whole number that is taken out of an operand as a power
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +209,7 @@ class Algebra:
             return Value(number, (), frozenset(holes))
         if max(number.numerator.bit_length(), number.denominator.bit_length()) > MAX_BITS:
             raise TooLarge
+        powers = self.one_exponential(powers)
         simple: dict[Key, int] = {}
         rest: list[tuple[Value, int]] = []
         for key, p in powers.items():
@@ -226,6 +228,34 @@ class Algebra:
         out = self.build(number, simple, holes)
         for square, n in rest:
             out = self.mul(out, self.power(square, n))
+        return out
+
+    def exponential(self, inside: Value, number: Fraction) -> Value:
+        """exp(number · inside), `inside` a product without a number: a small whole number as a power of exp(inside)."""
+        whole = number.denominator == 1 and abs(number) <= MAX_EXPONENT
+        base = inside if whole else Value(abs(number), inside.powers, inside.holes)
+        atom = self.atom(Op.EXP, (base,), interval=self.interval(base).rising(_exp, POSITIVE))
+        power = int(number) if whole else 1 if number > 0 else -1
+        return Value(Fraction(1), ((atom.powers[0][0], power),) if power else (), atom.holes)
+
+    def one_exponential(self, powers: Mapping[Key, int]) -> Mapping[Key, int]:
+        """Powers with one exponential of each product: exp(a/2) · exp(a) is exp(3a/2)."""
+        found: dict[tuple[tuple[Key, int], ...], list[Key]] = {}
+        for key, p in powers.items():
+            f = self.factor[key]
+            if p and f.op is Op.EXP and f.name != OPAQUE:
+                found.setdefault(f.args[0].powers, []).append(key)
+        out = dict(powers)
+        for keys in found.values():
+            bases = [self.factor[key].args[0] for key in keys]
+            if len(keys) == 1 and (bases[0].number == 1 or abs(powers[keys[0]]) == 1):
+                continue
+            total = sum((b.number * powers[key] for b, key in zip(bases, keys, strict=True)), Fraction(0))
+            inside = Value(Fraction(1), bases[0].powers, frozenset().union(*(b.holes for b in bases)))
+            for key in keys:
+                del out[key]
+            for key, p in self.exponential(inside, total).powers:
+                out[key] = out.get(key, 0) + p
         return out
 
     def resolve(self, number: Fraction, powers: dict[Key, int], holes: frozenset[Key]) -> Value:
@@ -295,7 +325,15 @@ class Algebra:
             raise TooLarge
         if abs(n) > MAX_POWER:
             raise TooLarge
-        return self.build(v.number**n, {k: p * n for k, p in v.powers}, v.holes)
+        powers = dict(v.powers)
+        for key, p in v.powers:
+            f = self.factor[key]
+            if n < 0 and p == 1 and f.op is Op.ABS and f.square is not None:
+                # |a| / a² came from 1 / |a|, whose reciprocal has no hole.
+                inside = f.square.powers[0][0]
+                if powers.get(inside, 0) <= -2:
+                    powers[key], powers[inside] = -1, powers[inside] + 2
+        return self.build(v.number**n, {k: p * n for k, p in powers.items()}, v.holes)
 
     def div(self, v: Value, w: Value) -> Value:
         """v / w; division by zero is an atom of its own."""
@@ -462,3 +500,7 @@ def part_key(part: Poly) -> Key:
     """The variable of a polynomial that is one."""
     ((m, _),) = part.items()
     return m[0][0]
+
+
+def _exp(a: float) -> float:
+    return math.exp(a) if a < 709 else math.inf

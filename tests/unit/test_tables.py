@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
 import pytest
 
-from normforge.ir import Graph, Op, evaluate, parse
+from normforge.ir import Graph, Op, parse
 from normforge.ir.evaluate import EVALUATE
 from normforge.ir.grammar import MOMENT_NAMES, PAIR_NAMES, UNARY_NAMES
-from normforge.ir.node import const, data, make, substitute
+from normforge.ir.node import const, data, make
 from normforge.ir.ops import ARITY, BINARY, CORE, CORE_ONLY, ELEMENTWISE, LEAF, MOMENT, REDUCE, SURFACE, SURFACE_ONLY
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.differentiate import VJP, Differentiate
+from normforge.passes.differentiate import VJP
 from normforge.passes.legalise import LOWER
-from normforge.passes.rules import FIRED, RULES, Rule, Soundness
 from normforge.passes.simplify import COST
-from normforge.testing import assert_close
 
 # Evaluated by name, since they take more than operands: ε, axes, a type.
 BY_NAME = SURFACE_ONLY | MOMENT | REDUCE | LEAF | {Op.BROADCAST}
