@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from normforge.ir.graph import Graph
-from normforge.passes import Degeneracy
+from normforge.passes import Degeneracy, Stage
 from normforge.search.config import Config
 from normforge.search.space import Genotype, from_json, random_genotype, to_graph, to_json
 from normforge.search.streams import stream
 
+FIRST = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
 RESULTS = Path(__file__).parent / "results" / "honesty.jsonl"
 
 
@@ -90,7 +91,7 @@ def main() -> None:
             while len(waiting) < 2 * options.workers:
                 index, genotype = next(queue)
                 graph = to_graph(genotype)
-                if Degeneracy().run(graph) or graph.hash in seen:
+                if FIRST.run(graph) or graph.hash in seen:
                     continue
                 seen.add(graph.hash)
                 waiting.add(pool.submit(job, index, to_json(genotype)))

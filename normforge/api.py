@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
@@ -15,6 +16,9 @@ from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
 from normforge.passes.keys import lower
 
+if TYPE_CHECKING:
+    from normforge.search.probing import Propagation
+
 TARGETS = ("c", "triton")
 
 
@@ -23,13 +27,20 @@ class Report:
     """What `check` found.
 
     Attributes:
-        ok: True when nothing speaks against the layer.
         findings: why it is degenerate, each with stage, node and reason.
-        properties: facts about it, by name.
+        properties: facts about it, by name: those of `normforge.passes.Describe`, and `traffic`: full tensors read and
+            written by each order's kernels, when slabs stay on chip.
+        remarks: what the probing stage saw on inputs that it does not refuse for, by input.
+        propagation: signals by depth in a stack of convolutions (see `normforge.search.probing`); None where no
+            number was computed.
+        seconds: by stage.
     """
 
     findings: tuple[Finding, ...]
     properties: dict[str, object] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    propagation: Propagation | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -37,15 +48,31 @@ class Report:
         return not self.findings
 
 
-def check(graph: Graph) -> Report:
-    """Is the layer degenerate, and what is it like? Static: no number is computed.
+def check(graph: Graph, *, probe: bool = True) -> Report:
+    """Is the layer degenerate, and what is it like?
+
+    The stages in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
+
+    Args:
+        graph: a layer.
+        probe: also the last of them, which runs the layer in torch; without it, no number is computed.
 
     Raises:
         OptionError: not a layer but a derivative graph.
     """
     if not graph.is_surface:
         raise OptionError("check takes a layer (one input x, one output y), not a derivative graph")
-    return Report(Degeneracy().run(graph), Describe().run(graph))
+    static, seconds = Degeneracy().timed(graph)
+    properties = Describe().run(graph)
+    plans = [plan(graph, order) for order in range(3)]
+    properties["traffic"] = [p.reads + p.writes for p in plans]
+    if static or not probe:
+        return Report(static, properties, seconds=seconds)
+    from normforge.search.probing import probe as run_probe
+
+    probed = run_probe(graph)
+    seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
+    return Report(probed.findings, properties, probed.remarks, probed.propagation, seconds)
 
 
 def grad(graph: Graph) -> Graph:

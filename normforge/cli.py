@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from normforge import __version__
+from normforge.cli_check import check
 from normforge.cli_layers import find_layer
 from normforge.cli_search import report, search
 from normforge.errors import NormforgeError, OptionError, ShapeError
@@ -79,25 +80,6 @@ def list_layers() -> None:
 
 
 @app.command()
-def check(layer: LayerArgument) -> None:
-    """Say whether a layer is degenerate, and why. Exit code 0: sound, 1: refused, 2: bad input."""
-    from normforge.api import check as run_check
-
-    graph = find_layer(layer)
-    report = run_check(graph)
-    print(f"{graph}\n")
-    for key, value in report.properties.items():
-        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        print(f"  {key.replace('_', ' '):<18} {shown}")
-    print(f"  {'hash':<18} {graph.hash}\n")
-    for finding in report.findings:
-        print(f"refused by {finding.stage}: {finding.reason}\n  at {finding.node}")
-    if not report.ok:
-        raise typer.Exit(1)
-    print("sound: no static check speaks against it")
-
-
-@app.command()
 def explain(
     layer: LayerArgument,
     shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...): show what fits on chip and the bytes moved.")] = "",
@@ -159,6 +141,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+app.command()(check)
 app.command()(search)
 app.command()(report)
 

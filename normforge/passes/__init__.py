@@ -4,8 +4,10 @@ from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.degeneracy import Degeneracy, Finding, Stage
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
+from normforge.passes.fingerprint import fingerprint
 from normforge.passes.keys import lower
 from normforge.passes.legalise import Legalise
+from normforge.passes.ranges import Ranges
 from normforge.passes.running import inference_graph, running_statistics, training_graph
 from normforge.passes.simplify import Simplify, simplify
 
@@ -16,8 +18,10 @@ __all__ = [
     "Differentiate",
     "Finding",
     "Legalise",
+    "Ranges",
     "Simplify",
     "Stage",
+    "fingerprint",
     "inference_graph",
     "lower",
     "running_statistics",

@@ -129,4 +129,4 @@ def _bounded(graph: Graph, probed: list[str]) -> bool:
         values = {p.name: np.full(4 if p.axes else 1, p.attr[2] or 0.1) for p in graph.params}
         found = [np.abs(evaluate(graph, {"x": x, **values}, groups=2)["y"]).max() for x in inputs]
         largest.append(max(f if np.isfinite(f) else np.inf for f in found))
-    return bool(largest[2] <= 1.01 * largest[1] and largest[1] <= 1.01 * largest[0] + 1e-9)
+    return bool(largest[2] < np.inf and largest[2] <= 1.01 * largest[1] and largest[1] <= 1.01 * largest[0] + 1e-9)

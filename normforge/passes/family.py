@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from hashlib import blake2b
 from math import gcd
 
 from normforge.ir.graph import Graph
@@ -43,7 +44,7 @@ def _family(graph: Graph) -> Key:
             break
         # One at a time: two that are measured by each other would turn around each other.
         scale[name] = scale.get(name, Fraction(1)) * factor
-    return shift + value.key
+    return blake2b(shift + value.key, digest_size=16).digest()
 
 
 def _value(space: Identity, graph: Graph, scale: Mapping[str, Fraction], **more: int) -> Value:

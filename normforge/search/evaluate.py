@@ -9,19 +9,17 @@ from contextlib import contextmanager
 
 import torch
 
-import normforge as nf
 from normforge.errors import NormforgeError
 from normforge.ir.graph import Graph
 from normforge.search.config import Config
 from normforge.search.data import CLASSES, Data, digits
 from normforge.search.funnel import Fate, Outcome
+from normforge.search.probing import probe
 from normforge.search.proxy import compiled, resnet_v2
 from normforge.search.stability import gradient_ascent
 from normforge.search.streams import stream, torch_seed
 from normforge.search.tasks import Task
 from normforge.search.train import Diverged, Training, evaluate
-
-_PROBE = (8, 32, 4, 4)
 
 
 class _Refused(Exception):
@@ -117,20 +115,9 @@ class _Evaluation:
             raise _Refused(Fate.STABILITY, f"gradient norm {largest:.1e} after {steps} steps of ascent")
 
     def probe(self, graph: Graph) -> None:
-        """The layer alone on normal noise: eager, since most of what fails here is not worth compiling."""
-        generator = torch.Generator().manual_seed(torch_seed(self.config.seed, "probe", 0))
-        layer = nf.compile(graph, channels=_PROBE[1], backend="eager")
-        x = torch.randn(_PROBE, generator=generator, requires_grad=True)
-        cotangent = torch.randn(_PROBE, generator=generator)
-        y = layer(x)
-        gradients = torch.autograd.grad(
-            y, [x, *layer.parameters()], cotangent, allow_unused=True, materialize_grads=True
-        )
-        for name, value in [("y", y), ("dx", gradients[0]), *(("a parameter's gradient", g) for g in gradients[1:])]:
-            if not bool(value.isfinite().all()):
-                raise _Refused(Fate.PROBING, f"{name} is not finite on normal noise")
-        if not bool(gradients[0].any()):
-            raise _Refused(Fate.PROBING, "dx is zero on normal noise")
+        """Eager, since most of what fails here is not worth compiling."""
+        if findings := probe(graph, seed=self.config.seed).findings:
+            raise _Refused(Fate.PROBING, findings[0].reason)
 
     @contextmanager
     def timed(self, stage: Fate) -> Iterator[None]:

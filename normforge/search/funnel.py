@@ -13,15 +13,15 @@ from typing import Any
 
 from normforge.errors import ParseError
 from normforge.ir.graph import Graph
-from normforge.passes import Degeneracy
+from normforge.passes import Degeneracy, fingerprint
 
 
 class Fate(enum.StrEnum):
     """Where a candidate's way ended, in the order of the funnel."""
 
-    DEGENERATE = "degenerate"  # by its types or by dependence, without numbers
-    DUPLICATE = "duplicate"  # the same function as an earlier candidate
-    PROBING = "probing"  # the layer alone: values or gradients not finite
+    DEGENERATE = "degenerate"  # by its types, by dependence, by range or by form, without numbers
+    DUPLICATE = "duplicate"  # the same function as an earlier candidate, or the same numbers
+    PROBING = "probing"  # the layer alone and in a stack of convolutions: not finite, dead or exploding
     QUALITY = "quality"  # short training
     STABILITY = "stability"  # gradient ascent on the gradient norm
     FULL = "full"  # full training not finite
@@ -66,22 +66,49 @@ class Outcome:
         return Outcome(**{**known, "fate": Fate(values["fate"])})
 
 
-def refuse_static(graph: Graph, seen: Mapping[str, int]) -> Outcome | None:
-    """The static stages: None for a layer that is worth numbers.
+class Seen:
+    """The candidates that a run has looked at, by `hash` and by fingerprint."""
+
+    def __init__(self) -> None:
+        self._by: dict[str, dict[str, int]] = {"hash": {}, "fingerprint": {}}
+
+    def add(self, index: int, keys: Mapping[str, Any]) -> None:
+        """Remember candidate `index` by `keys["hash"]` and, where it has one, `keys["fingerprint"]`."""
+        for name, known in self._by.items():
+            if keys.get(name):
+                known.setdefault(keys[name], index)
+
+    def find(self, name: str, key: str | None) -> int | None:
+        """The first candidate that has this key."""
+        return self._by[name].get(key) if key else None
+
+
+def refuse_static(graph: Graph, seen: Seen) -> tuple[Outcome | None, dict[str, str]]:
+    """The static stages.
 
     Args:
         graph: the layer.
-        seen: index by `hash` of the candidates before it.
+        seen: the candidates before it.
+
+    Returns:
+        None for a layer that is worth training, and its keys: `hash` and, where it has one, `fingerprint`.
     """
     try:
         findings = Degeneracy().run(graph)
         if findings:
-            return Outcome(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}")
-        if graph.hash in seen:
-            return Outcome(Fate.DUPLICATE, f"the same function as candidate {seen[graph.hash]}")
+            return Outcome(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}"), {}
+        keys = {"hash": graph.hash}
+        earlier = seen.find("hash", graph.hash)
+        if earlier is not None:
+            return Outcome(Fate.DUPLICATE, f"hash: the same function as candidate {earlier}"), {}
+        if numbers := fingerprint(graph):
+            keys["fingerprint"] = numbers
+            earlier = seen.find("fingerprint", numbers)
+            if earlier is not None:
+                return Outcome(Fate.DUPLICATE, f"fingerprint: the same numbers as candidate {earlier}"), {}
     except UNDECIDED as e:  # a drawn layer is arbitrary input: it may cost itself, never the run
-        return Outcome(Fate.ERROR, f"{type(e).__name__} in the static stages: {e}")
-    return None
+        return Outcome(Fate.ERROR, f"{type(e).__name__} in the static stages: {e}"), {}
+    return None, keys
 
 
 def formula(graph: Graph) -> str:

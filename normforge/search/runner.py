@@ -25,7 +25,7 @@ from normforge.search import space
 from normforge.search.config import Config, check_same, flat
 from normforge.search.display import Display
 from normforge.search.evolution import Member, Proposal, TournamentEvolution
-from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula, refuse_static
+from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
 from normforge.search.progress import Best, Progress
 from normforge.search.results import Scored, best_distinct, final_layers, scored
 from normforge.search.store import Event, Store, run_lock
@@ -121,7 +121,8 @@ class _Search:
         self.told = 0  # slots that evolution knows
         self.proposals: dict[int, Proposal] = {}  # of candidates with a slot, until they are told
         self.outcomes: dict[int, Outcome] = {}
-        self.hashes: dict[str, int] = {}
+        self.seen = Seen()
+        self.keys: dict[int, dict[str, str]] = {}  # of candidates that have a slot and no outcome
         self.pending: deque[Task] = deque()
 
     def _read(self, where: str) -> int:
@@ -176,19 +177,20 @@ class _Search:
             self._count(index, outcome, event.data.get("formula", ""))
             if "hash" in event.data:
                 self.proposals[index] = Proposal(space.from_json(event.data["genes"]), event.data.get("parent"))
-                self.hashes[event.data["hash"]] = index
+                self.seen.add(index, event.data)
                 self.slots.append(index)
                 self.outcomes[index] = outcome
             return
         proposal = self.evolution.ask(index)
         graph = space.to_graph(proposal.genotype)
         start = time.perf_counter()
-        refused = refuse_static(graph, self.hashes)
+        refused, keys = refuse_static(graph, self.seen)
         if refused is not None:
             refused.seconds["static"] = round(time.perf_counter() - start, 5)
             self._record(index, proposal, refused, None)
             return
-        self.hashes[graph.hash] = index
+        self.seen.add(index, keys)
+        self.keys[index] = keys
         self.slots.append(index)
         self.proposals[index] = proposal
         self.pending.append(Task(str(index), graph.to_json(), self.config))
@@ -197,7 +199,7 @@ class _Search:
         """Store what became of a candidate; one that was refused without numbers in short."""
         data = {"genes": space.to_json(proposal.genotype), "parent": proposal.parent, **outcome.to_json()}
         if graph is not None:
-            data |= {"hash": graph.hash, "formula": formula(graph)}
+            data |= self.keys.pop(index) | {"formula": formula(graph)}
         self.store.append([Event("candidate", str(index), self.progress.elapsed, data)])
         self._count(index, outcome, data.get("formula", ""))
 
