@@ -109,7 +109,7 @@ class _Regions:
         """The rebuilt node of an expression that sympy holds."""
         if node not in self.out:
             form = self.form[node]
-            if self.factor and form.is_Add and len(form.args) <= MAX_FACTORED:
+            if self.factor and form.is_Add and len(form.args) <= MAX_FACTORED and _shares(form):
                 form = _factored(form)
             self.out[node] = _Builder(self.leaves, self.divisors).build(form)
         return self.out[node]
@@ -118,6 +118,17 @@ class _Regions:
 @lru_cache(maxsize=65536)
 def _symbol(name: str, sign: str) -> Any:
     return sympy.Symbol(name, **{sign: True})
+
+
+def _shares(form: Any) -> bool:
+    """True when a symbol occurs in two terms of a sum: otherwise only a number can be taken out."""
+    met: set[Any] = set()
+    for term in form.args:
+        symbols = term.free_symbols
+        if met & symbols:
+            return True
+        met |= symbols
+    return False
 
 
 def _factored(form: Any) -> Any:

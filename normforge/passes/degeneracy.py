@@ -12,7 +12,7 @@ from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.printer import formula_or_none
 from normforge.ir.types import B, S
-from normforge.passes.identity import Identity
+from normforge.passes.identity import Identity, value_of
 from normforge.passes.ranges import Finite, Ranges
 from normforge.passes.values import Value
 
@@ -84,8 +84,6 @@ class Facts:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.space = Identity(graph.eps)
-        self._value: Value | None = None
 
     @property
     def has_input(self) -> bool:
@@ -95,9 +93,12 @@ class Facts:
     @property
     def value(self) -> Value | None:
         """What the output is (see `identity`); None for a graph that is too large to ask."""
-        if self._value is None and len(self.graph.nodes) <= MAX_NODES:
-            self._value = self.space.value(self.graph)
-        return self._value
+        return value_of(self.graph)[1] if len(self.graph.nodes) <= MAX_NODES else None
+
+    @property
+    def space(self) -> Identity:
+        """What knows the factors of the value."""
+        return value_of(self.graph)[0]
 
     def finding(self, stage: Stage, node: Node, reason: str) -> Finding:
         """A refusal."""

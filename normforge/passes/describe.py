@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,12 +13,12 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, MOMENT, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B
-from normforge.passes.identity import Identity
+from normforge.passes.identity import Identity, value_of
 from normforge.passes.moments import mean
 from normforge.passes.properties import Monotone, homogeneity, is_bounded, monotony
 from normforge.passes.running import running_statistics
 from normforge.passes.simplify import COST, Simplify
-from normforge.passes.values import Value
+from normforge.passes.values import TooLarge, Value
 
 MAX_NODES = 400  # of a layer that is looked into by `identity`
 
@@ -82,8 +83,7 @@ def _identities(graph: Graph) -> dict[str, object]:
     """What the value of the output, and that of a shifted layer, prove."""
     if len(graph.nodes) > MAX_NODES:
         return {"shift_invariant": None, "centred": None, "linear": None}
-    space = Identity(graph.eps)
-    y = space.value(graph)
+    space, y = value_of(graph)
 
     def moved(space: Identity, x: Value) -> Value:
         return space.add(x, space.atom(Op.PARAM, (), name="a number"))
@@ -91,9 +91,9 @@ def _identities(graph: Graph) -> dict[str, object]:
     shifted = Identity(graph.eps, replace={"x": moved}).value(graph)
     centred = []
     for name, axes in INDEX_SETS.items():
-        average = mean(space, y, axes)
-        if space.axes(y) & axes and not space.depends(average):
-            centred.append(name)
+        with suppress(TooLarge):
+            if space.axes(y) & axes and not space.depends(mean(space, y, axes)):
+                centred.append(name)
     return {
         "shift_invariant": shifted.key == y.key,
         "centred": centred if space.depends(y) else [],

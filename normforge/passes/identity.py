@@ -33,7 +33,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
@@ -41,7 +41,7 @@ from normforge.ir.ops import Op
 from normforge.passes.intervals import EVERYTHING, Interval, point
 from normforge.passes.moments import mean, rms, root, std
 from normforge.passes.polynomial import Key
-from normforge.passes.values import OPAQUE, UNIT, ZERO, Algebra, TooLarge, Value
+from normforge.passes.values import OPAQUE, UNIT, UNIT_NUMBER, ZERO, Algebra, TooLarge, Value
 
 MAX_OPERANDS = 6  # of a maximum that is looked into
 _HALF, _MINUS = Fraction(1, 2), Fraction(-1)
@@ -82,6 +82,13 @@ class Identity(Algebra):
             return _FUNCTIONS[op](self, *args)
         except TooLarge:
             return self.opaque(op, args, node.reduced if op in _MOMENTS else 0)
+
+
+@lru_cache(maxsize=64)
+def value_of(graph: Graph) -> tuple[Identity, Value]:
+    """The value of a layer's output, and the space that knows its factors. Several passes ask in turn."""
+    space = Identity(graph.eps)
+    return space, space.value(graph)
 
 
 # -- functions of one value
@@ -129,7 +136,7 @@ def log(space: Algebra, v: Value) -> Value:
     if v.number < 0:
         return space.scale(log(space, space.scale(v, _MINUS)), _MINUS)
     size = space.interval(v).magnitude()
-    shifted = size.plus(point(Fraction(repr(space.eps))))
+    shifted = size.plus(point(space.exact_eps))
     out = shifted.rising(lambda a: math.log(a) if a > 0 else -math.inf, EVERYTHING).join(point(0))
     return space.atom(Op.LOG, (v,), interval=out if space.interval(v).nonnegative else out.join(-out))
 
@@ -138,9 +145,9 @@ def exp(space: Algebra, v: Value) -> Value:
     """A product over the terms of v, each with the sign and the whole part of its coefficient as a power."""
     below = {k: p for k, p in v.powers if p < 0}
     scale, poly = space.expand({k: p for k, p in v.powers if p > 0})
-    out = Value(Fraction(1), (), v.holes)
+    out = Value(UNIT_NUMBER, (), v.holes)
     for m, c in sorted(poly.items()):
-        inside = space.build(Fraction(1), dict(m) | below)
+        inside = space.build(UNIT_NUMBER, dict(m) | below)
         out = space.mul(out, space.exponential(inside, v.number * scale * c))
     return out if v.number else space.add(UNIT, v)
 
@@ -150,7 +157,7 @@ def absolute(space: Algebra, v: Value) -> Value:
     out = Value(abs(v.number), (), v.holes)
     for key, p in v.powers:
         f = space.factor[key]
-        factor = Value(Fraction(1), ((key, 1),))
+        factor = Value(UNIT_NUMBER, ((key, 1),))
         if p % 2 and not f.interval.nonnegative:
             if f.interval.nonpositive:
                 factor = space.scale(factor, _MINUS)
@@ -163,7 +170,7 @@ def absolute(space: Algebra, v: Value) -> Value:
 
 def sqrt(space: Algebra, v: Value) -> Value:
     """v / root(|v| + ε)."""
-    inside = space.add(absolute(space, v), Value(Fraction(repr(space.eps))))
+    inside = space.add(absolute(space, v), Value(space.exact_eps))
     return space.div(v, root(space, inside))
 
 

@@ -76,8 +76,13 @@ class Interval(NamedTuple):
 
     def times(self, other: Interval) -> Interval:
         """The products."""
-        if self == other == EVERYTHING:
-            return EVERYTHING
+        # The frequent cases first; an end that is a float is infinite, which is quicker to ask than to compare.
+        if type(self.lo) is float and type(self.hi) is float:
+            self, other = other, self
+        if type(other.lo) is float and type(other.hi) is float:
+            return NOTHING if not self.lo and not self.hi else EVERYTHING
+        if type(other.lo) is int and other.lo == 1 == other.hi:
+            return self
         ends = [
             (_product(a, b), _product_open(a, a_open, b, b_open))
             for a, a_open in ((self.lo, self.lo_open), (self.hi, self.hi_open))
@@ -149,9 +154,12 @@ class Interval(NamedTuple):
 
 def point(value: End) -> Interval:
     """The interval of one number."""
+    if type(value) is Fraction and value.denominator == 1:
+        value = value.numerator  # whole numbers are much the quicker
     return Interval(value, value)
 
 
+NOTHING = Interval(0, 0)
 EVERYTHING = Interval(-INFINITY, INFINITY, True, True)
 NONNEGATIVE = Interval(0, INFINITY, False, True)
 POSITIVE = Interval(0, INFINITY, True, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from normforge.ir.graph import KEYS, Graph
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.family import family_key
-from normforge.passes.identity import Identity
+from normforge.passes.identity import value_of
 from normforge.passes.legalise import Legalise
 from normforge.passes.simplify import MAX_NODES
 
@@ -24,7 +24,7 @@ def function_hash(graph: Graph) -> str:
     """Of the value of the output (see `identity`), which holds ε only where it is used."""
     if not graph.is_surface or len(graph.nodes) > MAX_NODES:
         return Canonicalise(finite_only=True).run(Legalise().run(graph)).structure_without_eps
-    return Identity(graph.eps).value(graph).key.hex()
+    return value_of(graph)[1].key.hex()
 
 
 def family_hash(graph: Graph) -> str:

@@ -9,7 +9,7 @@ from normforge.ir.ops import Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.intervals import INFINITY, Interval, point
 from normforge.passes.polynomial import Key
-from normforge.passes.values import Algebra, TooLarge, Value
+from normforge.passes.values import UNIT_NUMBER, Algebra, TooLarge, Value
 
 MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
 Part = tuple[Key, int]
@@ -33,7 +33,7 @@ def mean(space: Algebra, v: Value, reduced: int) -> Value:
 
 def _product_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
     """The mean of a product: of parts that share no axis, the product of their means; constants outside."""
-    out = space.build(Fraction(1), {k: p for k, p in parts if not space.factor[k].axes & axes})
+    out = space.build(UNIT_NUMBER, {k: p for k, p in parts if not space.factor[k].axes & axes})
     left = [(k, p) for k, p in parts if space.factor[k].axes & axes]
     while left:
         group = [left.pop()]
@@ -58,12 +58,12 @@ def _joint_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
         first = sum(a for a, varying in along.items() if all(q in fewest for q in varying))
         inner = _product_mean(space, first, fewest)
         rest = [q for q in parts if q not in fewest]
-        return mean(space, space.mul(inner, space.build(Fraction(1), dict(rest))), axes & ~first)
+        return mean(space, space.mul(inner, space.build(UNIT_NUMBER, dict(rest))), axes & ~first)
     if len(parts) == 1 and parts[0][1] == 1:
         factor = space.factor[parts[0][0]]
         if factor.op is Op.MEAN and not factor.name:  # a mean of means
             return _product_mean(space, axes | factor.reduced, list(factor.args[0].powers))
-    inside = Value(Fraction(1), tuple(sorted(parts)))
+    inside = Value(UNIT_NUMBER, tuple(sorted(parts)))
     return space.atom(Op.MEAN, (inside,), reduced=axes, interval=space.interval(inside), degree=space.degree(inside))
 
 
@@ -74,7 +74,7 @@ def root(space: Algebra, v: Value) -> Value:
         if top * top == v.number.numerator and bottom * bottom == v.number.denominator:
             return Value(Fraction(top, bottom), (), v.holes)
         return Value(Fraction(repr(math.sqrt(v.number))), (), v.holes)
-    eps = Fraction(repr(space.eps))
+    eps = space.exact_eps
     least = Fraction(math.sqrt(eps) * (1 - 2.0**-50))
     limits = Interval(least, INFINITY, False, True)
     above = Interval(eps, INFINITY, False, True)
@@ -87,7 +87,7 @@ def root(space: Algebra, v: Value) -> Value:
 def rms(space: Algebra, v: Value, reduced: int) -> Value:
     """root(E[v²] + ε)."""
     square = mean(space, space.power(_small(space, v), 2), reduced)
-    return root(space, space.add(square, Value(Fraction(repr(space.eps)))))
+    return root(space, space.add(square, Value(space.exact_eps)))
 
 
 def std(space: Algebra, v: Value, reduced: int) -> Value:
@@ -95,7 +95,7 @@ def std(space: Algebra, v: Value, reduced: int) -> Value:
     v = _centred(space, v, reduced)
     square = mean(space, space.power(_small(space, v), 2), reduced)
     variance = space.sub(square, space.power(mean(space, v, reduced), 2))
-    return root(space, space.add(variance, Value(Fraction(repr(space.eps)), (), v.holes)))
+    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)))
 
 
 def _centred(space: Algebra, v: Value, reduced: int) -> Value:

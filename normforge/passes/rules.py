@@ -49,8 +49,17 @@ class Rule:
         head = "param a = 0; param b = 0; "
         return parse_formula(head + self.pattern).output, parse_formula(head + self.rewrite).output
 
+    @cached_property
+    def _needs(self) -> tuple[frozenset[Op], bool]:
+        """What operands must be there, and whether both must be one: a quick refusal of most nodes."""
+        args = self.nodes[0].args
+        return frozenset(a.op for a in args if a.op is not Op.PARAM), len(args) == 2 and args[0] is args[1]
+
     def apply(self, node: Node, ranges: Ranges) -> Node | None:
         """The rewritten node, or None where the pattern does not match, or what it asks for is not known."""
+        needs, same = self._needs
+        if (same and node.args[0] is not node.args[1]) or not needs.issubset([a.op for a in node.args]):
+            return None
         pattern, rewrite = self.nodes
         bound: dict[str, Node] = {}
         if not _match(pattern, node, bound) or not self.holds(bound, ranges):

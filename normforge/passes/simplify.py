@@ -5,6 +5,7 @@ Budgets count nodes and rounds, never seconds. What sympy answers is believed on
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -55,13 +56,17 @@ class Simplify:
         """Simplify a surface or core graph; idempotent."""
         best = graph
         for _ in range(MAX_ROUNDS):
-            found = min((f for f in _forms(best) if not graph.is_surface or f.hash == graph.hash), key=cost)
-            if found.structure == best.structure or cost(found) > cost(best):
-                break
-            if cost(found) == cost(best) and best is not graph:
+            found = next(f for f in sorted(_forms(best), key=cost) if f is best or _equal(graph, f))
+            # A form as cheap as the last one is taken once, and not exchanged for ever.
+            if found is best or (best is not graph and cost(found) == cost(best)):
                 break
             best = found
         return best
+
+
+def _equal(graph: Graph, form: Graph) -> bool:
+    """True when a form is the function that the graph is, as far as hashes say; a derivative's has been checked."""
+    return not graph.is_surface or form.hash == graph.hash
 
 
 def simplify(graph: Graph) -> Graph:
@@ -70,37 +75,52 @@ def simplify(graph: Graph) -> Graph:
 
 
 def _forms(graph: Graph) -> tuple[Graph, ...]:
-    """Equal graphs, those of fixed form first."""
+    """Equal graphs, the one that is given last, each once."""
     canonical = Canonicalise(finite_only=True).run(graph)
     if not graph.is_surface and not _same_types(canonical, graph):
         canonical = Canonicalise().run(graph)
-    if len(graph.nodes) > MAX_NODES:
-        return canonical, graph
-    forms = []
-    for factor in (False, True):
-        form = _fixpoint(canonical, factor)
-        if _same_types(form, graph) or graph.is_surface:
-            forms.append(form)
-    return (*forms, canonical, graph)
+    forms = {}
+    if len(graph.nodes) <= MAX_NODES:
+        plain = _fixpoint(canonical, factor=False)
+        for form in (plain, _fixpoint(plain, factor=True)):
+            if graph.is_surface or _same_types(form, graph):
+                forms[form.structure] = form
+    forms[canonical.structure] = canonical
+    if graph.structure in forms:
+        forms[graph.structure] = graph
+        return tuple(forms.values())
+    return (*forms.values(), graph)
 
 
 def _same_types(a: Graph, b: Graph) -> bool:
     return [n.type for _, n in a.outputs] == [n.type for _, n in b.outputs]
 
 
+_kept: OrderedDict[tuple[str, bool], Graph] = OrderedDict()  # fixpoints by start: candidates have much in common
+MAX_KEPT = 8192
+
+
 def _fixpoint(start: Graph, factor: bool) -> Graph:
     """Algebra and rules in turn until nothing changes; from every graph of a cycle, the same member of it."""
     seen: dict[str, Graph] = {}
     current = start
-    while current.structure not in seen:
+    while current.structure not in seen and (current.structure, factor) not in _kept:
         if len(seen) == MAX_ROUNDS:
-            return start
+            current = start
+            break
         seen[current.structure] = current
         new = Canonicalise(finite_only=True).run(algebra(current, factor=factor))
-        if len(new.nodes) <= MAX_NODES and _agree(current, new):
+        if new.structure != current.structure and len(new.nodes) <= MAX_NODES and _agree(current, new):
             current = new
-    order = list(seen)
-    return seen[min(order[order.index(current.structure) :])]
+    end = _kept.get((current.structure, factor))
+    if end is None:
+        order = list(seen)
+        end = seen[min(order[order.index(current.structure) :])] if len(seen) < MAX_ROUNDS else start
+    for structure in seen:
+        _kept[structure, factor] = end
+    while len(_kept) > MAX_KEPT:
+        _kept.popitem(last=False)
+    return end
 
 
 _PROBE_SHAPE, _PROBE_GROUPS = (3, 4, 2, 3), 2

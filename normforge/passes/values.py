@@ -92,7 +92,8 @@ def _digest(*parts: object) -> Key:
 
 
 OPAQUE = "opaque"  # name of an atom that stands for an operation as it was written
-ZERO, UNIT = Value(Fraction(0)), Value(Fraction(1))
+UNIT_NUMBER = Fraction(1)
+ZERO, UNIT = Value(Fraction(0)), Value(UNIT_NUMBER)
 
 
 class TooLarge(Exception):
@@ -170,7 +171,7 @@ class Algebra:
                 key, {((key, 1),): 1}, axes, depends, interval, op, args, reduced, square, degree, name
             )
         holes = frozenset().union(*(a.holes for a in args))
-        return Value(Fraction(1), ((key, 1),), holes)
+        return Value(UNIT_NUMBER, ((key, 1),), holes)
 
     def opaque(self, op: Op, args: list[Value], reduced: int = 0) -> Value:
         """An operation that is not looked into: beyond a budget, or undefined."""
@@ -205,7 +206,7 @@ class Algebra:
 
     def build(self, number: Fraction, powers: Mapping[Key, int], holes: Iterable[Key] = ()) -> Value:
         """The canonical value of a product: squares of roots and of absolute values resolved."""
-        if number == 0:
+        if not number:
             return Value(number, (), frozenset(holes))
         if max(number.numerator.bit_length(), number.denominator.bit_length()) > MAX_BITS:
             raise TooLarge
@@ -236,7 +237,7 @@ class Algebra:
         base = inside if whole else Value(abs(number), inside.powers, inside.holes)
         atom = self.atom(Op.EXP, (base,), interval=self.interval(base).rising(_exp, POSITIVE))
         power = int(number) if whole else 1 if number > 0 else -1
-        return Value(Fraction(1), ((atom.powers[0][0], power),) if power else (), atom.holes)
+        return Value(UNIT_NUMBER, ((atom.powers[0][0], power),) if power else (), atom.holes)
 
     def one_exponential(self, powers: Mapping[Key, int]) -> Mapping[Key, int]:
         """Powers with one exponential of each product: exp(a/2) · exp(a) is exp(3a/2)."""
@@ -251,7 +252,7 @@ class Algebra:
             if len(keys) == 1 and (bases[0].number == 1 or abs(powers[keys[0]]) == 1):
                 continue
             total = sum((b.number * powers[key] for b, key in zip(bases, keys, strict=True)), Fraction(0))
-            inside = Value(Fraction(1), bases[0].powers, frozenset().union(*(b.holes for b in bases)))
+            inside = Value(UNIT_NUMBER, bases[0].powers, frozenset().union(*(b.holes for b in bases)))
             for key in keys:
                 del out[key]
             for key, p in self.exponential(inside, total).powers:
@@ -274,7 +275,7 @@ class Algebra:
             if shared:
                 rest = {k: p for k, p in powers.items() if k not in shared}
                 product = self.factored(number * scale, poly)
-                return self.mul(Value(Fraction(1), tuple(sorted(rest.items())), holes), product)
+                return self.mul(Value(UNIT_NUMBER, tuple(sorted(rest.items())), holes), product)
         left = frozenset(h for h in holes if powers.get(h, 0) >= 0)
         return Value(number, tuple(sorted(powers.items())), left)
 
@@ -296,7 +297,8 @@ class Algebra:
             if before * p < 0 and not self.factor[key].interval.nonzero:
                 holes.add(self.hole(key))
             powers[key] = before + p
-        return self.build(v.number * w.number, powers, holes)
+        number = v.number if w.number is UNIT_NUMBER else w.number if v.number is UNIT_NUMBER else v.number * w.number
+        return self.build(number, powers, holes)
 
     def hole(self, key: Key) -> Key:
         """Where a factor is zero, under one name for a and |a|."""
@@ -305,7 +307,7 @@ class Algebra:
 
     def scale(self, v: Value, number: Fraction) -> Value:
         """number · v."""
-        if number == 1:
+        if number is UNIT_NUMBER or number == 1:
             return v
         if number == 0:
             return ZERO
@@ -351,8 +353,8 @@ class Algebra:
 
     def add(self, v: Value, w: Value) -> Value:
         """v + w, over one denominator, factored."""
-        if v.number == 0 or w.number == 0:
-            v, w = (w, v) if v.number == 0 else (v, w)
+        if not v.number or not w.number:
+            v, w = (w, v) if not v.number else (v, w)
             return self.build(v.number, dict(v.powers), v.holes | w.holes) if w.holes else v
         a, b = dict(v.powers), dict(w.powers)
         holes = v.holes | w.holes
@@ -374,7 +376,7 @@ class Algebra:
         if not total:
             return ZERO
         return self.mul(
-            Value(Fraction(1), tuple(sorted(common.items())), holes), self.factored(Fraction(1, over), total)
+            Value(UNIT_NUMBER, tuple(sorted(common.items())), holes), self.factored(Fraction(1, over), total)
         )
 
     def sub(self, v: Value, w: Value) -> Value:
@@ -390,7 +392,7 @@ class Algebra:
 
     def expand(self, powers: Powers) -> tuple[Fraction, Poly]:
         """The polynomial of a product of positive powers, and a number in front of it."""
-        scale, out = Fraction(1), {ONE: 1}
+        scale, out = UNIT_NUMBER, {ONE: 1}
         for key, p in sorted(powers.items()):
             f = self.factor[key].poly
             if len(f) == 1:
@@ -402,11 +404,11 @@ class Algebra:
                 if len(out) > MAX_TERMS:
                     raise TooLarge
         more, out = self.reduce(out)
-        return scale * more, out
+        return more if scale is UNIT_NUMBER else scale * more, out
 
     def reduce(self, poly: Poly) -> tuple[Fraction, Poly]:
         """A polynomial in which no root and no absolute value is squared, and a number in front of it."""
-        scale = Fraction(1)
+        scale = UNIT_NUMBER
         for _ in range(16):
             found = next(
                 (k for m in poly for k, p in m if p > 1 and self.factor[k].square is not None and self.whole(k)), None
@@ -456,6 +458,11 @@ class Algebra:
             raise TooLarge
         return Value(number, tuple(sorted(powers.items())))
 
+    @cached_property
+    def exact_eps(self) -> Fraction:
+        """ε as it is written."""
+        return Fraction(repr(self.eps))
+
     def count(self, steps: int) -> None:
         """Spend some of the budget."""
         self.steps += steps
@@ -492,6 +499,8 @@ class Algebra:
             term = point(c)
             for key, p in m:
                 term = term.times(self.factor[key].interval.power(p))
+            if term is EVERYTHING:
+                return term
             out = out.plus(term)
         return out
 
