@@ -6,6 +6,14 @@
     @given(layer_graphs(), shapes())
     def test_mine(layer, shape): ...
 
+A pass of one's own is tested like those of this package by a class of four lines:
+
+    from normforge.testing import PassProperties
+
+    class TestMyPass(PassProperties):
+        def run(self, graph):
+            return my_pass(graph)
+
 hypothesis is an optional dependency: `pip install hypothesis`. Needs no torch.
 """
 
@@ -16,12 +24,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.node import Node, const, data, make, param
 from normforge.ir.ops import ARITY, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B, G, K, S
+from normforge.ir.verify import verify
 
 try:
+    from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 except ImportError as e:
     raise ImportError("normforge.testing needs hypothesis: pip install hypothesis") from e
@@ -152,3 +163,93 @@ def assert_close(actual: Any, expected: Any, dtype: str = "float64", length: int
             f"{what}: largest error {float(error.max()):.3g} absolute, {relative:.3g} relative at "
             f"{tuple(map(int, at))}: {float(a[at])!r}, expected {float(b[at])!r}"
         )
+
+
+def any_layers() -> st.SearchStrategy[Graph]:
+    """What the passes of this package are tested on: layers of both spaces, up to twelve operations."""
+    return st.one_of(layer_graphs(max_nodes=12), layer_graphs(space="paper", max_nodes=12))
+
+
+def assert_same_meaning(
+    before: Graph, after: Graph, shape: Shape, *, groups: int = 1, exact: bool = False, what: str = ""
+) -> None:
+    """Evaluate two forms of a layer in float64 and compare them.
+
+    Errors of cancellation and of steep functions grow without bound: only where the layer itself is stable under a
+    change of its input by rounding can two forms of it be compared.
+
+    Args:
+        before, after: surface or core graphs of one input `x`.
+        shape: of x, (N, C, *spatial).
+        groups: must divide C.
+        exact: ask for NaN and infinities in the same places, too.
+        what: begins the message.
+
+    Raises:
+        AssertionError: with the largest error, and where.
+    """
+    values = random_values(before, shape, groups=groups, seed=3)
+    moved = {k: v * (1 + 2.0**-50) for k, v in values.items()}
+    one, again = (evaluate(before, v, groups=groups)["y"] for v in (values, moved))
+    two = evaluate(after, values, groups=groups)["y"]
+    what = f"{what} of {before}"
+    if exact:
+        assert np.array_equal(np.isfinite(one), np.isfinite(two)), f"{what}: finite in other places"
+    with np.errstate(invalid="ignore"):
+        wobble = np.abs(again - one)
+        steady = np.isfinite(one) & np.isfinite(two) & (wobble <= 2.0**-42 * (1 + np.abs(one)))
+    assert_close(two[steady], one[steady], length=2**20, what=what)
+
+
+# One class a pass runs the same four methods, which hypothesis otherwise takes for a mistake.
+_inherited = settings(suppress_health_check=[HealthCheck.differing_executors], deadline=None)
+
+
+class PassProperties:
+    """Four properties that every pass from layer to layer owes, as tests. Derive a class and give it `run`.
+
+    Attributes:
+        exact: NaN and infinities stay where they are. False for a pass that is right where everything is finite.
+        never_dearer: the result costs no more by `normforge.passes.simplify.cost`. False for a pass that brings
+            graphs to a form whatever it costs.
+    """
+
+    exact = False
+    never_dearer = True
+
+    def run(self, graph: Graph) -> Graph:
+        """The pass."""
+        raise NotImplementedError("give the class a method run(self, graph) that calls the pass")
+
+    @_inherited
+    @given(layer=any_layers(), shape=shapes())
+    def test_meaning_is_kept(self, layer: Graph, shape: Shape) -> None:
+        """The same numbers on random inputs of many shapes."""
+        groups = 1 if shape[1] % 3 else 3
+        after = self.run(layer)
+        assert_same_meaning(layer, after, shape, groups=groups, exact=self.exact, what=type(self).__name__)
+
+    @_inherited
+    @given(layer=any_layers())
+    def test_a_second_run_changes_nothing(self, layer: Graph) -> None:
+        """The pass is idempotent."""
+        once = self.run(layer)
+        assert self.run(once) == once
+
+    @_inherited
+    @given(layer=any_layers())
+    def test_the_result_verifies(self, layer: Graph) -> None:
+        """Every type follows from its operands, and the inputs are those of the layer."""
+        after = self.run(layer)
+        verify(after)
+        assert after.inputs == layer.inputs
+        assert [name for name, _ in after.outputs] == [name for name, _ in layer.outputs]
+
+    @_inherited
+    @given(layer=any_layers())
+    def test_nothing_gets_dearer(self, layer: Graph) -> None:
+        """The cost model sees no loss."""
+        if self.never_dearer:
+            from normforge.passes.simplify import cost
+
+            assert cost(self.run(layer)) <= cost(layer)

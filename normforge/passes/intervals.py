@@ -4,6 +4,7 @@ known to be positive; where a function's value is not rational, the end is round
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -195,6 +196,8 @@ def _value(function: Callable[[float], float], end: End, limit: End, way: float)
         value = function(near if near == end else math.nextafter(near, way))
     except OverflowError:
         return limit, True
+    if value == -way and -INFINITY < end < INFINITY:  # beyond float64 on the far side
+        return Fraction(math.copysign(sys.float_info.max, value)), False
     if not math.isfinite(value) or abs(end) == INFINITY:
         return limit, True
     for _ in range(3):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 from normforge.ir.ops import Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.intervals import INFINITY, Interval, point
-from normforge.passes.polynomial import Key
+from normforge.passes.polynomial import Key, Monomial, Poly, add, multiply
 from normforge.passes.values import UNIT_NUMBER, Algebra, TooLarge, Value
 
 MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
 Part = tuple[Key, int]
+Rational = Any  # a polynomial with rational coefficients
 
 
 def mean(space: Algebra, v: Value, reduced: int) -> Value:
@@ -25,10 +27,44 @@ def mean(space: Algebra, v: Value, reduced: int) -> Value:
     below = [(k, p) for k, p in inside if p < 0]
     scale, poly = space.expand({k: p for k, p in inside if p > 0})
     terms = []
-    for m, c in sorted(poly.items()):
-        term = _product_mean(space, axes, [*m, *below])
-        terms.append(space.scale(term, c * scale))
+    for rest, divisors in _proper(space, poly, below):
+        for m, c in sorted(rest.items()):
+            term = _product_mean(space, axes, [*m, *divisors])
+            terms.append(space.scale(term, c * scale))
     return space.mul(Value(v.number, tuple(outside), v.holes), space.total(terms))
+
+
+def _proper(space: Algebra, poly: Rational, below: list[Part]) -> list[tuple[Rational, list[Part]]]:
+    """A fraction as a sum of fractions whose denominators do not go into their numerators: (f·P + b·P) / P has b for
+    one of its terms. Only by denominators that a variable occurs in once, as a term of its own."""
+    for key, _ in below:
+        divisor = space.factor[key].poly
+        lone = sorted(m[0][0] for m in divisor if len(m) == 1 and m[0][1] == 1)
+        variable = next((v for v in lone if sum(v in dict(m) for m in divisor) == 1), None)
+        if variable is None:
+            continue
+        quotient, rest = _divide(space, poly, divisor, variable)
+        if quotient:
+            fewer = [(k, q) for k, q in ((k, q + (k == key)) for k, q in below) if q]
+            return _proper(space, quotient, fewer) + (_proper(space, rest, below) if rest else [])
+    return [(poly, below)]
+
+
+def _divide(space: Algebra, poly: Rational, divisor: Poly, variable: Key) -> tuple[Rational, Rational]:
+    """Quotient and rest, with rational coefficients, of a division by what has `variable` for a term of its own."""
+    lead: Monomial = ((variable, 1),)
+    leading = Fraction(1, divisor[lead])
+    quotient: Rational = {}
+    while True:
+        m = next((m for m in sorted(poly) if variable in dict(m)), None)
+        if m is None:
+            return quotient, poly
+        powers = dict(m)
+        powers[variable] -= 1
+        step: Rational = {tuple(sorted((k, q) for k, q in powers.items() if q)): poly[m] * leading}
+        space.count(len(divisor))
+        quotient = add(quotient, step)
+        poly = add(poly, multiply(step, divisor), -1)
 
 
 def _product_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:

@@ -27,15 +27,17 @@ SWEEP = 40.0  # a moment: one more pass over memory
 COST: dict[Op, float] = dict.fromkeys(ELEMENTWISE, 1.0) | {
     Op.DIV: 4.0,
     Op.ROOT: 4.0,
-    Op.SQRT: 9.0,
+    Op.SQRT: 10.0,
     Op.EXP: 10.0,
     Op.LN: 12.0,
-    Op.LOG: 15.0,
+    Op.LOG: 16.0,
     Op.SIGMOID: 15.0,
     Op.TANH: 16.0,
     Op.ERF: 16.0,
     **dict.fromkeys(LEAF | {Op.BROADCAST}, 0.0),
     **dict.fromkeys(MOMENT | REDUCE, SWEEP),
+    Op.STD: SWEEP + 5.0,  # + ε and the root, as they are lowered
+    Op.RMS: SWEEP + 6.0,
 }
 
 
