@@ -30,6 +30,9 @@ MISTAKES = [
     (["check", "std[w,q](x)"], "expected one of"),
     (["check", "missing.json"], "missing.json"),
     (["check", "nowhere#3"], "nowhere"),
+    (["check", "gn-silu", "--static", "--plot", "unused"], "leave out --static"),
+    (["check", "gn-silu", "--plot", "unused/a.png"], "cannot draw"),
+    (["check", "gn-silu", "--plot", "unused.xyz"], "cannot draw"),
     (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
     (["explain", "gn-silu", "--shape", "4"], "shape"),
     (["explain", "gn-silu", "--dtype", "int8"], "int8"),
@@ -55,6 +58,26 @@ def test_check_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         assert call(monkeypatch, capsys, "check", name)[0] == 0
     code, out, _ = call(monkeypatch, capsys, "check", "mean[w,h](x)")
     assert code == 1 and "refused by type" in out
+    code, out, _ = call(monkeypatch, capsys, "check", "x * square(x)")
+    assert code == 1 and "refused by probing" in out and "then not finite" in out
+    code, out, _ = call(monkeypatch, capsys, "check", "x * square(x)", "--static")
+    assert code == 0 and "no static check" in out and "convolutions" not in out
+
+
+def test_check_says_what_a_layer_is_like(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(monkeypatch, capsys, "check", "(x - mean[w,h](x)) / std[w,h](x) * gamma + beta")
+    for words in ("mean[w,h], std[w,h] (1 levels)", "scale-invariant", "shift-invariant", "b,w,h, w,h", "yes"):
+        assert words in out
+    _, out, _ = call(monkeypatch, capsys, "check", "silu(x)", "--static")
+    assert "no *" in out and "* by numbers" in out
+
+
+def test_check_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("a.png", "a.svg"):
+        code, out, _ = call(monkeypatch, capsys, "check", "gn-silu", "--plot", str(tmp_path / name))
+        assert code == 0 and "drawn into" in out and (tmp_path / name).stat().st_size > 5000
+    code, out, _ = call(monkeypatch, capsys, "check", "x / 0", "--plot", str(tmp_path / "b.png"))
+    assert code == 1 and "nothing to draw" in out and not (tmp_path / "b.png").exists()
 
 
 def test_layers_explain_compile(

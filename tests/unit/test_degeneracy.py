@@ -26,6 +26,18 @@ REFUSED = {
     "x / x": (Stage.DEPENDENCE, "x cancels", "x / x"),
     "max(v0, 1) * gamma + beta": (Stage.DEPENDENCE, "does not depend on x", ""),
     "2": (Stage.DEPENDENCE, "does not depend on x", "2"),
+    "tanh(sigmoid(x) + sigmoid(-x))": (Stage.DEPENDENCE, "x cancels", ""),
+    "max(sigmoid(x), 2) * gamma": (Stage.DEPENDENCE, "x cancels", ""),
+    "x / (tanh(x) - tanh(x)) + x": (Stage.RANGE, "infinite or NaN whatever x is", "x / (tanh(x) - tanh(x))"),
+    "x * exp(100)": (Stage.RANGE, "infinite or NaN whatever x is", "exp(100)"),
+    "x / v0": (Stage.RANGE, "at the start values of the parameters", "x / v0"),
+    "tanh(x) + v0 / v0": (Stage.RANGE, "NaN at the start values", "v0 / v0"),
+    "x": (Stage.FORM, "affine in x", "x"),
+    "x * gamma + beta": (Stage.FORM, "affine in x", ""),
+    "x * sigmoid(v0) - mean[w,h](x) * gamma": (Stage.FORM, "affine in x", ""),
+    "(square(x + 1) - square(x)) / std[w,h](v1 * mean[b,w,h](gamma) + 1)": (Stage.TYPE, "constant √ε", ""),
+    "square(x + v1) - square(x)": (Stage.FORM, "affine in x", ""),
+    "x * exp(tanh(x)) / exp(tanh(x))": (Stage.FORM, "affine in x", ""),
 }
 ACCEPTED = [*layers, "tanh(x)", "tanh(x) + mean[w,h](gamma)", "abs(x) * rms[w,h](gamma)", "mean[c](x) + relu(x)"]
 
