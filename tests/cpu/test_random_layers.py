@@ -11,15 +11,14 @@ import normforge as nf
 from normforge.ir.node import toposort
 from normforge.ir.ops import MOMENT, Op
 from normforge.kernels import toolchain
-from normforge.passes.degeneracy import by_dependence
-from normforge.passes.simplify import normal_form
+from normforge.passes import Degeneracy, Stage
 from normforge.search.space import random_genotype, to_graph
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
 
 
 def draw(count: int, *, with_moment: bool, seed: int) -> list[nf.Graph]:
-    """Distinct layers whose dx is not identically zero; on demand, with a moment of something that depends on x."""
+    """Distinct layers that depend on x; on demand, with a moment of something that depends on x."""
     rng = np.random.default_rng(seed)
     found: dict[str, nf.Graph] = {}
     while len(found) < count:
@@ -27,7 +26,7 @@ def draw(count: int, *, with_moment: bool, seed: int) -> list[nf.Graph]:
         moments = [n for n in layer.nodes if n.op in MOMENT and any(m.op is Op.INPUT for m in toposort([n]))]
         if with_moment and not moments:
             continue
-        if not by_dependence(normal_form(layer)):
+        if not Degeneracy((Stage.DEPENDENCE,)).run(layer):
             found[layer.structure] = layer
     return list(found.values())
 
