@@ -76,8 +76,6 @@ class Canonicalise:
                     return node.args[0]
                 if op is Op.VAR:  # NaN where the operand is not finite
                     return const(0.0) if self.finite_only else make(Op.MUL, (node.args[0], const(0.0)))
-                if op is Op.STD and self.finite_only:
-                    return const(math.sqrt(ranges.eps))
             axes = present if op is Op.SUM else _smallest(present, node.reduced, node.args[0].axes)
             if op is Op.STD and node.reduced & B:
                 axes = node.reduced  # its running variance counts the elements under the index set

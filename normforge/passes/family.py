@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import blake2b
+from itertools import product
 from math import gcd
 
 from normforge.ir.graph import Graph
 from normforge.ir.ops import Op
 from normforge.passes.identity import Identity
+from normforge.passes.moments import terms
 from normforge.passes.polynomial import Key, Monomial, Poly
 from normforge.passes.values import TooLarge, Value
 
 MAX_ROUNDS = 16
+MAX_SIGNS = 4  # parameters whose signs are tried
 
 
 def family_key(graph: Graph) -> Key:
@@ -44,6 +47,13 @@ def _family(graph: Graph) -> Key:
             break
         # One at a time: two that are measured by each other would turn around each other.
         scale[name] = scale.get(name, Fraction(1)) * factor
+    # A sign inside an odd function has gone outside: every choice of signs is tried.
+    inside = sorted(name for key, name in names.items() if key != shift)[:MAX_SIGNS]
+    for signs in product((1, -1), repeat=len(inside)):
+        turned = scale | {n: s * scale.get(n, Fraction(1)) for n, s in zip(inside, signs, strict=True)}
+        other_shift, other = _without_shift(space, graph, turned, names)
+        if (other_shift, other.key) < (shift, value.key):
+            shift, value = other_shift, other
     return blake2b(shift + value.key, digest_size=16).digest()
 
 
@@ -63,7 +73,7 @@ def _without_shift(
 ) -> tuple[Key, Value]:
     """The parameter that is added to all else, and what it is added to, without what it absorbs."""
     plain = _value(space, graph, scale)
-    for shift, name in sorted(names.items()):
+    for shift, name in sorted(names.items(), key=lambda item: (item[1] != "beta", item)):
         axes = space.factor[shift].axes
         # f + n·p, if it is that, moves by n·p when p is doubled.
         double, triple = (_value(space, graph, scale, **{name: n}) for n in (2, 3))
@@ -80,12 +90,10 @@ def _without_shift(
             constant = space.sub(space.add(rest, rest), twice)  # c of p·f + c
             if constant.number and absorbed(constant):
                 rest = space.sub(rest, constant)
-        varying = [(k, p) for k, p in rest.powers if space.factor[k].depends]
-        outside = Value(rest.number, tuple(q for q in rest.powers if q not in varying), rest.holes)
-        if len(varying) == 1 and varying[0][1] == 1 and absorbed(outside):  # as in gamma * (f + 3) + beta
-            poly = space.factor[varying[0][0]].poly
-            kept = {m: c for m, c in poly.items() if not absorbed(Value(Fraction(1), m))}
-            rest = space.mul(outside, space.factored(Fraction(1), kept))
+        parts = terms(space, rest)  # as in gamma * (f + 3) + beta
+        kept = [t for t in parts if not absorbed(t)]
+        if len(kept) < len(parts):
+            rest = space.total(kept)
         return shift, rest
     return b"", plain
 

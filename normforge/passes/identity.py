@@ -39,7 +39,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.passes.intervals import EVERYTHING, Interval, point
-from normforge.passes.moments import mean, rms, root, std
+from normforge.passes.moments import mean, rms, root, std, terms
 from normforge.passes.polynomial import Key
 from normforge.passes.values import OPAQUE, UNIT, UNIT_NUMBER, ZERO, Algebra, TooLarge, Value
 
@@ -59,10 +59,18 @@ class Identity(Algebra):
 
     def value(self, graph: Graph) -> Value:
         """The value of a layer's output. The graph must be a surface graph."""
+        of = self._values(graph)
+        if self.late:  # what came before a deviation did not know of it: the order of operands would show
+            self.factor.clear()
+            self.steps, self.late = 0, False
+            of = self._values(graph)
+        return of[graph.output]
+
+    def _values(self, graph: Graph) -> dict[Node, Value]:
         of: dict[Node, Value] = {}
         for node in graph.nodes:
             of[node] = self.node(node, [of[a] for a in node.args])
-        return of[graph.output]
+        return of
 
     def node(self, node: Node, args: list[Value]) -> Value:
         """The value of an operation on values."""
@@ -138,18 +146,17 @@ def log(space: Algebra, v: Value) -> Value:
     size = space.interval(v).magnitude()
     shifted = size.plus(point(space.exact_eps))
     out = shifted.rising(lambda a: math.log(a) if a > 0 else -math.inf, EVERYTHING).join(point(0))
-    return space.atom(Op.LOG, (v,), interval=out if space.interval(v).nonnegative else out.join(-out))
+    return space.atom(
+        Op.LOG, (v, Value(space.exact_eps)), interval=out if space.interval(v).nonnegative else out.join(-out)
+    )
 
 
 def exp(space: Algebra, v: Value) -> Value:
     """A product over the terms of v, each with the sign and the whole part of its coefficient as a power."""
-    below = {k: p for k, p in v.powers if p < 0}
-    scale, poly = space.expand({k: p for k, p in v.powers if p > 0})
     out = Value(UNIT_NUMBER, (), v.holes)
-    for m, c in sorted(poly.items()):
-        inside = space.build(UNIT_NUMBER, dict(m) | below)
-        out = space.mul(out, space.exponential(inside, v.number * scale * c))
-    return out if v.number else space.add(UNIT, v)
+    for t in terms(space, v):
+        out = space.mul(out, space.exponential(Value(UNIT_NUMBER, t.powers, t.holes), t.number))
+    return out
 
 
 def absolute(space: Algebra, v: Value) -> Value:
@@ -178,27 +185,63 @@ def sqrt(space: Algebra, v: Value) -> Value:
 
 
 def maximum(space: Algebra, v: Value, w: Value) -> Value:
-    """The largest of all operands of v and w, where those are maxima themselves."""
-    flat = {o.key: o for u in (v, w) for o in (u.operands if u.operands and not u.lowest else (u,))}
+    """The largest of v and w, and of what these are maxima of."""
+    left = _undecided(space, sorted({o.key: o for o in (v, w)}.values(), key=lambda o: o.key))
+    if len(left) == 1:
+        return left[0]
+    # What both have in common stays outside: only what their distance has in it makes them maxima of others.
+    apart = {k for key, _ in space.sub(v, w).powers for m in space.factor[key].poly for k, _ in m}
+    flat = {o.key: o for u in (v, w) for o in _branches(space, u, apart)}
     for a in list(flat.values()):
-        if space.scale(a, _MINUS).key in flat:  # max(a, -a)
-            size = absolute(space, a)
-            flat[size.key] = size
-    for a in list(flat.values()):
-        if (key := absolute(space, a).key) != a.key and key in flat:  # |a| >= a
-            del flat[a.key]
-    for a in list(flat.values()):
-        if a.lowest and any(o.key in flat for o in a.operands):  # max(a, min(a, b))
+        lowest = _branches(space, space.scale(a, _MINUS), apart)
+        if len(lowest) > 1 and any(space.scale(o, _MINUS).key in flat for o in lowest):  # max(a, min(a, b))
             del flat[a.key]
     left = _undecided(space, sorted(flat.values(), key=lambda o: o.key))
     if len(left) == 1:
         return left[0]
     if len(left) == 2:
         a, b = left
-        out = space.scale(space.total([a, b, absolute(space, space.sub(a, b))]), _HALF)
-    else:
-        out = _largest(space, left)
-    return Value(out.number, out.powers, out.holes, tuple(left))
+        return space.scale(space.total([a, b, absolute(space, space.sub(a, b))]), _HALF)
+    return _largest(space, left)
+
+
+def _branches(space: Algebra, v: Value, atoms: set[Key]) -> list[Value]:
+    """The values that v is the maximum of: f and -f of |f|, also under a positive factor and beside other terms.
+
+    Only of those absolute values and maxima that are among `atoms`, or come to light on the way.
+    """
+    out: list[Value] = []
+    waiting = [v]
+    while waiting:
+        one = waiting.pop()
+        parts = _one_branching(space, one, atoms) if len(out) + len(waiting) < MAX_OPERANDS else []
+        waiting += parts
+        if not parts:
+            out.append(one)
+    return out
+
+
+def _one_branching(space: Algebra, v: Value, atoms: set[Key]) -> list[Value]:
+    """The values that v is the maximum of by its first absolute value or maximum; none where it has none."""
+    for key, p in v.powers:
+        if p != 1:
+            continue
+        poly = space.factor[key].poly
+        outside = Value(v.number, tuple(q for q in v.powers if q[0] != key), v.holes)
+        for m in sorted(poly):
+            for k, q in m:
+                f = space.factor[k]
+                if k not in atoms or f.op not in (Op.ABS, Op.MAX) or f.name == OPAQUE or q != 1:
+                    continue
+                beside = space.factored(UNIT_NUMBER, {tuple(r for r in m if r[0] != k): poly[m]})
+                alone = sum(1 for n in poly if any(j == k for j, _ in n)) == 1
+                if not alone or not space.interval(space.mul(outside, beside)).nonnegative:
+                    continue
+                rest = space.factored(UNIT_NUMBER, {n: c for n, c in poly.items() if n != m})
+                atoms |= {j for a in f.args for i, _ in a.powers for n in space.factor[i].poly for j, _ in n}
+                inner = f.args if f.op is Op.MAX else (f.args[0], space.scale(f.args[0], _MINUS))
+                return [space.mul(outside, space.add(rest, space.mul(beside, a))) for a in inner]
+    return []
 
 
 def _undecided(space: Algebra, values: list[Value]) -> list[Value]:

@@ -189,8 +189,8 @@ def _reciprocal(end: End, *, negative: bool) -> End:
 
 def _value(function: Callable[[float], float], end: End, limit: End, way: float) -> tuple[End, bool]:
     """function(end), rounded toward `way`, and whether it is certainly not reached."""
-    if end == 0 and function(0.0) == 0:
-        return 0, False
+    if end == 0 and math.isfinite(at_zero := function(0.0)):
+        return point(Fraction(at_zero)).lo, False
     try:
         near = float(end)
         value = function(near if near == end else math.nextafter(near, way))

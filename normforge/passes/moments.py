@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 from normforge.ir.ops import Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.intervals import INFINITY, Interval, point
-from normforge.passes.polynomial import Key, Monomial, Poly, add, multiply
+from normforge.passes.polynomial import Key, Poly, add, multiply
 from normforge.passes.values import UNIT_NUMBER, Algebra, TooLarge, Value
 
 MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
@@ -27,44 +28,69 @@ def mean(space: Algebra, v: Value, reduced: int) -> Value:
     below = [(k, p) for k, p in inside if p < 0]
     scale, poly = space.expand({k: p for k, p in inside if p > 0})
     terms = []
-    for rest, divisors in _proper(space, poly, below):
-        for m, c in sorted(rest.items()):
+    for part, divisors in proper_terms(space, poly, below):
+        for m, c in sorted(part.items()):
             term = _product_mean(space, axes, [*m, *divisors])
             terms.append(space.scale(term, c * scale))
     return space.mul(Value(v.number, tuple(outside), v.holes), space.total(terms))
 
 
-def _proper(space: Algebra, poly: Rational, below: list[Part]) -> list[tuple[Rational, list[Part]]]:
-    """A fraction as a sum of fractions whose denominators do not go into their numerators: (f·P + b·P) / P has b for
-    one of its terms. Only by denominators that a variable occurs in once, as a term of its own."""
+def proper_terms(space: Algebra, poly: Rational, below: list[Part]) -> list[tuple[Rational, list[Part]]]:
+    """A fraction as a sum of fractions whose denominators do not go into their numerators.
+
+    (f·P + b·P) / P has b for one of its terms. Only by denominators that have a power of a variable, its highest, for
+    a term of its own.
+    """
     for key, _ in below:
         divisor = space.factor[key].poly
-        lone = sorted(m[0][0] for m in divisor if len(m) == 1 and m[0][1] == 1)
-        variable = next((v for v in lone if sum(v in dict(m) for m in divisor) == 1), None)
+        variable = _leader(divisor)
         if variable is None:
             continue
         quotient, rest = _divide(space, poly, divisor, variable)
         if quotient:
             fewer = [(k, q) for k, q in ((k, q + (k == key)) for k, q in below) if q]
-            return _proper(space, quotient, fewer) + (_proper(space, rest, below) if rest else [])
+            return proper_terms(space, quotient, fewer) + (proper_terms(space, rest, below) if rest else [])
     return [(poly, below)]
 
 
+def _leader(divisor: Poly) -> Key | None:
+    """The variable to divide by: the first whose highest power stands alone."""
+    highest: dict[Key, int] = {}
+    for m in divisor:
+        for k, p in m:
+            highest[k] = max(highest.get(k, 0), p)
+    for v in sorted(highest):
+        if [m for m in divisor if (v, highest[v]) in m] == [((v, highest[v]),)]:
+            return v
+    return None
+
+
 def _divide(space: Algebra, poly: Rational, divisor: Poly, variable: Key) -> tuple[Rational, Rational]:
-    """Quotient and rest, with rational coefficients, of a division by what has `variable` for a term of its own."""
-    lead: Monomial = ((variable, 1),)
-    leading = Fraction(1, divisor[lead])
+    """Quotient and rest, with rational coefficients, by powers of `variable`."""
+    power = max(dict(m).get(variable, 0) for m in divisor)
+    leading = Fraction(1, divisor[((variable, power),)])
     quotient: Rational = {}
     while True:
-        m = next((m for m in sorted(poly) if variable in dict(m)), None)
-        if m is None:
+        m = max(poly, key=lambda m: (dict(m).get(variable, 0), m), default=None)
+        if m is None or dict(m).get(variable, 0) < power:
             return quotient, poly
         powers = dict(m)
-        powers[variable] -= 1
+        powers[variable] -= power
         step: Rational = {tuple(sorted((k, q) for k, q in powers.items() if q)): poly[m] * leading}
         space.count(len(divisor))
         quotient = add(quotient, step)
         poly = add(poly, multiply(step, divisor), -1)
+
+
+def terms(space: Algebra, v: Value) -> list[Value]:
+    """A value as a sum of products, as far as denominators allow."""
+    scale, poly = space.expand({k: p for k, p in v.powers if p > 0})
+    below = [(k, p) for k, p in v.powers if p < 0]
+    return [
+        space.mul(space.build(v.number * scale * c, dict(m)), space.build(UNIT_NUMBER, dict(divisors)))
+        for part, divisors in proper_terms(space, poly, below)
+        for m, c in sorted(part.items())
+    ]
 
 
 def _product_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
@@ -103,19 +129,20 @@ def _joint_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
     return space.atom(Op.MEAN, (inside,), reduced=axes, interval=space.interval(inside), degree=space.degree(inside))
 
 
-def root(space: Algebra, v: Value) -> Value:
-    """The square root of a value that holds ε: it is never below √ε."""
+def root(space: Algebra, v: Value, before: int = 0) -> Value:
+    """The square root of a value that holds ε: it is never below √ε. `before`: how many factors were there before v."""
     if v.is_number and v.number > 0:
         top, bottom = math.isqrt(v.number.numerator), math.isqrt(v.number.denominator)
         if top * top == v.number.numerator and bottom * bottom == v.number.denominator:
             return Value(Fraction(top, bottom), (), v.holes)
-        return Value(Fraction(repr(math.sqrt(v.number))), (), v.holes)
     eps = space.exact_eps
     least = Fraction(math.sqrt(eps) * (1 - 2.0**-50))
     limits = Interval(least, INFINITY, False, True)
     above = Interval(eps, INFINITY, False, True)
     if len(v.powers) == 1 and v.powers[0][1] == 1 and v.number:  # E[a²] - E[a]² + ε does not show it by itself
-        space.narrow(v.powers[0][0], above.times(point(1 / v.number)))
+        key = v.powers[0][0]
+        fresh = key not in islice(space.factor, before)
+        space.narrow(key, above.times(point(1 / v.number)), fresh=fresh)
     interval = space.interval(v).meet(above).rising(math.sqrt, limits)
     return space.atom(Op.ROOT, (v,), interval=interval, square=v)
 
@@ -128,23 +155,22 @@ def rms(space: Algebra, v: Value, reduced: int) -> Value:
 
 def std(space: Algebra, v: Value, reduced: int) -> Value:
     """root(E[v²] - E[v]² + ε)."""
+    before = len(space.factor)
     v = _centred(space, v, reduced)
     square = mean(space, space.power(_small(space, v), 2), reduced)
     variance = space.sub(square, space.power(mean(space, v, reduced), 2))
-    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)))
+    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)), before)
 
 
 def _centred(space: Algebra, v: Value, reduced: int) -> Value:
     """Without the terms of a sum that are constant along the axes: they would cancel."""
-    if len(v.powers) != 1 or v.powers[0][1] != 1:
-        return v
-    poly = space.factor[v.powers[0][0]].poly
     axes = space.axes(v) & reduced
-    varying = {m: c for m, c in poly.items() if any(space.factor[k].axes & axes for k, _ in m)}
-    if not varying or len(varying) == len(poly):
+    parts = terms(space, v)
+    varying = [t for t in parts if space.axes(t) & axes]
+    if not varying or len(varying) == len(parts):
         return v
-    part = space.factored(v.number, varying)
-    return Value(part.number, part.powers, v.holes)
+    part = space.total(varying)
+    return Value(part.number, part.powers, v.holes | part.holes)
 
 
 def _small(space: Algebra, v: Value) -> Value:

@@ -19,7 +19,7 @@ Poly = dict[Monomial, int]
 
 ONE: Monomial = ()
 # Above these a polynomial counts as irreducible: sympy's time grows with them, and no clock may decide.
-MAX_TERMS, MAX_DEGREE, MAX_VARIABLES, MAX_COEFFICIENT = 24, 8, 8, 10**9
+MAX_TERMS, MAX_DEGREE, MAX_VARIABLES, MAX_COEFFICIENT = 32, 16, 8, 10**9
 
 _memo = Memo("factors")
 

@@ -65,16 +65,11 @@ Powers = Mapping[Key, int]
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """number · ∏ factor^power, undefined where a hole is zero; see the module's text.
-
-    `operands` lists what a maximum or a minimum was taken of (the latter with `lowest`), for the next one around it.
-    """
+    """number · ∏ factor^power, undefined where a hole is zero."""
 
     number: Fraction
     powers: tuple[tuple[Key, int], ...] = ()
     holes: frozenset[Key] = frozenset()
-    operands: tuple[Value, ...] = ()
-    lowest: bool = False
 
     @cached_property
     def key(self) -> Key:
@@ -108,11 +103,15 @@ class Algebra:
         eps: ε of the layer.
         factor: every factor met so far.
         steps: products of terms formed so far.
+        learned: intervals of factors that do not show them by themselves, as that of a variance.
+        late: such an interval was learned after the factor had been used without it.
     """
 
     eps: float
     factor: dict[Key, Factor] = field(default_factory=dict)
     steps: int = 0
+    learned: dict[Key, Interval] = field(default_factory=dict)
+    late: bool = False
 
     # -- questions
 
@@ -177,13 +176,18 @@ class Algebra:
         """An operation that is not looked into: beyond a budget, or undefined."""
         if op in (Op.ADD, Op.MUL, Op.MAX, Op.MIN):
             args = sorted(args, key=lambda v: v.key)
+        if op in (Op.STD, Op.RMS, Op.SQRT, Op.LOG):
+            args = [*args, Value(self.exact_eps)]
         interval = NONNEGATIVE if op in (Op.STD, Op.RMS, Op.ABS, Op.SQUARE, Op.SIGMOID, Op.EXP) else EVERYTHING
         return self.atom(op, tuple(args), name=OPAQUE, reduced=reduced, interval=interval)
 
-    def narrow(self, key: Key, interval: Interval) -> None:
-        """Learn that a factor is always inside an interval."""
+    def narrow(self, key: Key, interval: Interval, *, fresh: bool) -> None:
+        """Learn that a factor is always inside an interval; `fresh`: it has just been made."""
         f = self.factor[key]
-        self.factor[key] = replace(f, interval=f.interval.meet(interval))
+        if key not in self.learned:
+            self.learned[key] = interval
+            self.late |= not fresh
+            self.factor[key] = replace(f, interval=f.interval.meet(interval))
 
     def sum_factor(self, poly: Poly) -> Key:
         """The factor of an irreducible sum."""
@@ -199,7 +203,10 @@ class Algebra:
                     depends |= f.depends
                     inside += f.degree * p
                 degree = max(degree, min(inside, 2))
-            self.factor[key] = Factor(key, poly, axes, depends, self.poly_interval(poly), degree=degree)
+            interval = self.poly_interval(poly)
+            if key in self.learned:
+                interval = interval.meet(self.learned[key])
+            self.factor[key] = Factor(key, poly, axes, depends, interval, degree=degree)
         return key
 
     # -- products
@@ -249,7 +256,8 @@ class Algebra:
         out = dict(powers)
         for keys in found.values():
             bases = [self.factor[key].args[0] for key in keys]
-            if len(keys) == 1 and (bases[0].number == 1 or abs(powers[keys[0]]) == 1):
+            only = abs(powers[keys[0]])
+            if len(keys) == 1 and (only == 1 or (bases[0].number == 1 and only <= MAX_EXPONENT)):
                 continue
             total = sum((b.number * powers[key] for b, key in zip(bases, keys, strict=True)), Fraction(0))
             inside = Value(UNIT_NUMBER, bases[0].powers, frozenset().union(*(b.holes for b in bases)))
@@ -314,9 +322,6 @@ class Algebra:
         total = v.number * number
         if max(total.numerator.bit_length(), total.denominator.bit_length()) > MAX_BITS:
             raise TooLarge
-        if number == -1:
-            negated = tuple(self.scale(o, number) for o in v.operands)
-            return Value(total, v.powers, v.holes, negated, not v.lowest and bool(negated))
         return Value(total, v.powers, v.holes)
 
     def power(self, v: Value, n: int) -> Value:
