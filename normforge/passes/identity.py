@@ -89,6 +89,8 @@ class Identity(Algebra):
                 return _MOMENTS[op](self, args[0], node.reduced)
             return _FUNCTIONS[op](self, *args)
         except TooLarge:
+            if op in (Op.STD, Op.RMS) and args[0].number < 0:  # even, whatever stands inside
+                args = [Value(-args[0].number, args[0].powers, args[0].holes)]
             return self.opaque(op, args, node.reduced if op in _MOMENTS else 0)
 
 

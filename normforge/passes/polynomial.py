@@ -66,8 +66,8 @@ def variables(poly: Poly) -> set[Key]:
 
 
 def leading(poly: Poly) -> Monomial:
-    """The monomial whose coefficient decides the sign."""
-    return max(poly)
+    """The monomial whose coefficient decides the sign: the constant, so that variance + ε is positive, or the last."""
+    return ONE if ONE in poly else max(poly)
 
 
 def split(poly: Poly) -> tuple[int, dict[Key, int], Poly]:

@@ -96,6 +96,11 @@ ABSORBED = [
     ("x / (2 * gamma)", "x / gamma"),
     ("2 * gamma * x + tanh(2 * gamma * x)", "gamma * x + tanh(gamma * x)"),
     ("x * sigmoid(3 * v1 * x) / std[w,h,c/g](x) * gamma * 5 + beta - 1", "evonorm-s0"),
+    ("x * sigmoid(-v1 * x) / std[w,h,c/g](x) * gamma + beta", "evonorm-s0"),
+    ("(sqrt(x) + 1) * gamma + beta", "sqrt(x) * gamma + beta"),
+    ("(x / std[c](x) + 1) * gamma + beta", "x / std[c](x) * gamma + beta"),
+    ("relu(x) * gamma + beta + v0", "relu(x) * gamma + beta"),
+    ("relu(-beta - gamma * x)", "relu(gamma * x + beta)"),
 ]
 NOT_ABSORBED = [
     ("2 * x", "x"),
