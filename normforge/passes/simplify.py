@@ -14,6 +14,7 @@ import numpy as np
 
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
+from normforge.ir.node import Node
 from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.passes.algebra import algebra
@@ -84,7 +85,7 @@ def _forms(graph: Graph) -> tuple[Graph, ...]:
     forms = {}
     if len(graph.nodes) <= MAX_NODES:
         plain = _fixpoint(canonical, factor=False)
-        for form in (plain, _fixpoint(plain, factor=True)):
+        for form in (plain, _fixpoint(plain, factor=True)) if _may_factor(plain) else (plain,):
             if graph.is_surface or _same_types(form, graph):
                 forms[form.structure] = form
     forms[canonical.structure] = canonical
@@ -92,6 +93,17 @@ def _forms(graph: Graph) -> tuple[Graph, ...]:
         forms[graph.structure] = graph
         return tuple(forms.values())
     return (*forms.values(), graph)
+
+
+def _may_factor(graph: Graph) -> bool:
+    """True where a value is used twice: without one, no two terms have a factor in common."""
+    met: set[Node] = set()
+    for node in graph.nodes:
+        for a in node.args:
+            if a in met and a.op is not Op.CONST:
+                return True
+            met.add(a)
+    return False
 
 
 def _same_types(a: Graph, b: Graph) -> bool:
