@@ -12,12 +12,11 @@ from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.printer import formula_or_none
 from normforge.ir.types import B, S
-from normforge.passes.identity import Identity, value_of
+from normforge.passes.identity import MAX_NODES, Identity, value_of
 from normforge.passes.ranges import Finite, Ranges
 from normforge.passes.values import Value
 
 MAX_SHOWN = 2_000  # characters of a formula in a finding
-MAX_NODES = 400  # of a layer that is looked into by `identity`; see there
 
 
 class Stage(enum.StrEnum):
@@ -115,7 +114,7 @@ def describe_node(graph: Graph, node: Node) -> str:
 def by_type(facts: Facts) -> tuple[Finding, ...]:
     """What the axes alone give away: deviations of constants, and an output that repeats itself.
 
-    A deviation of a constant is sought in the graph as written, since simpler forms have it folded; what the output
+    A deviation of a constant is sought in the graph as written, since its value has it folded; what the output
     varies along, in its value, from which what cancels is gone.
     """
     found = [

@@ -104,7 +104,7 @@ class Differentiate:
             seed = cotangent(name, node.type)
             seeds.append(seed)
             add_to(grads, node, seed)
-        reaches = _depends(graph, set(wrt))
+        reaches = depending(graph, set(wrt))
         for node in reversed(graph.nodes):
             ct = grads.get(node)
             if ct is None or not node.args or node not in reaches:
@@ -128,7 +128,7 @@ def add_to(grads: dict[Node, Node], node: Node, part: Node) -> None:
     grads[node] = make(Op.ADD, (grads[node], part)) if node in grads else part
 
 
-def _depends(graph: Graph, wrt: set[Node]) -> set[Node]:
+def depending(graph: Graph, wrt: set[Node]) -> set[Node]:
     """Nodes that depend on one of `wrt`."""
     out: set[Node] = set()
     for node in graph.nodes:

@@ -38,11 +38,13 @@ from functools import lru_cache, reduce
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
-from normforge.passes.intervals import EVERYTHING, Interval, point
+from normforge.passes.intervals import Interval, point
 from normforge.passes.moments import mean, rms, root, std, terms
 from normforge.passes.polynomial import Key
+from normforge.passes.ranges import INTERVALS, guarded_log
 from normforge.passes.values import OPAQUE, UNIT, UNIT_NUMBER, ZERO, Algebra, TooLarge, Value
 
+MAX_NODES = 400  # of a graph whose value is asked for: a budget in steps, never in seconds
 MAX_OPERANDS = 6  # of a maximum that is looked into
 _HALF, _MINUS = Fraction(1, 2), Fraction(-1)
 
@@ -61,9 +63,10 @@ class Identity(Algebra):
         """The value of a layer's output. The graph must be a surface graph."""
         of = self._values(graph)
         if self.late:  # what came before a deviation did not know of it: the order of operands would show
-            self.factor.clear()
+            known, self.factor = self.factor, {}
             self.steps, self.late = 0, False
             of = self._values(graph)
+            self.factor = known | self.factor  # values of before keep their factors
         return of[graph.output]
 
     def _values(self, graph: Graph) -> dict[Node, Value]:
@@ -74,7 +77,7 @@ class Identity(Algebra):
 
     def node(self, node: Node, args: list[Value]) -> Value:
         """The value of an operation on values."""
-        op = node.op
+        op, self.before = node.op, len(self.factor)
         if op is Op.CONST:
             if not math.isfinite(node.value):
                 return self.atom(op, (), name=repr(node.value))
@@ -104,9 +107,8 @@ def value_of(graph: Graph) -> tuple[Identity, Value]:
 # -- functions of one value
 
 
-def _odd(op: Op, function: Callable[[float], float]) -> Callable[[Algebra, Value], Value]:
+def _odd(op: Op) -> Callable[[Algebra, Value], Value]:
     """A bounded odd function that rises from -1 to 1."""
-    limits = Interval(-1, 1, True, True)
 
     def apply(space: Algebra, v: Value) -> Value:
         if v.number == 0:
@@ -116,7 +118,7 @@ def _odd(op: Op, function: Callable[[float], float]) -> Callable[[Algebra, Value
         inner = _without_abs(space, v)
         if inner.key != v.key and absolute(space, inner).key == v.key:  # f(|a|) is |f(a)|
             return absolute(space, apply(space, inner))
-        return space.atom(op, (v,), interval=space.interval(v).rising(function, limits))
+        return space.atom(op, (v,), interval=INTERVALS[op](space.interval(v)))
 
     return apply
 
@@ -131,7 +133,7 @@ def _without_abs(space: Algebra, v: Value) -> Value:
     return space.build(v.number, powers, v.holes)
 
 
-tanh, erf = _odd(Op.TANH, math.tanh), _odd(Op.ERF, math.erf)
+tanh, erf = _odd(Op.TANH), _odd(Op.ERF)
 
 
 def sigmoid(space: Algebra, v: Value) -> Value:
@@ -145,12 +147,7 @@ def log(space: Algebra, v: Value) -> Value:
         return v
     if v.number < 0:
         return space.scale(log(space, space.scale(v, _MINUS)), _MINUS)
-    size = space.interval(v).magnitude()
-    shifted = size.plus(point(space.exact_eps))
-    out = shifted.rising(lambda a: math.log(a) if a > 0 else -math.inf, EVERYTHING).join(point(0))
-    return space.atom(
-        Op.LOG, (v, Value(space.exact_eps)), interval=out if space.interval(v).nonnegative else out.join(-out)
-    )
+    return space.atom(Op.LOG, (v, Value(space.exact_eps)), interval=guarded_log(space.interval(v), space.exact_eps))
 
 
 def exp(space: Algebra, v: Value) -> Value:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from normforge.ir.graph import KEYS, Graph
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.family import family_key
-from normforge.passes.identity import value_of
+from normforge.passes.identity import MAX_NODES, value_of
 from normforge.passes.legalise import Legalise
-from normforge.passes.simplify import MAX_NODES
 
 
 def lower(graph: Graph) -> Graph:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from itertools import islice
 from typing import Any
 
 from normforge.ir.ops import Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.intervals import INFINITY, Interval, point
 from normforge.passes.polynomial import Key, Poly, add, multiply
+from normforge.passes.ranges import INTERVALS
 from normforge.passes.values import UNIT_NUMBER, Algebra, TooLarge, Value
 
 MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
@@ -129,21 +129,16 @@ def _joint_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
     return space.atom(Op.MEAN, (inside,), reduced=axes, interval=space.interval(inside), degree=space.degree(inside))
 
 
-def root(space: Algebra, v: Value, before: int = 0) -> Value:
-    """The square root of a value that holds ε: it is never below √ε. `before`: how many factors were there before v."""
+def root(space: Algebra, v: Value) -> Value:
+    """The square root of a value that holds ε: it is never below √ε."""
     if v.is_number and v.number > 0:
         top, bottom = math.isqrt(v.number.numerator), math.isqrt(v.number.denominator)
         if top * top == v.number.numerator and bottom * bottom == v.number.denominator:
             return Value(Fraction(top, bottom), (), v.holes)
-    eps = space.exact_eps
-    least = Fraction(math.sqrt(eps) * (1 - 2.0**-50))
-    limits = Interval(least, INFINITY, False, True)
-    above = Interval(eps, INFINITY, False, True)
+    above = Interval(space.exact_eps, INFINITY, False, True)
     if len(v.powers) == 1 and v.powers[0][1] == 1 and v.number:  # E[a²] - E[a]² + ε does not show it by itself
-        key = v.powers[0][0]
-        fresh = key not in islice(space.factor, before)
-        space.narrow(key, above.times(point(1 / v.number)), fresh=fresh)
-    interval = space.interval(v).meet(above).rising(math.sqrt, limits)
+        space.narrow(v.powers[0][0], above.times(point(1 / v.number)))
+    interval = INTERVALS[Op.ROOT](space.interval(v).meet(above))
     return space.atom(Op.ROOT, (v,), interval=interval, square=v)
 
 
@@ -155,11 +150,10 @@ def rms(space: Algebra, v: Value, reduced: int) -> Value:
 
 def std(space: Algebra, v: Value, reduced: int) -> Value:
     """root(E[v²] - E[v]² + ε)."""
-    before = len(space.factor)
     v = _centred(space, v, reduced)
     square = mean(space, space.power(_small(space, v), 2), reduced)
     variance = space.sub(square, space.power(mean(space, v, reduced), 2))
-    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)), before)
+    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)))
 
 
 def _centred(space: Algebra, v: Value, reduced: int) -> Value:

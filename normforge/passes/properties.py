@@ -9,6 +9,7 @@ from fractions import Fraction
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make
 from normforge.ir.ops import MOMENT, Op
+from normforge.passes.differentiate import depending
 from normforge.passes.ranges import Ranges
 
 
@@ -24,15 +25,6 @@ class Monotone(enum.StrEnum):
 
 _FLIP = {Monotone.RISING: Monotone.FALLING, Monotone.FALLING: Monotone.RISING}
 _RISING = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT})
-
-
-def depends_on_input(graph: Graph) -> set[Node]:
-    """The nodes below which an input stands."""
-    out: set[Node] = set()
-    for node in graph.nodes:
-        if node.op is Op.INPUT or any(a in out for a in node.args):
-            out.add(node)
-    return out
 
 
 def without_shift(graph: Graph, varies: set[Node]) -> Node:
@@ -51,7 +43,7 @@ def homogeneity(graph: Graph) -> Fraction | None:
 
     f is the output without what is added to it and does not depend on x, such as beta.
     """
-    varies = depends_on_input(graph)
+    varies = depending(graph, set(graph.inputs))
     target = without_shift(graph, varies)
     degree: dict[Node, Fraction | None] = {}
     for node in graph.nodes:
@@ -84,7 +76,7 @@ def homogeneity(graph: Graph) -> Fraction | None:
 
 def monotony(graph: Graph) -> Monotone:
     """What the operations prove; `NO` where they prove nothing. A layer with moments of x has none."""
-    varies = depends_on_input(graph)
+    varies = depending(graph, set(graph.inputs))
     ranges = Ranges(graph.eps)
     known: dict[Node, Monotone] = {}
     for node in graph.nodes:
@@ -141,7 +133,7 @@ def _scaled(a: Monotone, by: Node, ranges: Ranges) -> Monotone:
 
 def is_bounded(graph: Graph) -> bool:
     """True where the output is proved to stay below some bound, for fixed parameters and shape, whatever x is."""
-    varies = depends_on_input(graph)
+    varies = depending(graph, set(graph.inputs))
     ranges = Ranges(graph.eps)
     bounded: set[Node] = set()
     for node in graph.nodes:
@@ -173,18 +165,15 @@ def _normalised(top: Node, bottom: Node, bounded: set[Node]) -> bool:
 
 
 def _is_centred(node: Node, a: Node, reduced: int) -> bool:
-    def is_mean(m: Node) -> bool:
-        return m.op is Op.MEAN and m.args[0] is a and m.reduced == reduced
+    """True for a - mean[I](a), and for a where that is centred itself."""
 
-    if node.op is Op.SUB:
-        return node.args[0] is a and is_mean(node.args[1])
-    return node is a and _is_centred_itself(a, reduced)
+    def subtracts_mean(n: Node) -> bool:
+        if n.op is not Op.SUB:
+            return False
+        value, mean = n.args
+        return mean.op is Op.MEAN and mean.args[0] is value and mean.reduced == reduced
 
-
-def _is_centred_itself(a: Node, reduced: int) -> bool:
-    return (
-        a.op is Op.SUB and a.args[1].op is Op.MEAN and a.args[1].args[0] is a.args[0] and a.args[1].reduced == reduced
-    )
+    return subtracts_mean(node) and (node is a or node.args[0] is a)
 
 
 def _below(node: Node, test: Callable[[Node], bool], bounded: set[Node]) -> bool:

@@ -99,8 +99,10 @@ class Ranges:
             return _PAIRS[op](*a)
         if op in (Op.STD, Op.RMS, Op.VAR):
             return self._moment(node, a[0])
-        if op in (Op.SQRT, Op.LOG):
-            return self._guarded(op, a[0])
+        if op is Op.SQRT:
+            return a[0].rising(lambda v: v / math.sqrt(abs(v) + self.eps), EVERYTHING)
+        if op is Op.LOG:
+            return guarded_log(a[0], Fraction(repr(self.eps)))
         return EVERYTHING
 
     def _moment(self, node: Node, a: Interval) -> Interval:
@@ -116,15 +118,14 @@ class Ranges:
         limits = Interval(Fraction(math.sqrt(eps) * (1 - 2.0**-50)), INFINITY, False, True)
         return square.plus(point(eps)).rising(math.sqrt, limits)
 
-    def _guarded(self, op: Op, a: Interval) -> Interval:
-        if op is Op.SQRT:
-            return a.rising(lambda v: v / math.sqrt(abs(v) + self.eps), EVERYTHING)
-        size = a.magnitude().plus(point(Fraction(repr(self.eps))))
-        out = size.rising(lambda v: math.log(v) if v > 0 else -math.inf, EVERYTHING)
-        if a.nonnegative or a.nonpositive:
-            out = out if a.nonnegative else -out
-            return out if a.nonzero else out.join(point(0))
-        return out.join(-out).join(point(0))
+
+def guarded_log(a: Interval, eps: Fraction) -> Interval:
+    """sign(a) · ln(|a| + ε)."""
+    out = a.magnitude().plus(point(eps)).rising(lambda v: math.log(v) if v > 0 else -math.inf, EVERYTHING)
+    if a.nonnegative or a.nonpositive:
+        out = out if a.nonnegative else -out
+        return out if a.nonzero else out.join(point(0))
+    return out.join(-out).join(point(0))
 
 
 def _twice(op: Op, a: Interval) -> Interval:

@@ -19,8 +19,8 @@ from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.passes.algebra import algebra
 from normforge.passes.canonicalise import Canonicalise
+from normforge.passes.identity import MAX_NODES
 
-MAX_NODES = 400  # graphs above this many nodes are only canonicalised: a budget in steps, never in seconds
 MAX_ROUNDS = 16  # of algebra and rules in turn; two or three are the rule
 
 SWEEP = 40.0  # a moment: one more pass over memory

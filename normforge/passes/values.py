@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from hashlib import blake2b
+from itertools import islice
 
 from normforge.ir.ops import Op
-from normforge.passes.intervals import EVERYTHING, NONNEGATIVE, POSITIVE, Interval, point
+from normforge.passes.intervals import EVERYTHING, NONNEGATIVE, Interval, point
 from normforge.passes.polynomial import (
     ONE,
     Key,
@@ -21,6 +22,7 @@ from normforge.passes.polynomial import (
     split,
     times,
 )
+from normforge.passes.ranges import INTERVALS
 
 MAX_TERMS = 64  # of an expanded product
 MAX_SUM = 256  # of a sum
@@ -95,6 +97,12 @@ class TooLarge(Exception):
     """A budget is passed: the operation becomes an atom."""
 
 
+def _check(number: Fraction) -> None:
+    """Refuse a coefficient that is too long."""
+    if max(number.numerator.bit_length(), number.denominator.bit_length()) > MAX_BITS:
+        raise TooLarge
+
+
 @dataclass
 class Algebra:
     """Values, and the factors that they are made of.
@@ -105,6 +113,7 @@ class Algebra:
         steps: products of terms formed so far.
         learned: intervals of factors that do not show them by themselves, as that of a variance.
         late: such an interval was learned after the factor had been used without it.
+        before: how many factors there were when the operation at hand began.
     """
 
     eps: float
@@ -112,6 +121,7 @@ class Algebra:
     steps: int = 0
     learned: dict[Key, Interval] = field(default_factory=dict)
     late: bool = False
+    before: int = 0
 
     # -- questions
 
@@ -181,12 +191,12 @@ class Algebra:
         interval = NONNEGATIVE if op in (Op.STD, Op.RMS, Op.ABS, Op.SQUARE, Op.SIGMOID, Op.EXP) else EVERYTHING
         return self.atom(op, tuple(args), name=OPAQUE, reduced=reduced, interval=interval)
 
-    def narrow(self, key: Key, interval: Interval, *, fresh: bool) -> None:
-        """Learn that a factor is always inside an interval; `fresh`: it has just been made."""
+    def narrow(self, key: Key, interval: Interval) -> None:
+        """Learn that a factor is always inside an interval."""
         f = self.factor[key]
         if key not in self.learned:
             self.learned[key] = interval
-            self.late |= not fresh
+            self.late |= key in islice(self.factor, self.before)
             self.factor[key] = replace(f, interval=f.interval.meet(interval))
 
     def sum_factor(self, poly: Poly) -> Key:
@@ -215,8 +225,7 @@ class Algebra:
         """The canonical value of a product: squares of roots and of absolute values resolved."""
         if not number:
             return Value(number, (), frozenset(holes))
-        if max(number.numerator.bit_length(), number.denominator.bit_length()) > MAX_BITS:
-            raise TooLarge
+        _check(number)
         powers = self.one_exponential(powers)
         simple: dict[Key, int] = {}
         rest: list[tuple[Value, int]] = []
@@ -242,7 +251,7 @@ class Algebra:
         """exp(number · inside), `inside` a product without a number: a small whole number as a power of exp(inside)."""
         whole = number.denominator == 1 and abs(number) <= MAX_EXPONENT
         base = inside if whole else Value(abs(number), inside.powers, inside.holes)
-        atom = self.atom(Op.EXP, (base,), interval=self.interval(base).rising(_exp, POSITIVE))
+        atom = self.atom(Op.EXP, (base,), interval=INTERVALS[Op.EXP](self.interval(base)))
         power = int(number) if whole else 1 if number > 0 else -1
         return Value(UNIT_NUMBER, ((atom.powers[0][0], power),) if power else (), atom.holes)
 
@@ -320,8 +329,7 @@ class Algebra:
         if number == 0:
             return ZERO
         total = v.number * number
-        if max(total.numerator.bit_length(), total.denominator.bit_length()) > MAX_BITS:
-            raise TooLarge
+        _check(total)
         return Value(total, v.powers, v.holes)
 
     def power(self, v: Value, n: int) -> Value:
@@ -415,9 +423,7 @@ class Algebra:
         """A polynomial in which no root and no absolute value is squared, and a number in front of it."""
         scale = UNIT_NUMBER
         for _ in range(16):
-            found = next(
-                (k for m in poly for k, p in m if p > 1 and self.factor[k].square is not None and self.whole(k)), None
-            )
+            found = next((k for m in poly for k, p in m if p > 1 and self.whole(k)), None)
             if found is None:
                 return scale, poly
             square = self.factor[found].square
@@ -456,11 +462,10 @@ class Algebra:
             sign, parts = factors(rest)
             content *= sign
             for part, p in parts:
-                key = self.sum_factor(part) if len(part) > 1 else part_key(part)
+                key = self.sum_factor(part)
                 powers[key] = powers.get(key, 0) + p
         number = scale * content
-        if max(number.numerator.bit_length(), number.denominator.bit_length()) > MAX_BITS:
-            raise TooLarge
+        _check(number)
         return Value(number, tuple(sorted(powers.items())))
 
     @cached_property
@@ -508,13 +513,3 @@ class Algebra:
                 return term
             out = out.plus(term)
         return out
-
-
-def part_key(part: Poly) -> Key:
-    """The variable of a polynomial that is one."""
-    ((m, _),) = part.items()
-    return m[0][0]
-
-
-def _exp(a: float) -> float:
-    return math.exp(a) if a < 709 else math.inf
