@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from normforge.codegen.kinds import TYPICAL_DEVICE, choose_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
-from normforge.codegen.shapes import place
+from normforge.codegen.shapes import place, plan_dims
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
 from normforge.passes.degeneracy import Degeneracy, Finding
@@ -123,6 +124,8 @@ def plan(
     if target == "triton":
         from normforge.codegen.triton import launch_count
 
+        if shape is not None:
+            made = replace(made, kind=choose_kind(made, plan_dims(shape), TYPICAL_DEVICE))
         made = replace(made, launches=launch_count(made))
     return made
 

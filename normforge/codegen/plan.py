@@ -55,6 +55,7 @@ class Plan:
     shape: (N, C, *spatial) where given; None for a slab that stays on chip.
     saved: names of the statistics that forward keeps beside x.
     resident_in: the memory that holds a slab between sweeps ("cache", "L2"), or None when it does not fit.
+    kind: how a GPU runs it (see `normforge.codegen.kinds`).
     """
 
     graph: Graph
@@ -72,6 +73,7 @@ class Plan:
     shape: tuple[int, ...] | None = None
     resident_in: str | None = None
     launches: int = 1
+    kind: str = "multi-launch"
 
     @property
     def outputs(self) -> tuple[tuple[str, Node], ...]:
@@ -98,7 +100,7 @@ class Plan:
     @cached_property
     def symbol(self) -> str:
         """A name that is this kernel's alone: of its graph, order, target, dtype and layout."""
-        parts = (self.graph.structure, str(self.order), self.target, self.dtype, self.layout)
+        parts = (self.graph.structure, str(self.order), self.target, self.dtype, self.layout, self.kind)
         return "nf_" + blake2b("|".join(parts).encode(), digest_size=12).hexdigest()
 
     @cached_property

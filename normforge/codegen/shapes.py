@@ -33,12 +33,21 @@ def resolve_groups(groups: int | None, channels: int) -> int:
     return groups
 
 
-def slab_bytes(plan: Plan, shape: Sequence[int], groups: int | None = None) -> int:
-    """Bytes of all full tensors of one slab, for a shape (N, C, *spatial)."""
+def plan_dims(shape: Sequence[int], groups: int | None = None) -> tuple[int, int, int, int]:
+    """N, groups, channels a group, positions of a shape (N, C, *spatial).
+
+    Raises:
+        ShapeError: `groups` does not divide C.
+    """
     n, c, *spatial = shape
     g = resolve_groups(groups, c)
+    return n, g, c // g, prod(spatial)
+
+
+def slab_bytes(plan: Plan, shape: Sequence[int], groups: int | None = None) -> int:
+    """Bytes of all full tensors of one slab, for a shape (N, C, *spatial)."""
     elements = 1
-    for axis, extent in ((B, n), (G, g), (K, c // g), (S, prod(spatial))):
+    for axis, extent in zip((B, G, K, S), plan_dims(shape, groups), strict=True):
         elements *= 1 if plan.slab & axis else extent
     tensors = len({node for s in plan.sweeps for node in s.loads}) + plan.writes
     return elements * tensors * ITEM_BYTES[plan.dtype]

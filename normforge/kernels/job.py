@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
+from normforge.codegen.kinds import Device, choose_kind
 from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, is_data, make_plan
 from normforge.errors import BackendError, ShapeError
@@ -131,8 +132,8 @@ class Job:
         return len(self.gradients_of) if self.order else 1
 
     @cached_property
-    def launchers(self) -> dict[tuple[torch.dtype, str, str], Launcher]:
-        """Loaded kernels by dtype, layout and kind of device."""
+    def launchers(self) -> dict[tuple[torch.dtype, str, str, str], Launcher]:
+        """Loaded kernels by dtype, layout, target and kind of plan."""
         return {}
 
     def prepare_backward(self, x: Tensor) -> None:
@@ -154,15 +155,25 @@ class Job:
         """For which kinds of input backward was asked for already."""
         return set()
 
-    def launcher(self, dtype: torch.dtype, layout: str, device: str) -> Launcher:
-        """The kernel for a dtype, layout and kind of device, compiled when it is first asked for."""
-        found = self.launchers.get((dtype, layout, device))
-        if found is None:
-            target = "c" if device == "cpu" else "triton"
-            plan = make_plan(self.program, target, _NAMES[dtype], layout)
-            found = _LOADERS[target](plan, layer_text(self.layer))
-            self.launchers[(dtype, layout, device)] = found
-        return found
+    def launcher(
+        self, dtype: torch.dtype, layout: str, device: torch.device, dims: tuple[int, int, int, int]
+    ) -> Launcher:
+        """The kernel for a dtype, layout, device and shape, compiled when it is first asked for."""
+        target = "c" if device.type == "cpu" else "triton"
+        plan = make_plan(self.program, target, _NAMES[dtype], layout)
+        if target == "triton":
+            plan = replace(plan, kind=choose_kind(plan, dims, describe_device(device)))
+        key = (dtype, layout, target, plan.kind)
+        if key not in self.launchers:
+            self.launchers[key] = _LOADERS[target](plan, layer_text(self.layer))
+        return self.launchers[key]
+
+
+@lru_cache(maxsize=64)
+def describe_device(device: torch.device) -> Device:
+    """What the choice of a kind of plan needs to know of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.multi_processor_count, properties.L2_cache_size)
 
 
 @lru_cache(maxsize=4096)
@@ -278,7 +289,7 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         x.numel() if full else math.prod(small_shape(node.axes, x, job.groups))
         for node, full in zip(job.program.operands, job.full_operands, strict=True)
     )
-    launch = job.launcher(x.dtype, layout, x.device.type)
+    launch = job.launcher(x.dtype, layout, x.device, dims)
     return Call(like.stride(), arithmetic_dtype(x.dtype), sizes, launch, dims)
 
 

@@ -1,0 +1,38 @@
+"""Which kind of plan a shape gets on a GPU: a written rule of shape, dtype, layout and device, never a measurement
+at call time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from normforge.codegen.plan import Plan
+
+KINDS = ("multi-launch", "resident", "swept", "cooperative")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the rule needs to know of a GPU.
+
+    Attributes:
+        processors: streaming multiprocessors, or compute units.
+        l2_bytes: of the level-2 cache.
+    """
+
+    processors: int
+    l2_bytes: int
+
+
+# What plans are made for where no device is at hand: an H200.
+TYPICAL_DEVICE = Device(132, 50 << 20)
+
+
+def choose_kind(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> str:
+    """One of `KINDS`.
+
+    Args:
+        plan: of any kind, for target "triton".
+        dims: N, groups, channels a group, positions.
+        device: where it will run.
+    """
+    return "multi-launch"
