@@ -8,6 +8,7 @@ the cache, centred by the mean of the tile or chunk.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from normforge.codegen.c_names import CODE, Storage, address, is_stored
 from normforge.codegen.c_small import has_variance
 from normforge.codegen.factor import is_full
-from normforge.codegen.plan import Plan, Sweep, is_full_input
+from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import Op
@@ -50,6 +51,30 @@ def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[
     return [n for n in plan.graph.nodes if n in inside]
 
 
+def fused(plan: Plan) -> set[Node]:
+    """The products that are rounded together with the one sum that they are added to.
+
+    Written in the source, so that vector loops and what is left over agree; never where a product is used twice:
+    x·x − mean(x·x) of one element is 0.
+    """
+    uses = Counter(a for node in plan.graph.nodes for a in node.args)
+    uses.update(node for _, node in plan.outputs)
+
+    def free(node: Node) -> bool:
+        return node.op in (Op.MUL, Op.SQUARE) and is_full(node.axes) and uses[node] == 1
+
+    found: set[Node] = set()
+    for node in plan.graph.nodes:
+        if node.op in (Op.ADD, Op.SUB) or (node.op is Op.SUM and is_sweep_sum(node) and _counts_all(node)):
+            found |= set(list(filter(free, reversed(node.args)))[:1])
+    return found
+
+
+def _counts_all(node: Node) -> bool:
+    """False for a sum over channels of what is the same for all channels of a group: it takes each group once."""
+    return bool(node.reduced & S or node.args[0].axes & K)
+
+
 @dataclass
 class SweepEmitter:
     """Emits `static void sweepN(const Ctx *x, Region r, T *keep, int slab)` for one sweep.
@@ -64,6 +89,7 @@ class SweepEmitter:
     def __post_init__(self) -> None:
         self.inner = S if self.storage.plan.layout == "nchw" else C
         self.kept = kept(self.storage.plan)
+        self.fused = fused(self.storage.plan)
         self.filling: Node | None = None
         sums = [n for n in self.sweep.sums if n.op is Op.SUM or (n.op is Op.MEAN and not has_variance(n, self.storage))]
         pairs = [n for n in self.sweep.sums if n.op is Op.VAR]
@@ -84,9 +110,30 @@ class SweepEmitter:
                 out(f"const T {st.var(node)} = {self.stored(node)};")
             elif node in self.kept and node is not self.filling:
                 out(f"const T {st.var(node)} = k{st.var(node)}[{self.step} - first];")
-            elif not is_stored(node):
-                args = [st.leaf(a) or st.var(a) for a in node.args]
-                out(f"const T {st.var(node)} = {CODE[node.op].format(*args)};")
+            elif not is_stored(node) and node not in self.fused:
+                out(f"const T {st.var(node)} = {self._expression(node)};")
+
+    def _expression(self, node: Node) -> str:
+        """The text of an operation on the values of its operands."""
+        if node.op in (Op.ADD, Op.SUB):
+            a, b = node.args
+            minus = "-" if node.op is Op.SUB else ""
+            if b in self.fused:
+                return f"FMA({minus}{self._factors(b)}, {self.value(a)})"
+            if a in self.fused:
+                return f"FMA({self._factors(a)}, {minus}{self.value(b)})"
+        return CODE[node.op].format(*(self.value(a) for a in node.args))
+
+    def _factors(self, product: Node) -> str:
+        a, b = (product.args * 2)[:2]
+        return f"{self.value(a)}, {self.value(b)}"
+
+    def _add(self, target: str, node: Node) -> str:
+        """The statement that adds the operand of a sum to `target`."""
+        a = node.args[0]
+        if a in self.fused:
+            return f"{target} = FMA({self._factors(a)}, {target});"
+        return f"{target} += {self._once(node, self.value(a))};"
 
     def hoisted(self, roots: Iterable[Node]) -> None:
         """Emit the small values that do not change along the inner axis."""
@@ -390,15 +437,15 @@ class SweepEmitter:
         out, st = self.out, self.storage
         names = [name for name, _ in st.plan.outputs]
 
-        def body(add: str) -> None:
+        def body(lane: str) -> None:
             self.values(roots)
             for node in [*self.inner_sums, *self.inner_pairs]:
-                out(f"la{st.var(node)}{add} {self._once(node, self.value(node.args[0]))};")
+                out(self._add(f"la{st.var(node)}{lane}", node))
             if alone:
                 return
             for node in self.outer_sums:
                 target = self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]"
-                out(f"{target} += {self._once(node, self.value(node.args[0]))};")
+                out(self._add(target, node))
             for node in self.outer_pairs:
                 target = self._column(node, "cm") if self.inner == S else f"{st.partial(node.args[0], 'm')}[row + c]"
                 out(f"{target} += {self._once(node, self.value(node.args[0]))};")
@@ -414,12 +461,13 @@ class SweepEmitter:
         out, st = self.out, self.storage
         roots = [n.args[0] for n in self.inner_pairs]
 
-        def body(add: str) -> None:
+        def body(lane: str) -> None:
             self.values(roots)
             for node in self.inner_pairs:
                 v = st.var(node)
                 out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
-                out(f"lb{v}{add} {self._once(node, f'e{v} * e{v}')};", f"lc{v}{add} {self._once(node, f'e{v}')};")
+                e = self._once(node, f"e{v}")
+                out(f"lb{v}{lane} = FMA(e{v}, {e}, lb{v}{lane});", f"lc{v}{lane} += {e};")
 
         sums = [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"]
         out(f"T {', '.join(sums)};")
@@ -453,10 +501,10 @@ class SweepEmitter:
                         with out.block(every + "{"):
                             offset = f"{k} * LANES + l" if k else "l"
                             out(f"const int64_t {i} = from + {offset};")
-                            body(f"[{offset}] +=")
+                            body(f"[{offset}]")
             with out.block(f"for (int64_t l = 0; from + l < {last}; ++l) {{"):
                 out(f"const int64_t {i} = from + l;")
-                body("[l] +=")
+                body("[l]")
         for a in sums:
             if streams > 1:
                 terms = [f"l{a}[{k} * LANES + l]" for k in range(streams)]
@@ -467,9 +515,7 @@ class SweepEmitter:
 
     def _once(self, node: Node, text: str) -> str:
         """A sum over channels of what is the same for all channels of a group takes each group once."""
-        if not node.reduced & S and not node.args[0].axes & K:
-            return f"(c == c / K * K ? {text} : (T)0)"
-        return text
+        return text if _counts_all(node) else f"(c == c / K * K ? {text} : (T)0)"
 
     def _count(self, node: Node) -> str:
         """How many values a sum over channels adds."""
