@@ -104,7 +104,7 @@ def _emit_stage(
 
 def _emit_head(out: Lines, plan: Plan, storage: Storage, name: str, title: str) -> None:
     with out.block("typedef struct {", "} Ctx;"):
-        out("int64_t N, G, K, C, S, L, Q;")
+        out("int64_t N, G, K, C, S, L, Q;", "int past;")
         for node in plan.operands:
             out(f"const {_ctype(node)} *{storage.operands[node]}; /* {node.name} {node.type} */")
         for i, (label, node) in enumerate(plan.outputs):
@@ -121,7 +121,7 @@ def _ctype(node: Node) -> str:
 def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
     """Functions with the locals that each uses in place of its UNPACK: a hundred unused pointers cost the compiler
     as much as the loops."""
-    declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"}
+    declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"} | {"past": "const int past = x->past;"}
     for node in plan.operands:
         name = storage.operands[node]
         declared[name] = f"const {_ctype(node)} *restrict {name} = x->{name};"
@@ -164,7 +164,7 @@ def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
         for i, (_, node) in enumerate(plan.outputs):
             out(f"x->out{i} = ({_ctype(node)} *)pointers[{len(plan.operands) + i}];")
         out(f"layout(x, dims, (char *)pointers[{len(plan.operands) + len(plan.outputs)}]);")
-        out("const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q;")
+        out("const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q;", "x->past = 0;")
         out("const Region all = {0, N, 0, C, 0, Q};")
         out(f"if (N * C * S < {SERIAL_ELEMENTS}) threads = 1;", "if (N * C * S == 0) return;", "prologue(x, all);")
         dn = "1" if slab & B else "N"

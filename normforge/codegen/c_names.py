@@ -11,27 +11,28 @@ from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, C, G, K, S
 
-# Core operation -> C expression over operand names.
-CODE: dict[Op, str] = {
+# Core operation -> C expression over operand names: of one double, and of vectors of the arithmetic type.
+_ARITHMETIC: dict[Op, str] = {
     Op.ADD: "{0} + {1}",
     Op.SUB: "{0} - {1}",
     Op.MUL: "{0} * {1}",
     Op.DIV: "{0} / {1}",
-    Op.MAX: "f_max({0}, {1})",
-    Op.MIN: "f_min({0}, {1})",
     Op.NEG: "-{0}",
-    Op.ABS: "f_abs({0})",
     Op.SQUARE: "{0} * {0}",
-    Op.EXP: "f_exp({0})",
-    Op.SIGMOID: "f_sigmoid({0})",
-    Op.TANH: "f_tanh({0})",
-    Op.ERF: "f_erf({0})",
-    Op.ROOT: "f_root({0})",
-    Op.LN: "f_ln({0})",
-    Op.SIGN: "f_sign({0})",
-    Op.GATE: "f_gate({0}, {1}, {2})",
     Op.BROADCAST: "{0}",
 }
+_FUNCTIONS = {Op.MAX: 2, Op.MIN: 2, Op.SIGMOID: 1, Op.SIGN: 1, Op.GATE: 3}
+_LIBRARY = {Op.ABS: "fabs", Op.EXP: "exp", Op.TANH: "tanh", Op.ERF: "erf", Op.ROOT: "sqrt", Op.LN: "log"}
+SMALL_CODE = (
+    _ARITHMETIC
+    | {op: f"f_{op}({', '.join(f'{{{i}}}' for i in range(n))})" for op, n in _FUNCTIONS.items()}
+    | {op: f"{name}({{0}})" for op, name in _LIBRARY.items()}
+)
+VECTOR_CODE = (
+    _ARITHMETIC
+    | {op: f"v_{op}({', '.join(f'{{{i}}}' for i in range(n))})" for op, n in _FUNCTIONS.items()}
+    | {op: f"v_{op}({{0}})" for op in _LIBRARY}
+)
 
 
 def literal(value: float) -> str:

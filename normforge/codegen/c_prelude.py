@@ -1,8 +1,12 @@
-"""What every generated C file starts with: loads, stores and branch-free elementary functions that vectorise.
+"""What every generated C file starts with: vectors of W elements, their loads and stores, and branch-free elementary
+functions on them.
 
-float32 functions are short polynomials and quotients of such (own minimax fits, largest relative error about 2e-7 for
-exp, 4e-7 for tanh and erf, 1.2e-7 absolute for sigmoid); NaN, infinities and denormals come out right. float64 calls
-the C library. Nothing here touches the floating-point state of the process.
+Written in the vector types that gcc and clang share, so that one text serves SSE, AVX2, AVX-512 and NEON and does not
+wait for a compiler's vectoriser; an instruction that has no such spelling (minimum, select, fused multiply-add,
+streaming store) is named for each of them, with a portable form for the rest. float32 functions are short polynomials
+and quotients of such (own minimax fits, largest relative error about 2e-7 for exp, 4e-7 for tanh and erf, 1.2e-7
+absolute for sigmoid); NaN, infinities and denormals come out right. float64 calls the C library. Nothing here touches
+the floating-point state of the process.
 """
 
 COMMON = r"""
@@ -10,202 +14,284 @@ COMMON = r"""
 #include <string.h>
 #include <math.h>
 #include <stddef.h>
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #define MIN2(a, b) ((a) < (b) ? (a) : (b))
 #define MAX2(a, b) ((a) > (b) ? (a) : (b))
-
-INLINE uint32_t bits_of(float a) { uint32_t u; memcpy(&u, &a, 4); return u; }
-INLINE float float_of(uint32_t u) { float a; memcpy(&a, &u, 4); return a; }
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX2__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
 """
 
-# T is float or double. A NaN in either operand of max and min gives NaN; at 0 the sign of abs is dropped.
-GENERIC = r"""
-INLINE T f_max(T a, T b) { return (a > b) | (a != a) ? a : b; }
-INLINE T f_min(T a, T b) { return (a < b) | (a != a) ? a : b; }
-INLINE T f_sign(T a) { return a != a ? a : (T)(a > 0) - (T)(a < 0); }
-INLINE T f_gate(T a, T b, T t) { T share = a == b ? (T)0.5 : (T)1; return a < b ? (T)0 : t * share; }
+# T is the arithmetic type, X the storage type, I an integer as wide as T, V a vector of W elements of T, M its mask.
+# Loads and stores take any address; those that end in N, the first n elements of a vector and no memory beyond.
+VECTORS = r"""
+#define W (BYTES / (int)sizeof(T))
+typedef T V __attribute__((vector_size(BYTES), may_alias));
+typedef I M __attribute__((vector_size(BYTES), may_alias));
+typedef T Loose __attribute__((vector_size(BYTES), may_alias, aligned(sizeof(T))));
+typedef I LooseMask __attribute__((vector_size(BYTES), may_alias, aligned(sizeof(T))));
+INLINE M load_mask(const I *p) { return *(const LooseMask *)p; }
+INLINE V set(T a) { return a - (V){0}; }
+INLINE V load(const T *p) { return *(const Loose *)p; }
+INLINE void store(T *p, V a) { *(Loose *)p = a; }
+static const I LANE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+INLINE M lanes(int64_t n) { return load_mask(LANE) < (I)n; }
+INLINE V load_n(const T *p, int64_t n) {
+#ifdef MASKED_LOAD
+  return (V)MASKED_LOAD((const void *)p, lanes(n));
+#else
+  T b[W] = {0};
+  for (int64_t l = 0; l < n; ++l) b[l] = p[l];
+  return load(b);
+#endif
+}
+INLINE void store_n(T *p, V a, int64_t n) { T b[W]; store(b, a); for (int64_t l = 0; l < n; ++l) p[l] = b[l]; }
+INLINE V either(M m, V a, V b) {
+#ifdef SELECT
+  return (V)SELECT(m, a, b);
+#else
+  return (V)((m & (M)a) | (~m & (M)b));
+#endif
+}
+INLINE V bits_if(M m, V a) { return (V)(m & (M)a); }
+/* The larger (smaller) of both, a where either is NaN. */
+INLINE V max_or(V a, V b) {
+#ifdef MAXIMUM
+  return (V)MAXIMUM(b, a);
+#else
+  return either(b > a, b, a);
+#endif
+}
+INLINE V min_or(V a, V b) {
+#ifdef MINIMUM
+  return (V)MINIMUM(b, a);
+#else
+  return either(b < a, b, a);
+#endif
+}
+INLINE V fma_(V a, V b, V c) {
+#ifdef MULTIPLY_ADD
+  return (V)MULTIPLY_ADD(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+INLINE V v_max(V a, V b) { return either(b != b, b, max_or(a, b)); }
+INLINE V v_min(V a, V b) { return either(b != b, b, min_or(a, b)); }
+INLINE V v_sign(V a) { return either(a != a, a, bits_if(a > 0, set(1)) - bits_if(a < 0, set(1))); }
+INLINE V v_gate(V a, V b, V t) { return bits_if(~(a < b), either(a == b, t * (T)0.5, t)); }
+typedef T Quad __attribute__((vector_size(16), may_alias));
+INLINE T total(V a) {
+  Quad q[BYTES / 16], s;
+  memcpy(q, &a, BYTES);
+  s = q[0];
+#pragma GCC unroll 4
+  for (int k = 1; k < BYTES / 16; ++k) s += q[k];
+  return QUAD_TOTAL(s);
+}
+"""
+
+# The instructions that vector types do not spell, for float.
+INSTRUCTIONS = r"""
+#if defined(__AVX512F__)
+#define MULTIPLY_ADD(a, b, c) __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4)
+#elif defined(__AVX2__)
+#define MAXIMUM(a, b) __builtin_ia32_maxps256(a, b)
+#define MINIMUM(a, b) __builtin_ia32_minps256(a, b)
+#define SELECT(m, a, b) __builtin_ia32_blendvps256(b, a, (V)(m))
+#define MASKED_LOAD(p, m) __builtin_ia32_maskloadps256(p, m)
+#define ROOT(a) __builtin_ia32_sqrtps256(a)
+#ifdef __FMA__
+#define MULTIPLY_ADD(a, b, c) __builtin_ia32_vfmaddps256(a, b, c)
+#endif
+#elif defined(__SSE__)
+#define MAXIMUM(a, b) __builtin_ia32_maxps(a, b)
+#define MINIMUM(a, b) __builtin_ia32_minps(a, b)
+#define ROOT(a) __builtin_ia32_sqrtps(a)
+#elif defined(__aarch64__)
+#define MULTIPLY_ADD(a, b, c) vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b))
+#define SELECT(m, a, b) vbslq_f32((uint32x4_t)(m), (float32x4_t)(a), (float32x4_t)(b))
+#define ROOT(a) vsqrtq_f32((float32x4_t)(a))
+#endif
+#define QUAD_TOTAL(s) ((s[0] + s[2]) + (s[1] + s[3]))
+"""
+
+WIDE = r"""
+#define QUAD_TOTAL(s) (s[0] + s[1])
 """
 
 FLOAT32 = r"""
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+INLINE V v_abs(V a) { return (V)((M)a & 0x7fffffff); }
+INLINE V v_root(V a) {
+#ifdef ROOT
+  return (V)ROOT(a);
 #else
-#define FMA(a, b, c) ((a) * (b) + (c))
+  for (int l = 0; l < W; ++l) a[l] = sqrtf(a[l]);
+  return a;
 #endif
-INLINE float f_abs(float a) { return fabsf(a); }
-INLINE float f_root(float a) { return sqrtf(a); }
-INLINE float f_exp(float a) {
-  float x = a > 89.0f ? 89.0f : a;
-  x = x < -104.0f ? -104.0f : x;
-  const float magic = 12582912.0f;              /* 1.5 * 2^23: adding it rounds to an integer */
-  float shifted = FMA(x, 1.44269504089f, magic);
-  int32_t n = (int32_t)(bits_of(shifted) - bits_of(magic));
-  float k = shifted - magic;
-  float r = FMA(k, -1.42860682030941723e-6f, FMA(k, -0.693145751953125f, x));
-  float p = 1.394111754e-03f;
-  p = FMA(p, r, 8.363179812e-03f);
-  p = FMA(p, r, 4.166637521e-02f);
-  p = FMA(p, r, 1.666657698e-01f);
-  p = FMA(p, r, 5.000000027e-01f);
-  p = FMA(p, r * r, r) + 1.0f;
-  int32_t half = n >> 1;                        /* two factors: results may be denormal or infinite */
-  return p * float_of((uint32_t)(half + 127) << 23) * float_of((uint32_t)(n - half + 127) << 23);
+}
+INLINE V v_exp(V a) {
+  V x = max_or(min_or(a, set(89.0f)), set(-104.0f));
+  const V magic = set(12582912.0f);             /* 1.5 * 2^23: adding it rounds to an integer */
+  V shifted = fma_(x, set(1.44269504089f), magic);
+  M n = (M)shifted - (M)magic;
+  V k = shifted - magic;
+  V r = fma_(k, set(-1.42860682030941723e-6f), fma_(k, set(-0.693145751953125f), x));
+  V p = fma_(set(1.394111754e-03f), r, set(8.363179812e-03f));
+  p = fma_(p, r, set(4.166637521e-02f));
+  p = fma_(p, r, set(1.666657698e-01f));
+  p = fma_(p, r, set(5.000000027e-01f));
+  p = fma_(p, r * r, r) + 1.0f;
+  M half = n >> 1;                              /* two factors: results may be denormal or infinite */
+  return p * (V)((half + 127) << 23) * (V)((n - half + 127) << 23);
 }
 /* 2^(x * scale) / 2 for results from 2^-126 to 2^127; above 2^128 infinity. Relative error 1e-7, growing to 1e-6 at
    both ends because `scale` is rounded: for uses where 1 is added to it, which take no harm. */
-INLINE float half_exp2(float x, float scale) {
-  const float magic = 12583038.0f;              /* 1.5 * 2^23 + 126: the low bits become the exponent's field */
-  float shifted = FMA(x, scale, magic);
-  float r = FMA(x, scale, -(shifted - magic));
-  float p = 1.326469937e-03f;
-  p = FMA(p, r, 9.671533480e-03f);
-  p = FMA(p, r, 5.550733954e-02f);
-  p = FMA(p, r, 2.402224243e-01f);
-  p = FMA(p, r, 6.931470037e-01f);
-  p = FMA(p, r, 1.0f);
-  return p * float_of(bits_of(shifted) << 23);
+INLINE V half_exp2(V x, V scale) {
+  const V magic = set(12583038.0f);             /* 1.5 * 2^23 + 126: the low bits become the exponent's field */
+  V shifted = fma_(x, scale, magic);
+  V r = fma_(x, scale, magic - shifted);
+  V p = fma_(set(1.326469937e-03f), r, set(9.671533480e-03f));
+  p = fma_(p, r, set(5.550733954e-02f));
+  p = fma_(p, r, set(2.402224243e-01f));
+  p = fma_(p, r, set(6.931470037e-01f));
+  p = fma_(p, r, set(1.0f));
+  return p * (V)((M)shifted << 23);
 }
-INLINE float f_sigmoid(float a) {
-  float x = a < -89.5f ? -89.5f : a;            /* there e^-a is infinite and the result 0 */
-  x = x > 87.0f ? 87.0f : x;
-  return 0.5f / (0.5f + half_exp2(x, -1.44269504089f));
+INLINE V v_sigmoid(V a) {                       /* below -89.5 e^-a is infinite and the result 0 */
+  V x = min_or(max_or(a, set(-89.5f)), set(87.0f));
+  return 0.5f / (0.5f + half_exp2(x, set(-1.44269504089f)));
 }
-INLINE float within_one(float a) { a = a > 1.0f ? 1.0f : a; return a < -1.0f ? -1.0f : a; }
-INLINE float f_tanh(float a) {                  /* relative error 3.3e-7; from 9.02 on, 1 */
-  float x = a > 9.02f ? 9.02f : a;
-  x = x < -9.02f ? -9.02f : x;
-  float z = x * x;
-  float p = 1.331897082e-08f;
-  p = FMA(p, z, 2.058340579e-05f);
-  p = FMA(p, z, 3.494029865e-03f);
-  p = FMA(p, z, 1.337971389e-01f);
-  p = FMA(p, z, 1.0f);
-  float q = 7.761977372e-07f;
-  q = FMA(q, z, 3.283085243e-04f);
-  q = FMA(q, z, 2.587105520e-02f);
-  q = FMA(q, z, 4.671303034e-01f);
-  q = FMA(q, z, 1.0f);
+INLINE V within_one(V a) { return max_or(min_or(a, set(1.0f)), set(-1.0f)); }
+INLINE V v_tanh(V a) {                          /* relative error 3.3e-7; from 9.02 on, 1 */
+  V x = max_or(min_or(a, set(9.02f)), set(-9.02f)), z = x * x;
+  V p = fma_(set(1.331897082e-08f), z, set(2.058340579e-05f));
+  p = fma_(p, z, set(3.494029865e-03f));
+  p = fma_(p, z, set(1.337971389e-01f));
+  p = fma_(p, z, set(1.0f));
+  V q = fma_(set(7.761977372e-07f), z, set(3.283085243e-04f));
+  q = fma_(q, z, set(2.587105520e-02f));
+  q = fma_(q, z, set(4.671303034e-01f));
+  q = fma_(q, z, set(1.0f));
   return within_one(x * p / q);
 }
-INLINE float f_erf(float a) {                   /* relative error 3.7e-7; from 3.96 on, 1 */
-  float x = a > 3.96f ? 3.96f : a;
-  x = x < -3.96f ? -3.96f : x;
-  float z = x * x;
-  float p = 2.050087005e-06f;
-  p = FMA(p, z, 2.848826698e-04f);
-  p = FMA(p, z, 3.765616100e-03f);
-  p = FMA(p, z, 5.274871737e-02f);
-  p = FMA(p, z, 1.904064566e-01f);
-  p = FMA(p, z, 1.128379107e+00f);
-  float q = 3.809170812e-05f;
-  q = FMA(q, z, 1.162535278e-03f);
-  q = FMA(q, z, 1.496921387e-02f);
-  q = FMA(q, z, 1.141091064e-01f);
-  q = FMA(q, z, 5.020760894e-01f);
-  q = FMA(q, z, 1.0f);
+INLINE V v_erf(V a) {                           /* relative error 3.7e-7; from 3.96 on, 1 */
+  V x = max_or(min_or(a, set(3.96f)), set(-3.96f)), z = x * x;
+  V p = fma_(set(2.050087005e-06f), z, set(2.848826698e-04f));
+  p = fma_(p, z, set(3.765616100e-03f));
+  p = fma_(p, z, set(5.274871737e-02f));
+  p = fma_(p, z, set(1.904064566e-01f));
+  p = fma_(p, z, set(1.128379107e+00f));
+  V q = fma_(set(3.809170812e-05f), z, set(1.162535278e-03f));
+  q = fma_(q, z, set(1.496921387e-02f));
+  q = fma_(q, z, set(1.141091064e-01f));
+  q = fma_(q, z, set(5.020760894e-01f));
+  q = fma_(q, z, set(1.0f));
   return within_one(x * p / q);
 }
-INLINE float f_ln(float a) {
-  int tiny = a < 1.17549435e-38f;
-  float x = tiny ? a * 8388608.0f : a;
-  uint32_t u = bits_of(x) - 0x3f3504f3u;        /* mantissa to [sqrt(1/2), sqrt(2)) */
-  int32_t n = (int32_t)u >> 23;
-  float f = float_of((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-  float p = 7.330558956e-02f;
-  p = FMA(p, f, -1.165944721e-01f);
-  p = FMA(p, f, 1.163508319e-01f);
-  p = FMA(p, f, -1.239677715e-01f);
-  p = FMA(p, f, 1.425112627e-01f);
-  p = FMA(p, f, -1.666914772e-01f);
-  p = FMA(p, f, 2.000068877e-01f);
-  p = FMA(p, f, -2.499998122e-01f);
-  p = FMA(p, f, 3.333333125e-01f);
-  float k = (float)n - (tiny ? 23.0f : 0.0f);
-  float y = k * 0.693145751953125f + (f + (k * 1.42860682030941723e-6f + f * f * (f * p - 0.5f)));
-  y = a > 3.4028235e38f ? a : y;
-  y = a == 0.0f ? -INFINITY : y;
-  return (a < 0.0f) | (a != a) ? NAN : y;
+INLINE V v_ln(V a) {
+  M tiny = a < 1.17549435e-38f;
+  V x = either(tiny, a * 8388608.0f, a);
+  M u = (M)x - 0x3f3504f3;                      /* mantissa to [sqrt(1/2), sqrt(2)) */
+  M n = u >> 23;
+  V f = (V)((u & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  V p = fma_(set(7.330558956e-02f), f, set(-1.165944721e-01f));
+  p = fma_(p, f, set(1.163508319e-01f));
+  p = fma_(p, f, set(-1.239677715e-01f));
+  p = fma_(p, f, set(1.425112627e-01f));
+  p = fma_(p, f, set(-1.666914772e-01f));
+  p = fma_(p, f, set(2.000068877e-01f));
+  p = fma_(p, f, set(-2.499998122e-01f));
+  p = fma_(p, f, set(3.333333125e-01f));
+  V k = __builtin_convertvector(n, V) - bits_if(tiny, set(23.0f));
+  V y = k * 0.693145751953125f + (f + (k * 1.42860682030941723e-6f + f * f * (f * p - 0.5f)));
+  y = either(a > 3.4028235e38f, a, y);
+  y = either(a == 0.0f, set(-INFINITY), y);
+  return either((a < 0.0f) | (a != a), set(NAN), y);
 }
 """
 
 FLOAT64 = r"""
-#define FMA(a, b, c) ((a) * (b) + (c))
-INLINE double f_abs(double a) { return fabs(a); }
-INLINE double f_root(double a) { return sqrt(a); }
-INLINE double f_exp(double a) { return exp(a); }
-INLINE double f_sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
-INLINE double f_tanh(double a) { return tanh(a); }
-INLINE double f_erf(double a) { return erf(a); }
-INLINE double f_ln(double a) { return log(a); }
+#define EACH(f) for (int l = 0; l < W; ++l) a[l] = f(a[l]); return a
+INLINE V v_abs(V a) { return (V)((M)a & INT64_MAX); }
+INLINE V v_root(V a) { EACH(sqrt); }
+INLINE V v_exp(V a) { EACH(exp); }
+INLINE V v_sigmoid(V a) { a = -a; for (int l = 0; l < W; ++l) a[l] = exp(a[l]); return 1.0 / (1.0 + a); }
+INLINE V v_tanh(V a) { EACH(tanh); }
+INLINE V v_erf(V a) { EACH(erf); }
+INLINE V v_ln(V a) { EACH(log); }
 """
 
-# Lanes of a sum, and their total, by vectors of 16 bytes, which are everywhere.
-SUMS = r"""
-#ifdef __AVX__
-#define LANES (32 / (int)sizeof(X))
-#else
-#define LANES (16 / (int)sizeof(X))
+# Small values, one at a time, in double. A NaN in either operand of max and min gives NaN.
+SMALL = r"""
+INLINE double f_max(double a, double b) { return (a > b) | (a != a) ? a : b; }
+INLINE double f_min(double a, double b) { return (a < b) | (a != a) ? a : b; }
+INLINE double f_sign(double a) { return a != a ? a : (double)(a > 0) - (double)(a < 0); }
+INLINE double f_gate(double a, double b, double t) { double share = a == b ? 0.5 : 1; return a < b ? 0 : t * share; }
+INLINE double f_sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
+"""
+
+# Full tensors in the storage type. PUT streams past the caches where `past` says that they cannot hold the output.
+PLAIN = r"""
+#define GET load
+#define GET_N load_n
+#define PUT_N store_n
+#if defined(__clang__)
+#define STREAM(p, a) __builtin_nontemporal_store(a, (V *)(p))
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define STREAM(p, a) MOVE(p, a)
 #endif
-typedef T Quad __attribute__((vector_size(16), may_alias));
-INLINE Quad quad_total(const T *a) {
-  Quad s = *(const Quad *)a;
-#pragma GCC unroll 4
-  for (int k = 16 / (int)sizeof(T); k < LANES; k += 16 / (int)sizeof(T)) s += *(const Quad *)(a + k);
-  return s;
+INLINE void PUT(T *p, V a, int past) {
+#ifdef STREAM
+  if (past) { STREAM(p, a); return; }
+#endif
+  store(p, a);
 }
 """
-TOTAL64 = r"""
-INLINE double total(const double *a) { Quad s = quad_total(a); return s[0] + s[1]; }
-"""
-TOTAL32 = r"""
-#ifdef __has_builtin
-#if __has_builtin(__builtin_shufflevector)
-#define HALVES(s) __builtin_shufflevector(s, s, 2, 3, 0, 1)
-#endif
-#endif
-#ifndef HALVES
-#define HALVES(s) ((Quad){s[2], s[3], s[0], s[1]})
-#endif
-INLINE float total(const float *a) { Quad s = quad_total(a); s += HALVES(s); return s[0] + s[1]; }
-"""
 
-# Full tensors in the storage dtype X; arithmetic in T.
-PLAIN = r"""
-#define LOAD(p, i) ((p)[i])
-#define STORE(p, i, v) ((p)[i] = (v))
+HALF = r"""
+#define PUT(p, a, past) put(p, a)
+typedef uint32_t Wide __attribute__((vector_size(BYTES), may_alias));
+typedef uint16_t Half __attribute__((vector_size(BYTES / 2), may_alias, aligned(2)));
+INLINE Wide widen(const X *p) { return __builtin_convertvector(*(const Half *)p, Wide); }
+INLINE void narrow(X *p, Wide a) { *(Half *)p = __builtin_convertvector(a, Half); }
+INLINE V GET(const X *p);
+INLINE void put(X *p, V a);
+INLINE V GET_N(const X *p, int64_t n) { X b[W] = {0}; for (int64_t l = 0; l < n; ++l) b[l] = p[l]; return GET(b); }
+INLINE void PUT_N(X *p, V a, int64_t n) { X b[W]; put(b, a); for (int64_t l = 0; l < n; ++l) p[l] = b[l]; }
+INLINE Wide choose(Wide m, Wide a, Wide b) { return (m & a) | (~m & b); }
 """
 
 BFLOAT16 = r"""
-INLINE float f_load(uint16_t h) { return float_of((uint32_t)h << 16); }
-INLINE uint16_t f_store(float a) {
-  uint32_t u = bits_of(a);
-  uint32_t even = u + 0x7fffu + ((u >> 16) & 1u);
-  uint32_t r = (u & 0x7fffffffu) > 0x7f800000u ? u | 0x00400000u : even;
-  return (uint16_t)(r >> 16);
+INLINE V GET(const X *p) { return (V)(widen(p) << 16); }
+INLINE void put(X *p, V a) {
+  Wide u = (Wide)a, even = u + 0x7fffu + ((u >> 16) & 1u);
+  narrow(p, choose((Wide)((u & 0x7fffffffu) > 0x7f800000u), u | 0x00400000u, even) >> 16);
 }
-#define LOAD(p, i) f_load((p)[i])
-#define STORE(p, i, v) ((p)[i] = f_store(v))
 """
 
 FLOAT16 = r"""
-INLINE float f_load(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu) << 13;
-  uint32_t scaled = bits_of(float_of(rest) * float_of(0x77800000u)); /* 2^112 moves the exponent, denormals too */
-  uint32_t special = rest | 0x7f800000u;
-  return float_of((rest >= 0x0f800000u ? special : scaled) | sign);
+INLINE V GET(const X *p) {
+  Wide h = widen(p), sign = (h & 0x8000u) << 16, rest = (h & 0x7fffu) << 13;
+  Wide scaled = (Wide)((V)rest * (V)(0x77800000u - (Wide){0}));         /* 2^112 moves the exponent, denormals too */
+  return (V)(choose((Wide)(rest >= 0x0f800000u), rest | 0x7f800000u, scaled) | sign);
 }
-INLINE uint16_t f_store(float a) {
-  uint32_t u = bits_of(a), sign = (u >> 16) & 0x8000u, m = u & 0x7fffffffu;
-  uint32_t even = m + 0xfffu + ((m >> 13) & 1u);
-  uint32_t normal = (even - 0x38000000u) >> 13;
-  uint32_t denormal = bits_of(float_of(m) + 0.5f) - 0x3f000000u;       /* adding 1/2 rounds at 2^-24 */
-  uint32_t r = m < 0x38800000u ? denormal : normal;
-  r = m >= 0x477ff000u ? 0x7c00u : r;                                    /* rounds to infinity */
-  r = m > 0x7f800000u ? 0x7e00u : r;                                     /* NaN */
-  return (uint16_t)(r | sign);
+INLINE void put(X *p, V a) {
+  Wide u = (Wide)a, sign = (u >> 16) & 0x8000u, m = u & 0x7fffffffu;
+  Wide even = m + 0xfffu + ((m >> 13) & 1u);
+  Wide r = (even - 0x38000000u) >> 13;
+  r = choose((Wide)(m < 0x38800000u), (Wide)((V)m + 0.5f) - 0x3f000000u, r); /* adding 1/2 rounds at 2^-24 */
+  r = choose((Wide)(m >= 0x477ff000u), 0x7c00u - (Wide){0}, r);               /* rounds to infinity */
+  r = choose((Wide)(m > 0x7f800000u), 0x7e00u - (Wide){0}, r);                /* NaN */
+  narrow(p, r | sign);
 }
-#define LOAD(p, i) f_load((p)[i])
-#define STORE(p, i, v) ((p)[i] = f_store(v))
 """
 
 
@@ -214,6 +300,10 @@ def prelude(dtype: str) -> str:
     wide = dtype == "float64"
     arithmetic = "double" if wide else "float"
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
-    io = {"bfloat16": BFLOAT16, "float16": FLOAT16}.get(dtype, PLAIN)
-    types = f"typedef {arithmetic} T;\ntypedef {storage} X;\n"
-    return COMMON + types + GENERIC + (FLOAT64 if wide else FLOAT32) + SUMS + (TOTAL64 if wide else TOTAL32) + io
+    types = (
+        f"typedef {arithmetic} T;\ntypedef {storage} X;\ntypedef {'int64_t' if wide else 'int32_t'} I;\n"
+        f"#define MOVE(p, a) __builtin_ia32_movntp{'d' if wide else 's'}256(p, a)\n"
+    )
+    functions = FLOAT64 if wide else FLOAT32
+    io = {"bfloat16": HALF + BFLOAT16, "float16": HALF + FLOAT16}.get(dtype, PLAIN)
+    return COMMON + types + (WIDE if wide else INSTRUCTIONS) + VECTORS + functions + SMALL + io

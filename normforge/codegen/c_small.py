@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from normforge.codegen.c_names import CODE, Storage, address, size_of
+from normforge.codegen.c_names import SMALL_CODE, Storage, address, size_of
 from normforge.codegen.plan import is_sweep_sum
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node
@@ -108,7 +108,7 @@ def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> 
                 _emit_merge(out, node, storage)
             else:
                 args = [storage.var(a) if a in inside else storage.load_wide(a) for a in node.args]
-                out(f"const double {storage.var(node)} = {CODE[node.op].format(*args)};")
+                out(f"const double {storage.var(node)} = {SMALL_CODE[node.op].format(*args)};")
             if node in keep:
                 out(f"{storage.array(node)}[{address(node.axes)}] = {storage.var(node)};")
         for node in group.sums:

@@ -8,12 +8,13 @@ the cache, centred by the mean of the tile or chunk.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from normforge.codegen.c_names import CODE, Storage, address, is_stored
+from normforge.codegen.c_names import VECTOR_CODE, Storage, address, is_stored
 from normforge.codegen.c_small import has_variance
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
@@ -100,18 +101,31 @@ class SweepEmitter:
 
     # -- values at one element
 
-    def values(self, roots: Iterable[Node]) -> None:
-        """Emit the full values below `roots` as locals of the inner loop."""
+    def values(self, roots: Iterable[Node], *, tail: bool) -> None:
+        """Emit the full values below `roots` as vectors: W elements from the index on, or `some` in a tail."""
         out, st = self.out, self.storage
+        suffix, count = ("_N", ", some") if tail else ("", "")
         for node in self.below(roots):
+            v = st.var(node)
             if is_full_input(node):
-                out(f"const T {st.var(node)} = LOAD({st.array(node)}, at + {self.step});")
+                out(f"const V {v} = GET{suffix}({st.array(node)} + at + {self.step}{count});")
             elif self.varies(node):
-                out(f"const T {st.var(node)} = {self.stored(node)};")
+                self._load_varying(node, tail=tail)
             elif node in self.kept and node is not self.filling:
-                out(f"const T {st.var(node)} = k{st.var(node)}[{self.step} - first];")
+                out(f"const V {v} = load{suffix.lower()}(k{v} + {self.step} - first{count});")
             elif not is_stored(node) and node not in self.fused:
-                out(f"const T {st.var(node)} = {self._expression(node)};")
+                out(f"const V {v} = {self._expression(node)};")
+
+    def _load_varying(self, node: Node, *, tail: bool) -> None:
+        """A stored value that changes along the inner axis; one by group does so in steps."""
+        out, v, text = self.out, self.storage.var(node), self.stored(node)
+        if "c / K" not in text:
+            out(f"const V {v} = load_n(&{text}, some);" if tail else f"const V {v} = load(&{text});")
+            return
+        out(f"T b{v}[W];")
+        with out.block("for (int64_t l = 0, from_c = c; l < W; ++l) {"):
+            out("const int64_t c = MIN2(from_c + l, last - 1);", f"b{v}[l] = {text};")
+        out(f"const V {v} = load(b{v});")
 
     def _expression(self, node: Node) -> str:
         """The text of an operation on the values of its operands."""
@@ -119,21 +133,36 @@ class SweepEmitter:
             a, b = node.args
             minus = "-" if node.op is Op.SUB else ""
             if b in self.fused:
-                return f"FMA({minus}{self._factors(b)}, {self.value(a)})"
+                return f"fma_({minus}{self._factors(b)}, {self.value(a)})"
             if a in self.fused:
-                return f"FMA({self._factors(a)}, {minus}{self.value(b)})"
-        return CODE[node.op].format(*(self.value(a) for a in node.args))
+                return f"fma_({self._factors(a)}, {minus}{self.value(b)})"
+        if node.op in (Op.MAX, Op.MIN):
+            a, b = sorted(node.args, key=lambda n: n.op is Op.CONST)
+            if b.op is Op.CONST and not math.isnan(b.value):  # only a can be NaN: one instruction
+                return f"{node.op}_or({self.value(a)}, {self.value(b)})"
+        return VECTOR_CODE[node.op].format(*(self.value(a) for a in node.args))
 
     def _factors(self, product: Node) -> str:
         a, b = (product.args * 2)[:2]
         return f"{self.value(a)}, {self.value(b)}"
 
-    def _add(self, target: str, node: Node) -> str:
-        """The statement that adds the operand of a sum to `target`."""
+    def _plus(self, total: str, node: Node, *, tail: bool) -> str:
+        """`total` and the operand of a sum."""
         a = node.args[0]
         if a in self.fused:
-            return f"{target} = FMA({self._factors(a)}, {target});"
-        return f"{target} += {self._once(node, self.value(a))};"
+            text = f"fma_({self._factors(a)}, {total})"
+            return f"either(here, {text}, {total})" if tail else text
+        value = self._once(node, self.value(a))
+        return f"{total} + bits_if(here, {value})" if tail else f"{total} + {value}"
+
+    def _add(self, target: str, node: Node, *, tail: bool) -> None:
+        """Add the operand of a sum over the middle axis to an array, in place."""
+        v = f"o{self.storage.index[node]}"
+        if tail:
+            self.out(f"const V {v} = load_n(&{target}, some);")
+            self.out(f"store_n(&{target}, {self._plus(v, node, tail=False)}, some);")
+        else:
+            self.out(f"const V {v} = load(&{target});", f"store(&{target}, {self._plus(v, node, tail=False)});")
 
     def hoisted(self, roots: Iterable[Node]) -> None:
         """Emit the small values that do not change along the inner axis."""
@@ -141,7 +170,7 @@ class SweepEmitter:
             if is_full_input(node) or not is_stored(node) or self.varies(node):
                 continue
             if self.storage.leaf(node) is None:
-                self.out(f"const T {self.storage.var(node)} = {self.stored(node)};")
+                self.out(f"const V {self.storage.var(node)} = set({self.stored(node)});")
 
     def below(self, roots: Iterable[Node]) -> list[Node]:
         """Everything that the roots need at an element, kept values as they are."""
@@ -166,7 +195,8 @@ class SweepEmitter:
 
     def value(self, node: Node) -> str:
         """An operand, as the text of its value at the element."""
-        return self.storage.leaf(node) or self.storage.var(node)
+        leaf = self.storage.leaf(node)
+        return f"set({leaf})" if leaf else self.storage.var(node)
 
     # -- the walk
 
@@ -210,13 +240,17 @@ class SweepEmitter:
             with self._channels():
                 roots = [n.args[0] for n in self.outer_pairs]
                 self.hoisted(roots)
-                out("#pragma omp simd")
-                with out.block("for (int64_t s = lo; s < hi; ++s) {"):
-                    self.values(roots)
+
+                def body(_: int, tail: bool) -> None:
+                    self.values(roots, tail=tail)
+                    suffix, count = ("_n", ", some") if tail else ("", "")
                     for node in self.outer_pairs:
-                        d = f"e{self.storage.var(node)}"
-                        out(f"const T {d} = {self.value(node.args[0])} - {self._column(node, 'cm')};")
-                        out(f"{self._column(node, 'cq')} += {self._once(node, f'{d} * {d}')};")
+                        d, m, q = f"e{self.storage.var(node)}", self._column(node, "cm"), self._column(node, "cq")
+                        out(f"const V {d} = {self.value(node.args[0])} - load{suffix}(&{m}{count});")
+                        square = self._once(node, f"{d} * {d}")
+                        out(f"store{suffix}(&{q}, load{suffix}(&{q}{count}) + {square}{count});")
+
+                self._strips("s", "lo", "hi", [], 1, body)
             self.kept = kept
             for node in self.outer_pairs:
                 self._finish_column(node, self._column(node, "cq"), self._count(node))
@@ -347,9 +381,10 @@ class SweepEmitter:
             there = any(node in below(st.plan, [n.args[0] for n in s.sums]) for s in earlier)
             self.filling = node
 
-            def body(_: str, node: Node = node) -> None:
-                self.values([node])
-                out(f"k{st.var(node)}[s - first] = {st.var(node)};")
+            def body(_: int, tail: bool, node: Node = node) -> None:
+                self.values([node], tail=tail)
+                suffix, count = ("_n", ", some") if tail else ("", "")
+                out(f"store{suffix}(k{st.var(node)} + {self.step} - first, {st.var(node)}{count});")
 
             with out.block("if (!slab) {" if there else "{"):
                 self._strips("s", "first", "last", [], 1, body)
@@ -377,14 +412,19 @@ class SweepEmitter:
             out("const int64_t at = (n * S + s) * C, row = (n * Q + q) * C;", "(void)at; (void)row;")
             self.hoisted(roots)
             if second:
-                out("#pragma omp simd")
-                with out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"):
-                    self.values(roots)
+
+                def body(_: int, tail: bool) -> None:
+                    self.values(roots, tail=tail)
+                    suffix, count = ("_n", ", some") if tail else ("", "")
                     for node in self.outer_pairs:
-                        m, q, k = (st.partial(node.args[0], kind) for kind in "mqk")
+                        m, q, k = (f"{st.partial(node.args[0], kind)} + row + c" for kind in "mqk")
                         d = f"e{st.var(node)}"
-                        out(f"const T {d} = {self.value(node.args[0])} - {m}[row + c];")
-                        out(f"{q}[row + c] += {d} * {d};", f"{k}[row + c] += {d};")
+                        out(f"const V {d} = {self.value(node.args[0])} - load{suffix}({m}{count});")
+                        out(f"store{suffix}({q}, fma_({d}, {d}, load{suffix}({q}{count})){count});")
+                        out(f"store{suffix}({k}, load{suffix}({k}{count}) + {d}{count});")
+
+                out("const int64_t first = r.c0, last = r.c1;")
+                self._strips("c", "first", "last", [], 1, body)
                 return
             # Sums over the channels of each group walk the groups one by one; all else walks the position at once.
             by_group = [n for n in [*self.inner_sums, *self.inner_pairs] if n.axes & G]
@@ -437,20 +477,23 @@ class SweepEmitter:
         out, st = self.out, self.storage
         names = [name for name, _ in st.plan.outputs]
 
-        def body(lane: str) -> None:
-            self.values(roots)
+        def body(stream: int, tail: bool) -> None:
+            self.values(roots, tail=tail)
             for node in [*self.inner_sums, *self.inner_pairs]:
-                out(self._add(f"la{st.var(node)}{lane}", node))
+                lane = f"la{st.var(node)}_{stream}"
+                out(f"{lane} = {self._plus(lane, node, tail=tail)};")
             if alone:
                 return
             for node in self.outer_sums:
-                target = self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]"
-                out(self._add(target, node))
+                self._add(self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]", node, tail=tail)
             for node in self.outer_pairs:
                 target = self._column(node, "cm") if self.inner == S else f"{st.partial(node.args[0], 'm')}[row + c]"
-                out(f"{target} += {self._once(node, self.value(node.args[0]))};")
+                self._add(target, node, tail=tail)
             for name, node in self.sweep.stores:
-                out(f"STORE(out{names.index(name)}, at + {i}, {self.value(node)});")
+                place = f"out{names.index(name)} + at + {i}"
+                out(
+                    f"PUT_N({place}, {self.value(node)}, some);" if tail else f"PUT({place}, {self.value(node)}, past);"
+                )
 
         scalars = [f"a{st.var(n)}" for n in [*self.inner_sums, *self.inner_pairs]]
         self._strips(i, first, last, scalars, self._streams(roots), body)
@@ -461,13 +504,13 @@ class SweepEmitter:
         out, st = self.out, self.storage
         roots = [n.args[0] for n in self.inner_pairs]
 
-        def body(lane: str) -> None:
-            self.values(roots)
+        def body(stream: int, tail: bool) -> None:
+            self.values(roots, tail=tail)
             for node in self.inner_pairs:
                 v = st.var(node)
-                out(f"const T e{v} = {self.value(node.args[0])} - a{v};")
-                e = self._once(node, f"e{v}")
-                out(f"lb{v}{lane} = FMA(e{v}, {e}, lb{v}{lane});", f"lc{v}{lane} += {e};")
+                e = self._once(node, f"{self.value(node.args[0])} - a{v}")
+                out(f"const V e{v} = {f'bits_if(here, {e})' if tail else e};")
+                out(f"lb{v}_{stream} = fma_(e{v}, e{v}, lb{v}_{stream});", f"lc{v}_{stream} += e{v};")
 
         sums = [f"{k}{st.var(n)}" for n in self.inner_pairs for k in "bc"]
         out(f"T {', '.join(sums)};")
@@ -481,41 +524,49 @@ class SweepEmitter:
         return 4 if work <= 3 else 2 if work <= 8 else 1
 
     def _strips(
-        self, i: str, first: str, last: str, sums: list[str], streams: int, body: Callable[[str], None]
+        self, i: str, first: str, last: str, sums: list[str], streams: int, body: Callable[[int, bool], None]
     ) -> None:
-        """Loops over [first, last) that set the sums. A sum has a lane for each element of a vector, which compilers
-        keep in a register when a whole vector is an inner loop of known length; what is left over goes to the first
-        lanes one by one. (`reduction` would store, and add up one after another, all lanes of every row.)"""
+        """Loops over [first, last) that set the sums: vectors of W elements, `streams` of them at a time as long as
+        they last, then the `some` elements that are left, of which `here` is the mask. A sum is a vector for each
+        stream until the end."""
         out = self.out
-        every = "for (int l = 0; l < LANES; ++l) "
-        if sums:
-            lanes = f"[{streams} * LANES] __attribute__((aligned(64)))"
-            out(f"T {', '.join(f'l{a}{lanes}' for a in sums)};", "#pragma omp simd")
-            out(every + " = ".join(f"l{a}[{k} * LANES + l]" for a in sums for k in range(streams)) + " = 0;")
+        every = [f"l{a}_{k}" for a in sums for k in range(streams)]
+        if every:
+            out(f"V {', '.join(f'{v} = {{0}}' for v in every)};")
         with out.block("{"):
             out(f"int64_t from = {first};")
             for width in sorted({1, streams}, reverse=True):
-                with out.block(f"for (; from + {width} * LANES <= {last}; from += {width} * LANES) {{"):
+                with out.block(f"for (; from + {width} * W <= {last}; from += {width} * W) {{"):
                     for k in range(width):
-                        out("#pragma omp simd")
-                        with out.block(every + "{"):
-                            offset = f"{k} * LANES + l" if k else "l"
-                            out(f"const int64_t {i} = from + {offset};")
-                            body(f"[{offset}]")
-            with out.block(f"for (int64_t l = 0; from + l < {last}; ++l) {{"):
-                out(f"const int64_t {i} = from + l;")
-                body("[l]")
+                        with out.block("{"):
+                            out(f"const int64_t {i} = from + {k} * W;")
+                            self._mask()
+                            body(k, False)
+            with out.block(f"if (from < {last}) {{"):
+                out(f"const int64_t {i} = from, some = {last} - from;")
+                if sums:
+                    out("const M here = lanes(some);")
+                self._mask()
+                body(0, True)
         for a in sums:
-            if streams > 1:
-                terms = [f"l{a}[{k} * LANES + l]" for k in range(streams)]
-                while len(terms) > 1:
-                    terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
-                out("#pragma omp simd", f"{every}l{a}[l] = {terms[0]};")
-            out(f"{a} = total(l{a});")
+            terms = [f"l{a}_{k}" for k in range(streams)]
+            while len(terms) > 1:
+                terms = [f"({x} + {y})" for x, y in zip(terms[::2], terms[1::2], strict=True)]
+            out(f"{a} = total({terms[0]});")
+
+    def _mask(self) -> None:
+        """`once`: the mask of the first channel of each group, where a sum takes each group once."""
+        if all(_counts_all(n) for n in self.sweep.sums):
+            return
+        if self.inner == S:
+            self.out("const M once = (M){0} - (I)(c == c / K * K);")
+            return
+        self.out("I first_of[W];", "for (int64_t l = 0; l < W; ++l) first_of[l] = -(I)((c + l) % K == 0);")
+        self.out("const M once = load_mask(first_of);")
 
     def _once(self, node: Node, text: str) -> str:
         """A sum over channels of what is the same for all channels of a group takes each group once."""
-        return text if _counts_all(node) else f"(c == c / K * K ? {text} : (T)0)"
+        return text if _counts_all(node) else f"bits_if(once, {text})"
 
     def _count(self, node: Node) -> str:
         """How many values a sum over channels adds."""
@@ -534,9 +585,9 @@ class SweepEmitter:
         out = self.out
         if node.axes & G:
             with out.block("for (int64_t g = r.c0 / K; g < (r.c1 + K - 1) / K; ++g) {"):
-                out("for (int64_t s = lo; s < hi; ++s) " + body)
+                out("#pragma omp simd", "for (int64_t s = lo; s < hi; ++s) " + body)
         else:
-            out("for (int64_t s = lo; s < hi; ++s) " + body)
+            out("#pragma omp simd", "for (int64_t s = lo; s < hi; ++s) " + body)
 
     def _clear_column(self, node: Node, kind: str = "") -> None:
         self._over_column(node, f"{self._column(node, kind)} = 0;")

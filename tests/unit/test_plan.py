@@ -90,8 +90,8 @@ def test_emitted_loads_and_stores_are_the_plan_s(name: str, layout: str) -> None
         for body in re.split(r"static void sweep\d+", text)[1:]:
             body = body.split("\nstatic void ")[0]
             # A variance visits its tile twice, the second time from the cache: one tensor counts once a sweep.
-            loads += len(set(re.findall(r"LOAD\((in\d+)", body)))
-            stores += len(set(re.findall(r"STORE\((out\d+)", body)))
+            loads += len(set(re.findall(r"GET(?:_N)?\((in\d+)", body)))
+            stores += len(set(re.findall(r"PUT(?:_N)?\((out\d+)", body)))
         assert (loads, stores) == (p.loads, p.writes)
 
 
