@@ -168,11 +168,12 @@ def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
         out("const Region all = {0, N, 0, C, 0, Q};")
         out(f"if (N * C * S < {SERIAL_ELEMENTS}) threads = 1;", "if (N * C * S == 0) return;", "prologue(x, all);")
         dn = "1" if slab & B else "N"
-        dc = "1" if slab & K else "K" if slab & G else "C"
+        # Channels-last positions are walked whole: a few channels of each would be a few elements here and there.
+        dc = "C" if plan.layout == "nhwc" else "1" if slab & K else "K" if slab & G else "C"
         dq = "1" if slab & S else "Q"
         out(f"int64_t dn = {dn}, dc = {dc}, dq = {dq};")
         out("const int64_t L = x->L, span = MIN2(S, dq * L);")
-        if slab & G:
+        if slab & G and plan.layout == "nchw":
             out(f"while (dn * dc * span < {SLAB_ELEMENTS} && dc < C) dc *= 2;")
             if not slab & B:
                 room = f"dn * dc * span * {2 * tensors} * (int64_t)sizeof(X) <= {SLAB_BYTES}"

@@ -21,7 +21,7 @@ from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import Op
-from normforge.ir.types import C, G, K, S
+from normforge.ir.types import B, C, G, K, S
 
 # What costs more than a store and a load: computed once a slab, kept in a small buffer from sweep to sweep.
 DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
@@ -32,17 +32,31 @@ MAX_ROWS = 64  # short rows visited together
 
 
 def kept(plan: Plan) -> list[Node]:
-    """The dear full values that two loops read, rows over space inside: two sweeps, or mean and deviations."""
-    if plan.layout != "nchw":
-        return []
-    seen: dict[Node, int] = {}
+    """The full values that are dear to compute and read by two loops: two sweeps over a slab, or mean and deviations.
+
+    Of all that both loops compute, only what something else reads is kept: dy · silu'(a) rather than the sigmoid in
+    it, unless that takes more buffers. A slab that crosses samples is too large for a buffer.
+    """
+    columns = [n for s in plan.sweeps for n in s.sums if not n.reduced & S]
+    pairs = any(n.op is Op.VAR for s in plan.sweeps for n in s.sums)
+    if plan.layout == "nhwc" and (not plan.slab & S or pairs or any(n.axes & G for n in columns)):
+        return []  # a slab of whole positions is too large, or a position is walked more than once
+    walks = [below(plan, [n.args[0] for n in s.sums] + [n for _, n in s.stores]) for s in plan.sweeps]
+    if not plan.slab & B:
+        walks = []
     for sweep in plan.sweeps:
-        roots = [n.args[0] for n in sweep.sums] + [n for _, n in sweep.stores]
-        twice = below(plan, [n.args[0] for n in sweep.sums if n.op is Op.VAR and n.reduced & S])
-        for node in [*below(plan, roots), *twice]:
-            if node.op in DEAR and is_full(node.axes):
-                seen[node] = seen.get(node, 0) + 1
-    return [n for n, count in seen.items() if count > 1][:MAX_KEPT]
+        pairs = [n.args[0] for n in sweep.sums if n.op is Op.VAR and n.reduced & S]
+        walks += [below(plan, pairs)] * (2 if not plan.slab & B else 1) if pairs else []
+    seen = Counter(n for walk in walks for n in walk if is_full(n.axes) and not is_full_input(n))
+    costly: set[Node] = set()
+    for node in plan.graph.nodes:
+        if seen[node] > 1 and (node.op in DEAR or any(a in costly for a in node.args)):
+            costly.add(node)
+    read = {a for walk in walks for n in walk if n not in costly for a in n.args}
+    read |= {n.args[0] for s in plan.sweeps for n in s.sums} | {n for s in plan.sweeps for _, n in s.stores}
+    last = [n for n in plan.graph.nodes if n in costly and n in read]
+    dear = [n for n in plan.graph.nodes if n in costly and n.op in DEAR]
+    return (last if len(last) <= len(dear) else dear)[:MAX_KEPT]
 
 
 def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:
@@ -91,7 +105,7 @@ class SweepEmitter:
         self.inner = S if self.storage.plan.layout == "nchw" else C
         self.kept = kept(self.storage.plan)
         self.fused = fused(self.storage.plan)
-        self.filling: Node | None = None
+        self.filling: list[Node] = []
         sums = [n for n in self.sweep.sums if n.op is Op.SUM or (n.op is Op.MEAN and not has_variance(n, self.storage))]
         pairs = [n for n in self.sweep.sums if n.op is Op.VAR]
         self.inner_sums = [n for n in sums if n.reduced & self.inner]
@@ -111,7 +125,7 @@ class SweepEmitter:
                 out(f"const V {v} = GET{suffix}({st.array(node)} + at + {self.step}{count});")
             elif self.varies(node):
                 self._load_varying(node, tail=tail)
-            elif node in self.kept and node is not self.filling:
+            elif node in self.kept and node not in self.filling:
                 out(f"const V {v} = load{suffix.lower()}(k{v} + {self.step} - first{count});")
             elif not is_stored(node) and node not in self.fused:
                 out(f"const V {v} = {self._expression(node)};")
@@ -174,7 +188,7 @@ class SweepEmitter:
 
     def below(self, roots: Iterable[Node]) -> list[Node]:
         """Everything that the roots need at an element, kept values as they are."""
-        return below(self.storage.plan, roots, [n for n in self.kept if n is not self.filling])
+        return below(self.storage.plan, roots, [n for n in self.kept if n not in self.filling])
 
     def varies(self, node: Node) -> bool:
         """True for a stored value that changes along the inner axis."""
@@ -364,10 +378,14 @@ class SweepEmitter:
 
     def _slots(self, kept: list[Node], tile: str) -> None:
         """Where the kept values of the tile are: `tile` elements into the buffer where that is not a slab's."""
-        if kept:
-            self.out("const int64_t start = r.q0 * L, width = MIN2(S, r.q1 * L) - start;")
+        if not kept:
+            return
+        self.out("const int64_t start = r.q0 * L, width = MIN2(S, r.q1 * L) - start;")
+        if self.inner == S:
             place = "((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start"
-            self.out(f"const int64_t tile = slab ? {place} : {tile};")
+        else:
+            place = "((n - r.n0) * width + s - start) * (r.c1 - r.c0) + first - r.c0"
+        self.out(f"const int64_t tile = slab ? {place} : {tile};")
         for node in kept:
             slot = f"(slab ? {KEEP} : {TILE}) * {self.kept.index(node)}"
             self.out(f"T *restrict k{self.storage.var(node)} = keep + {slot} + tile;")
@@ -376,19 +394,23 @@ class SweepEmitter:
         """Kept values of the tile, where no earlier sweep of the slab has left them."""
         out, st = self.out, self.storage
         self._slots(kept, tile)
-        for node in kept:
-            earlier = st.plan.sweeps[: st.plan.sweeps.index(self.sweep)]
-            there = any(node in below(st.plan, [n.args[0] for n in s.sums]) for s in earlier)
-            self.filling = node
+        earlier = st.plan.sweeps[: st.plan.sweeps.index(self.sweep)]
+        before = set(below(st.plan, [n.args[0] for s in earlier for n in s.sums]))
+        for there in (True, False):
+            nodes = [n for n in kept if (n in before) is there]
+            if not nodes:
+                continue
 
-            def body(_: int, tail: bool, node: Node = node) -> None:
-                self.values([node], tail=tail)
+            def body(_: int, tail: bool, nodes: list[Node] = nodes) -> None:
+                self.values(nodes, tail=tail)
                 suffix, count = ("_n", ", some") if tail else ("", "")
-                out(f"store{suffix}(k{st.var(node)} + {self.step} - first, {st.var(node)}{count});")
+                for node in nodes:
+                    out(f"store{suffix}(k{st.var(node)} + {self.step} - first, {st.var(node)}{count});")
 
+            self.filling = nodes
             with out.block("if (!slab) {" if there else "{"):
-                self._strips("s", "first", "last", [], 1, body)
-            self.filling = None
+                self._strips(self.step, "first", "last", [], 1, body)
+            self.filling = []
 
     def _positions(self) -> None:
         """NHWC: the middle loop walks positions, sums over space are vectors over channels."""
@@ -444,9 +466,21 @@ class SweepEmitter:
         before = self.inner_sums, self.inner_pairs
         self.inner_sums, self.inner_pairs = ([n for n in part if n in over_channels] for part in before)
         roots = [n.args[0] for n in over_channels] if alone else self._remaining_roots()
-        if over_channels:
-            out(f"T {', '.join(f'a{st.var(n)}' for n in over_channels)};")
-        self._inner_loop(roots, "c", "first", "last", alone=alone)
+        sums = [st.var(n) for n in over_channels]
+        if sums:
+            out(f"T {', '.join(f'a{v}' for v in sums)};")
+        kept = [n for n in below(st.plan, roots) if n in self.kept]
+        if kept:
+            self.hoisted([a for n in kept for a in n.args])
+            out(*(f"double r{v} = 0;" for v in sums))
+            with out.block(f"for (int64_t t = r.c0; t < r.c1; t += {TILE}) {{"):
+                out(f"const int64_t first = t, last = MIN2(r.c1, t + {TILE});")
+                self._fill(kept, "0")
+                self._inner_loop(roots, "c", "first", "last")
+                out(*(f"r{v} += (double)a{v};" for v in sums))
+            out(*(f"a{v} = (T)r{v};" for v in sums))
+        else:
+            self._inner_loop(roots, "c", "first", "last", alone=alone)
         for node in self.inner_sums:
             scale = f" / {self._count(node)}" if node.op is Op.MEAN else ""
             out(f"{st.array(node)}[{address(node.axes)}] = a{st.var(node)}{scale};")
