@@ -26,6 +26,8 @@ SLAB_BYTES = 6 << 20
 SLAB_ELEMENTS = 1 << 14
 # A slab that crosses samples is walked in runs of at least this many elements: 16 KiB, so that prefetching pays.
 RUN_ELEMENTS = 4096
+# A call whose full tensors are larger together streams its output past the caches: they could not keep it.
+PAST_BYTES = 32 << 20
 # Below this many elements one thread is faster than waking others.
 SERIAL_ELEMENTS = 1 << 15
 
@@ -164,7 +166,14 @@ def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
         for i, (_, node) in enumerate(plan.outputs):
             out(f"x->out{i} = ({_ctype(node)} *)pointers[{len(plan.operands) + i}];")
         out(f"layout(x, dims, (char *)pointers[{len(plan.operands) + len(plan.outputs)}]);")
-        out("const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q;", "x->past = 0;")
+        out("const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q;")
+        full = [f"out{i}" for i, (_, node) in enumerate(plan.outputs) if is_full(node.axes)]
+        if len(full) == 1:  # two streams hinder each other
+            run = "S" if plan.layout == "nchw" else "C"
+            aligned = f"{run} % W == 0 && (uintptr_t)x->{full[0]} % BYTES == 0"
+            out(f"x->past = {aligned} && N * C * S * {tensors} * (int64_t)sizeof(X) > {PAST_BYTES};")
+        else:
+            out("x->past = 0;")
         out("const Region all = {0, N, 0, C, 0, Q};")
         out(f"if (N * C * S < {SERIAL_ELEMENTS}) threads = 1;", "if (N * C * S == 0) return;", "prologue(x, all);")
         dn = "1" if slab & B else "N"

@@ -248,6 +248,12 @@ PLAIN = r"""
 #elif defined(__AVX2__) && !defined(__AVX512F__)
 #define STREAM(p, a) MOVE(p, a)
 #endif
+/* Streamed stores of a thread become visible to others. */
+#if defined(STREAM) && defined(__SSE__)
+#define SETTLE(past) if (past) __builtin_ia32_sfence()
+#else
+#define SETTLE(past)
+#endif
 INLINE void PUT(T *p, V a, int past) {
 #ifdef STREAM
   if (past) { STREAM(p, a); return; }
@@ -258,6 +264,7 @@ INLINE void PUT(T *p, V a, int past) {
 
 HALF = r"""
 #define PUT(p, a, past) put(p, a)
+#define SETTLE(past)
 typedef uint32_t Wide __attribute__((vector_size(BYTES), may_alias));
 typedef uint16_t Half __attribute__((vector_size(BYTES / 2), may_alias, aligned(2)));
 INLINE Wide widen(const X *p) { return __builtin_convertvector(*(const Half *)p, Wide); }

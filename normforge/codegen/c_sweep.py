@@ -38,8 +38,8 @@ def kept(plan: Plan) -> list[Node]:
     it, unless that takes more buffers. A slab that crosses samples is too large for a buffer.
     """
     columns = [n for s in plan.sweeps for n in s.sums if not n.reduced & S]
-    pairs = any(n.op is Op.VAR for s in plan.sweeps for n in s.sums)
-    if plan.layout == "nhwc" and (not plan.slab & S or pairs or any(n.axes & G for n in columns)):
+    variances = any(n.op is Op.VAR for s in plan.sweeps for n in s.sums)
+    if plan.layout == "nhwc" and (not plan.slab & S or variances or any(n.axes & G for n in columns)):
         return []  # a slab of whole positions is too large, or a position is walked more than once
     walks = [below(plan, [n.args[0] for n in s.sums] + [n for _, n in s.stores]) for s in plan.sweeps]
     if not plan.slab & B:
@@ -228,6 +228,8 @@ class SweepEmitter:
                         self._rows()
                     else:
                         self._positions()
+            if self.sweep.stores:
+                out("SETTLE(past);")
         out("")
 
     def _rows(self) -> None:

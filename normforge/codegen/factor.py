@@ -58,7 +58,7 @@ class _State:
     def rewrite(self, node: Node) -> Node:
         args = tuple(self.out[a] for a in node.args)
         if node.op not in REDUCE:
-            return self.regroup(_strengthen(make(node.op, args, node.attr))) if args else node
+            return self.regroup(_joined(_strengthen(make(node.op, args, node.attr)))) if args else node
         a = args[0]
         axes = a.axes & node.reduced
         if not axes:
@@ -249,6 +249,19 @@ def _moderate(node: Node) -> bool:
     if node.op in (Op.MUL, Op.NEG):
         return all(_moderate(a) for a in node.args)
     return node.op is Op.PARAM or node.op is Op.SIZE
+
+
+def _joined(node: Node) -> Node:
+    """(full · small) · small as full · (small · small): one product an element fewer."""
+    if node.op is not Op.MUL or not is_full(node.axes):
+        return node
+    inner, k = sorted(node.args, key=lambda n: not is_full(n.axes))
+    if inner.op is not Op.MUL or is_full(k.axes) or not _moderate(k):
+        return node
+    f, j = sorted(inner.args, key=lambda n: not is_full(n.axes))
+    if is_full(j.axes | k.axes) or not _moderate(j):
+        return node
+    return make(Op.MUL, (f, make(Op.MUL, (j, k))))
 
 
 def _strengthen(node: Node) -> Node:
