@@ -46,7 +46,8 @@ class CObject:
         pointers = [t.data_ptr() for t in tensors]
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
-        self.function((ctypes.c_void_p * len(pointers))(*pointers), c_dims, torch.get_num_threads())
+        threads = 1 if _forked else torch.get_num_threads()
+        self.function((ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
 
 
 # A workspace that a thread keeps from call to call: fresh memory costs a page fault every 4 KiB.
@@ -101,10 +102,14 @@ def _fulfil(future: Future[CObject], plan: Plan, title: str) -> None:
         future.set_exception(e)
 
 
+_forked = False
+
+
 def _after_fork() -> None:
-    """A child has none of the threads that were building: it builds for itself."""
-    global _lock
-    _lock = threading.Lock()
+    """A child has none of the threads that were building: it builds for itself. Nor has it the threads of the OpenMP
+    runtime, which would wait for them for ever: it computes on one thread, which gives the same results."""
+    global _lock, _forked
+    _lock, _forked = threading.Lock(), True
     for plan in [p for p, f in _objects.items() if not f.done()]:
         del _objects[plan]
 

@@ -441,6 +441,25 @@ for layer in ("evonorm-b0", "layernorm-gelu"):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_fork_after_first_use() -> None:
+    """A child has no OpenMP threads: it must neither wait for them nor compute anything else."""
+    program = """
+import os, signal, sys, torch, normforge as nf
+torch.set_num_threads(2)
+module = nf.compile("gn-silu", channels=64, backend="c")
+x = torch.randn(8, 64, 32, 32)
+before = module(x).detach().numpy()
+if os.fork() == 0:
+    signal.alarm(60)
+    y = module(x).detach().numpy()
+    os._exit(0 if (y == before).all() else 1)  # by numpy: torch's own kernels do hang here
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_empty_batch() -> None:
     m = nf.compile("evonorm-b0", channels=4, backend="c")
     with warnings.catch_warnings():
