@@ -7,11 +7,12 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), o
 OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
+MAX_SHAPES = 1024  # whose prepared calls an object keeps
+ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
+
+
+def _current_stream(index: int) -> int:
+    """The handle of a device's current stream, as torch and Triton have it for each other."""
+    handle: int = torch._C._cuda_getCurrentRawStream(index)
+    return handle
 
 
 @dataclass
@@ -34,49 +43,153 @@ class TritonObject:
     """One derivative of a layer in one dtype and layout, ready to call.
 
     Calling writes the outputs of the plan; the arguments are contiguous in the plan's layout and have its dtypes.
-    Nothing waits for the device.
+    Nothing waits for the device, and one block of memory at most is taken from torch's allocator.
+
+    The first call of a shape goes through Triton's front, which compiles what is not compiled; later ones launch the
+    compiled kernels themselves, unless somebody listens to Triton's launch hooks.
+
+    Attributes:
+        module: text and launches.
+        functions: what the text defines, by name.
+        stream: the handle of the current stream of a device.
     """
 
     module: TritonModule
     functions: dict[str, Any]
-    _shapes: dict[tuple[int, ...], _Call] = field(default_factory=dict)
+    stream: Callable[[int], int] = _current_stream
+    _calls: dict[tuple[Any, ...], _Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
-        call = self._shapes.get(dims)
+        index = tensors[0].get_device()  # -1 for a CPU, where the interpreter runs
+        call = self._calls.get((index, dims))
         if call is None:
-            call = self._shapes[dims] = _Call(self.module, dims)
-        device = tensors[0].device
-        named = dict(zip((*self.module.operands, *self.module.outputs), tensors, strict=True))
-        if call.total:
-            block = torch.empty(call.total, dtype=torch.float32, device=device)
-            named |= {name: block[first:last] for name, first, last in call.work}
-        options = OPTIONS if torch.version.hip else CUDA_OPTIONS
+            if len(self._calls) >= MAX_SHAPES:
+                self._calls.clear()
+            call = self._calls[index, dims] = _Call(self.module, dims)
         # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self._launch(call, named, options)
+        if index >= 0 and torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                self._launch(call, tensors, index)
+        else:
+            self._launch(call, tensors, index)
 
-    def _launch(self, call: _Call, named: dict[str, Tensor], options: dict[str, Any]) -> None:
-        for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
+    def _launch(self, call: _Call, tensors: Sequence[Tensor], index: int) -> None:
+        given = tensors
+        if call.total:
+            given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
+        addresses = [t.data_ptr() for t in given]
+        alignment = alignment_of(addresses)
+        ready = call.ready.get(alignment)
+        if ready is None or _hooked():
+            call.ready[alignment] = self._first(call, given)
+            return
+        if call.total:
+            block = addresses.pop()
+            addresses += [block + offset for offset in call.offsets]
+        stream = self.stream(index)
+        for _, run, programs, function, metadata, pick, tail in ready:
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(addresses), *tail)
+
+    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[Ready] | None:
+        """Launch through Triton's front. The compiled kernels; None under the interpreter."""
+        places = [*given]
+        if call.total:
+            block = places.pop()
+            places += [block[first:last] for first, last in call.work]
+        options = OPTIONS if torch.version.hip else CUDA_OPTIONS
+        kernels = []
+        for launch, (values, blocks, programs), slots in zip(
+            self.module.launches, call.launches, call.slots, strict=True
+        ):
             function = self.functions[launch.kernel]
-            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **options)
+            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **options)
+            if hasattr(kernel, "packed_metadata"):
+                tail = (*values, *blocks.values())
+                kernels.append(
+                    Ready(kernel, kernel.run, programs, kernel.function, kernel.packed_metadata, picker(slots), tail)
+                )
+        return kernels if len(kernels) == len(call.launches) else None
+
+
+class Ready(NamedTuple):
+    """A compiled kernel and what a launch of it passes.
+
+    Attributes:
+        kernel: Triton's object, which owns the machine code.
+        run: its launcher: grid, stream, function, metadata, hooks, arguments (triton 3.6 to 3.9).
+        programs: the grid.
+        function, metadata: of the kernel.
+        pick: from the addresses of a call, those of the pointer arguments in order.
+        tail: sizes and blocks.
+    """
+
+    kernel: Any
+    run: Callable[..., None]
+    programs: int
+    function: int
+    metadata: Any
+    pick: Callable[[Sequence[int]], tuple[int, ...]]
+    tail: tuple[int, ...]
 
 
 class _Call:
-    """Everything about a call that only the shape decides."""
+    """Everything about a call that only the shape decides.
+
+    Attributes:
+        launches: sizes, blocks and number of programs of each launch.
+        total: elements of the workspace, float32. work: first and last element of each array in it.
+        offsets: bytes from its start to each array.
+        slots: for each launch the places of its pointers among operands, outputs and the arrays of the workspace.
+        ready: compiled kernels by the alignment of the tensors; None where there are none to be had.
+    """
 
     def __init__(self, module: TritonModule, dims: tuple[int, int, int, int]) -> None:
         sizes = module.shape(dims)
         aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
         self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
-        self.work: list[tuple[str, int, int]] = []
+        self.work: list[tuple[int, int]] = []
         self.total = 0
         for array in module.work:
             count = 1
             for name in array.shape:
                 count *= sizes[name]
-            self.work.append((f"{array.name}_ptr", self.total, self.total + count))
+            self.work.append((self.total, self.total + count))
             self.total += -(-count // 64) * 64  # each on a line of its own
+        self.offsets = [4 * first for first, _ in self.work]
+        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
+        place = {name: i for i, name in enumerate(names)}
+        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
+        self.ready: dict[tuple[bool, ...], list[Ready] | None] = {}
+
+
+def alignment_of(addresses: Sequence[int]) -> tuple[bool, ...]:
+    """What Triton compiles a kernel for, given its pointers: which are not aligned; nothing where all are."""
+    low = 0
+    for address in addresses:
+        low |= address
+    return tuple(address % ALIGNMENT != 0 for address in addresses) if low % ALIGNMENT else ()
+
+
+def picker(slots: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:
+    """A function that takes the elements at these places from a sequence, as a tuple."""
+    if len(slots) == 1:
+        return lambda values: (values[slots[0]],)
+    return itemgetter(*slots)
+
+
+def _hooked() -> bool:
+    """True when a profiler, say, has hooks that Triton calls around launches."""
+    runtime = _knobs().runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+
+@cache
+def _knobs() -> Any:
+    from triton import knobs
+
+    return knobs
 
 
 _lock = threading.Lock()
