@@ -19,7 +19,7 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 
@@ -148,14 +148,7 @@ class _Call:
         sizes = module.shape(dims)
         aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
         self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
-        self.work: list[tuple[int, int]] = []
-        self.total = 0
-        for array in module.work:
-            count = 1
-            for name in array.shape:
-                count *= sizes[name]
-            self.work.append((self.total, self.total + count))
-            self.total += -(-count // 64) * 64  # each on a line of its own
+        self.work, self.total = workspace(module, sizes)
         self.offsets = [4 * first for first, _ in self.work]
         names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
         place = {name: i for i, name in enumerate(names)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import FIRST_SHAPES, SECOND_SHAPES
 from torch import Tensor
 
 import normforge as nf
@@ -181,3 +182,20 @@ def test_one_block_of_workspace_holds_every_array_apart() -> None:
             assert call.offsets == [4 * first for first, _ in spans]
             assert all(offset % 256 == 0 for offset in call.offsets)
             assert not spans or spans[-1][1] <= call.total
+
+
+@pytest.mark.parametrize("name", nf.layers)
+def test_twenty_more_shapes_need_no_new_kernel(name: str) -> None:
+    """Of the multi-launch kind: every combination of a kernel and its blocks has been met before."""
+    assert len(FIRST_SHAPES) == len(SECOND_SHAPES) == 20 and not set(FIRST_SHAPES) & set(SECOND_SHAPES)
+    for order in range(3):
+        module = emit_triton(make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw"), "t")
+        met, more = (
+            {
+                (launch.kernel, *arguments(launch, module.shape(dims), aligned=dims[3] % 16 == 0)[1].items())
+                for dims in map(plan_dims, shapes)
+                for launch in module.launches
+            }
+            for shapes in (FIRST_SHAPES, SECOND_SHAPES)
+        )
+        assert more <= met, more - met
