@@ -111,9 +111,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
     """Tables of rows, network, verdicts."""
     timed = [r for r in report["rows"] if r["ms"]]
     columns = list(dict.fromkeys(name for r in timed for name in r["ms"]))
-    table = Table(
-        title="median ms on the device / wall ms of a call, where that is 1.2 times as long; p20 and p80 in the file"
-    )
+    table = Table(title="median ms on the device / wall ms of a call, where longer by a fifth; p20 and p80 in the file")
     for head in ("layer", "shape", "dtype", "order", "plan", "S, MB", "of floor", "of copy", *columns):
         table.add_column(head)
     for r in report["rows"]:

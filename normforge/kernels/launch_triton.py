@@ -22,6 +22,7 @@ from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
+from normforge.kernels.assembly import atomics
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
 # Part of what the machine code depends on; the default changes in 3.10.
@@ -274,7 +275,7 @@ def compile_aot(
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
     call = _Call(module, dims)
-    full = set(_full_pointers(plan, module))
+    full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
         function = functions[launch.kernel]
@@ -297,7 +298,7 @@ def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:
     return "\n".join(str(k.asm["ptx"]) for k in compile_aot(plan, capability, title=title))
 
 
-def _full_pointers(plan: Plan, module: TritonModule) -> list[str]:
+def full_pointers(plan: Plan, module: TritonModule) -> list[str]:
     """Pointers to tensors in the dtype of x."""
     nodes = [*plan.operands, *(n for _, n in plan.outputs)]
     names = [*module.operands, *module.outputs]
@@ -312,14 +313,14 @@ class Resources:
         registers: a thread's (NVIDIA) or a lane's vector registers (AMD).
         spills: bytes of stack (NVIDIA) or spilled vector registers (AMD); 0 is wanted.
         float64: double-precision instructions are there.
-        atomics: atomic instructions are there.
+        atomics: the atomic instructions.
         narrow_offsets: pointer offsets that are not 64 bits wide.
     """
 
     registers: int
     spills: int
     float64: bool
-    atomics: bool
+    atomics: tuple[str, ...]
     narrow_offsets: int
 
 
@@ -334,7 +335,7 @@ def resources(kernel: CompiledKernel) -> Resources:
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         registers, spills = (_number(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
-        return Resources(registers, spills, "_f64" in text, "_atomic_" in text, narrow)
+        return Resources(registers, spills, "_f64" in text, atomics(text), narrow)
     tool = Path(require_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -345,8 +346,7 @@ def resources(kernel: CompiledKernel) -> Resources:
         except OSError as e:
             raise BackendError(f"cannot run {tool} ({e.strerror}): reinstall triton") from None
     ptx = kernel.asm["ptx"]
-    atomics = re.search(r"\b(atom|red)\.", ptx) is not None
-    return Resources(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), ".f64" in ptx, atomics, narrow)
+    return Resources(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), ".f64" in ptx, atomics(ptx), narrow)
 
 
 def _number(pattern: str, text: str) -> int:
