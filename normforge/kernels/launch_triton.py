@@ -9,10 +9,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
+from normforge.kernels import direct
 from normforge.kernels.assembly import atomics
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
@@ -30,13 +29,6 @@ OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
-ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
-
-
-def _current_stream(index: int) -> int:
-    """The handle of a device's current stream, as torch and Triton have it for each other."""
-    handle: int = torch._C._cuda_getCurrentRawStream(index)
-    return handle
 
 
 @dataclass
@@ -57,7 +49,7 @@ class TritonObject:
 
     module: TritonModule
     functions: dict[str, Any]
-    stream: Callable[[int], int] = _current_stream
+    stream: Callable[[int], int] = direct.current_stream
     _calls: dict[tuple[Any, ...], _Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
@@ -80,58 +72,32 @@ class TritonObject:
         if call.total:
             given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
         addresses = [t.data_ptr() for t in given]
-        alignment = alignment_of(addresses)
-        ready = call.ready.get(alignment)
-        if ready is None or _hooked():
+        alignment = direct.alignment_of(addresses)
+        kernels = call.ready.get(alignment)
+        if kernels is None or direct.hooked():
             call.ready[alignment] = self._first(call, given)
             return
         if call.total:
             block = addresses.pop()
             addresses += [block + offset for offset in call.offsets]
-        stream = self.stream(index)
-        for _, run, programs, function, metadata, pick, tail in ready:
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(addresses), *tail)
+        direct.launch(kernels, addresses, self.stream(index))
 
-    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[Ready] | None:
+    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
         """Launch through Triton's front. The compiled kernels; None under the interpreter."""
         places = [*given]
         if call.total:
             block = places.pop()
             places += [block[first:last] for first, last in call.work]
         options = OPTIONS if torch.version.hip else CUDA_OPTIONS
-        kernels = []
+        kernels: list[direct.Ready] = []
         for launch, (values, blocks, programs), slots in zip(
             self.module.launches, call.launches, call.slots, strict=True
         ):
             function = self.functions[launch.kernel]
             kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **options)
-            if hasattr(kernel, "packed_metadata"):
-                tail = (*values, *blocks.values())
-                kernels.append(
-                    Ready(kernel, kernel.run, programs, kernel.function, kernel.packed_metadata, picker(slots), tail)
-                )
+            if made := direct.ready(kernel, programs, slots, (*values, *blocks.values())):
+                kernels.append(made)
         return kernels if len(kernels) == len(call.launches) else None
-
-
-class Ready(NamedTuple):
-    """A compiled kernel and what a launch of it passes.
-
-    Attributes:
-        kernel: Triton's object, which owns the machine code.
-        run: its launcher: grid, stream, function, metadata, hooks, arguments (triton 3.6 to 3.9).
-        programs: the grid.
-        function, metadata: of the kernel.
-        pick: from the addresses of a call, those of the pointer arguments in order.
-        tail: sizes and blocks.
-    """
-
-    kernel: Any
-    run: Callable[..., None]
-    programs: int
-    function: int
-    metadata: Any
-    pick: Callable[[Sequence[int]], tuple[int, ...]]
-    tail: tuple[int, ...]
 
 
 class _Call:
@@ -154,36 +120,7 @@ class _Call:
         names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
         place = {name: i for i, name in enumerate(names)}
         self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
-        self.ready: dict[tuple[bool, ...], list[Ready] | None] = {}
-
-
-def alignment_of(addresses: Sequence[int]) -> tuple[bool, ...]:
-    """What Triton compiles a kernel for, given its pointers: which are not aligned; nothing where all are."""
-    low = 0
-    for address in addresses:
-        low |= address
-    return tuple(address % ALIGNMENT != 0 for address in addresses) if low % ALIGNMENT else ()
-
-
-def picker(slots: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:
-    """A function that takes the elements at these places from a sequence, as a tuple."""
-    if len(slots) == 1:
-        return lambda values: (values[slots[0]],)
-    return itemgetter(*slots)
-
-
-def _hooked() -> bool:
-    """True when a profiler, say, has hooks that Triton calls around launches."""
-    runtime = _knobs().runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
-
-
-@cache
-def _knobs() -> Any:
-    from triton import knobs
-
-    return knobs
+        self.ready: dict[tuple[bool, ...], list[direct.Ready] | None] = {}
 
 
 _lock = threading.Lock()
