@@ -199,7 +199,7 @@ def host_times(clock: Clock, backend: str) -> list[dict[str, Any]]:
     """Microseconds of Python for a call where the device has next to nothing to do."""
     device = "cuda" if clock.cuda else "cpu"
     rows = []
-    for layer in ("evonorm-s0", "evonorm-b0", "bn-relu", "gn-silu", "rmsnorm", "dyt"):
+    for layer in ("evonorm-s0", "bn-relu", "gn-silu", "rmsnorm"):
         case = _tiny(layer)
         x, dy, v = (case.tensor(seed, device) for seed in range(3))
         x.requires_grad_(), dy.requires_grad_()
