@@ -1,23 +1,55 @@
-"""Every kernel of every named layer, compiled ahead of time: registers, spills, and what must not be in the text.
+"""Kernels compiled ahead of time for GPUs that are not there: registers, spills, and what must not be in the code.
 
+    python bench/aot.py --jobs 4                            # every named layer: hours on one core, so give it several
+    python bench/aot.py --random 200 --sample 500 --jobs 4  # 500 combinations of those and of 200 random layers
     python bench/aot.py --layers gn-silu,evonorm-s0 --targets 90,gfx942
 
-Needs no GPU. Prints one row a launch list (the worst of its kernels) and exits with 1 if anything spills, computes in
-float64, uses atomics or has offsets of 32 bits. Writes only under --out.
+Checked for each combination of layer, order, dtype, layout, target, shape class and kind of plan: nothing spills (STACK
+of NVIDIA's cubins, vgpr_spill_count of AMD's), nothing computes in float64, no atomics but integer ones in cooperative
+plans, pointer offsets of 64 bits, several elements an access to full tensors where their rows are multiples of 16,
+and as many loads and stores of full tensors in the text as the plan says. The widths of NVIDIA's accesses are of the
+full tensors alone; AMD's text does not tell pointers apart, so there it is asked for as many wide accesses as there are
+of full tensors.
+
+Random layers are drawn as in bench/passes.py; those that a static stage refuses are left out. Results are written as
+the run goes on. Exits with 1 if a combination fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import random
+import re
 import sys
+import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+from common import machine, write
+from passes import draw
+from rich.console import Console
+from rich.progress import Progress
 
 import normforge as nf
+from normforge.codegen.kinds import KINDS
 from normforge.codegen.orders import program
-from normforge.codegen.plan import make_plan
-from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, resources
+from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.shapes import ITEM_BYTES
+from normforge.codegen.triton import emit_triton
+from normforge.errors import BackendError
+from normforge.kernels.assembly import amdgcn_accesses, is_float_atomic, ptx_accesses
+from normforge.kernels.launch_triton import TYPICAL_DIMS, CompiledKernel, compile_aot, full_pointers, resources
+from normforge.passes import Degeneracy
+from normforge.passes.identity import value_of
 
+RESULT = Path(__file__).parent / "results" / "aot.json"
 # N, groups, channels a group, positions: one for each rung of the ladders of blocks.
 CLASSES = {
     "large": TYPICAL_DIMS,
@@ -26,54 +58,178 @@ CLASSES = {
     "tiny": (2, 2, 1, 9),
     "flat": (64, 32, 16, 1),
 }
+EVERY = 25  # combinations between two writes of the results
+
+FIELDS = ("layer", "order", "dtype", "layout", "target", "class", "kind")
+Combination = tuple[str, int, str, str, int | str, str, str]
+
+
+def graph_of(layer: str) -> nf.Graph:
+    """By name, or `random-17` for that draw."""
+    return draw(0, int(layer.removeprefix("random-"))) if layer.startswith("random-") else nf.parse(layer)
+
+
+def random_layers(count: int) -> list[str]:
+    """The first draws that no static stage refuses and whose output depends on x."""
+    names = []
+    for index in itertools.count():
+        if len(names) == count:
+            return names
+        graph = draw(0, index)
+        space, value = value_of(graph)
+        if space.depends(value) and not Degeneracy().timed(graph)[0]:
+            names.append(f"random-{index}")
+    raise AssertionError("itertools.count ends never")
+
+
+def check(combination: Combination, out: Path | None = None) -> dict[str, Any]:
+    """Compile one launch list and look at it; `failures` says what must not be."""
+    layer, order, dtype, layout, target, cls, kind = combination
+    start = time.perf_counter()
+    row: dict[str, Any] = dict(
+        zip(("layer", "order", "dtype", "layout", "target", "class", "kind"), combination, strict=True)
+    )
+    plan = replace(make_plan(program(graph_of(layer), order, True), "triton", dtype, layout), kind=kind)
+    try:
+        kernels = compile_aot(plan, target, title=layer, dims=CLASSES[cls])
+    except BackendError as error:  # a kind may refuse a layer
+        return row | {"refused": str(error), "failures": []}
+    except Exception as error:
+        return row | {"failures": [f"does not compile: {type(error).__name__}: {str(error)[:200]}"]}
+    found = [resources(k) for k in kernels]
+    failures = [f"{k.name}: {r.spills} spilled" for k, r in zip(kernels, found, strict=True) if r.spills]
+    failures += [f"{k.name}: float64" for k, r in zip(kernels, found, strict=True) if r.float64]
+    failures += [f"{k.name}: offsets of 32 bits" for k, r in zip(kernels, found, strict=True) if r.narrow_offsets]
+    for k, r in zip(kernels, found, strict=True):
+        bad = [a for a in r.atomics if kind != "cooperative" or is_float_atomic(a)]
+        failures += [f"{k.name}: {a}" for a in bad]
+    failures += count_failures(plan)
+    dims = CLASSES[cls]
+    contiguous = dims[3] if layout == "nchw" else dims[1] * dims[2]
+    widths, narrow = access_widths(plan, kernels)
+    if contiguous % 16 == 0 and contiguous > 1:
+        failures += narrow
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for k in kernels:
+            stage = "ptx" if "ptx" in k.asm else "amdgcn"
+            (out / f"{'_'.join(map(str, combination))}_{k.name}.{stage}").write_text(k.asm[stage])
+    return row | {
+        "kernels": len(kernels), "registers": max(r.registers for r in found), "spills": max(r.spills for r in found),
+        "narrowest_access": min(widths, default=0), "seconds": time.perf_counter() - start, "failures": failures,
+    }  # fmt: skip
+
+
+def count_failures(plan: Plan) -> list[str]:
+    """Loads and stores of full tensors in the text against the plan's; a resident plan loads each tensor once."""
+    module = emit_triton(plan, plan.symbol)
+    full = "|".join(full_pointers(plan, module)) or "(?!)"
+    body = re.sub(r"#.*", "", module.source)
+    loads, stores = (len(re.findall(rf"tl\.{what}\((?:{full})\b", body)) for what in ("load", "store"))
+    once = len({node for sweep in plan.sweeps for node in sweep.loads})
+    want = once if plan.kind == "resident" else plan.loads
+    out = [f"{loads} loads of full tensors and not {want}"] if loads != want else []
+    return out + ([f"{stores} stores of full tensors and not {plan.writes}"] if stores != plan.writes else [])
+
+
+def access_widths(plan: Plan, kernels: list[CompiledKernel]) -> tuple[list[int], list[str]]:
+    """Bytes of the accesses to full tensors, and a failure for each kernel that takes one element at a time."""
+    module = emit_triton(plan, plan.symbol)
+    full, item = full_pointers(plan, module), ITEM_BYTES[plan.dtype]
+    widths: list[int] = []
+    failures = []
+    for launch, kernel in zip(module.launches, kernels, strict=True):
+        places = [i for i, p in enumerate(launch.pointers) if p in full]
+        if not places:
+            continue
+        if "ptx" in kernel.asm:
+            found = ptx_accesses(kernel.asm["ptx"], kernel.name, places)
+            these = [*found.loads, *found.stores]
+            if not these:
+                failures.append(f"{kernel.name}: no access to full tensors found")
+        else:
+            every = amdgcn_accesses(kernel.asm["amdgcn"])
+            these = sorted([*every.loads, *every.stores], reverse=True)[: len(places)]
+        widths += these
+        if min(these, default=item + 1) <= item:
+            failures.append(f"{kernel.name}: accesses of {min(these)} bytes to {plan.dtype} tensors")
+    return widths, failures
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over all rows."""
+    done = [r for r in rows if "kernels" in r]
+    return {
+        "combinations": len(rows),
+        "refused": sum("refused" in r for r in rows),
+        "with failures": sum(bool(r["failures"]) for r in rows),
+        "kernels": sum(r["kernels"] for r in done),
+        "most registers": max((r["registers"] for r in done), default=0),
+        "narrowest access, bytes": dict(sorted(Counter(r["narrowest_access"] for r in done).items())),
+        "seconds a combination": sum(r["seconds"] for r in done) / max(len(done), 1),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", default=",".join(nf.layers), help="names, separated by commas")
+    parser.add_argument("--random", type=int, default=0, help="this many random layers too")
     parser.add_argument("--targets", default="80,90,100,gfx942", help="compute capabilities and AMD architectures")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
+    parser.add_argument("--layouts", default="nchw,nhwc")
     parser.add_argument("--orders", default="0,1,2")
     parser.add_argument("--classes", default="large", help=f"of shapes: {', '.join(CLASSES)}; or all")
+    parser.add_argument("--kinds", default="multi-launch", help=f"of plans: {', '.join(KINDS)}")
+    parser.add_argument("--sample", type=int, help="draw this many of the combinations")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the assembly of each kernel here")
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
     args = parser.parse_args()
-    targets: list[int | str] = [int(t) if t.isdigit() else t for t in args.targets.split(",")]
-    classes = list(CLASSES) if args.classes == "all" else args.classes.split(",")
-    rows = [
-        (name, int(order), dtype, layout, target, cls)
-        for name in args.layers.split(",")
-        for order in args.orders.split(",")
-        for dtype in args.dtypes.split(",")
-        for layout in ("nchw", "nhwc")
-        for target in targets
-        for cls in classes
-    ]
-    print(f"{'layer':16} order dtype    layout target  shape    kernels registers spills .f64 atomics narrow  seconds")
-    bad = 0
-    for i, (name, order, dtype, layout, target, cls) in enumerate(rows):
-        start = time.time()
-        plan = make_plan(program(nf.parse(name), order, True), "triton", dtype, layout)
-        kernels = compile_aot(plan, target, title=name, dims=CLASSES[cls])
-        found = [resources(k) for k in kernels]
-        spills, narrow = max(r.spills for r in found), sum(r.narrow_offsets for r in found)
-        float64, atomics = any(r.float64 for r in found), any(r.atomics for r in found)
-        bad += bool(spills or narrow or float64 or atomics)
-        print(
-            f"{name:16} {order:5} {dtype:8} {layout:6} {target!s:7} {cls:8} {len(kernels):7} "
-            f"{max(r.registers for r in found):9} {spills:6} {'yes' if float64 else 'no':4} "
-            f"{'yes' if atomics else 'no':7} {narrow:6} {time.time() - start:8.1f}",
-            flush=True,
+    layers = [*filter(None, args.layers.split(",")), *random_layers(args.random)]
+    combinations: list[Combination] = list(
+        itertools.product(
+            layers,
+            map(int, args.orders.split(",")),
+            args.dtypes.split(","),
+            args.layouts.split(","),
+            [int(t) if t.isdigit() else t for t in args.targets.split(",")],
+            CLASSES if args.classes == "all" else args.classes.split(","),
+            args.kinds.split(","),
         )
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            for k in kernels:
-                stage = "ptx" if "ptx" in k.asm else "amdgcn"
-                file = args.out / f"{name}_{order}_{dtype}_{layout}_{target}_{cls.replace(' ', '_')}_{k.name}.{stage}"
-                file.write_text(k.asm[stage])
-        if sys.stderr.isatty():
-            print(f"\r{i + 1}/{len(rows)}", end="\r", file=sys.stderr)
-    print(f"{len(rows)} rows, {bad} with something that must not be")
-    return 1 if bad else 0
+    )
+    if args.sample is not None:
+        combinations = random.Random(args.seed).sample(combinations, min(args.sample, len(combinations)))
+    rows: list[dict[str, Any]] = []
+    options = {k: str(v) for k, v in vars(args).items()}
+    report: dict[str, Any] = {"machine": machine(), "options": options, "status": "stopped", "rows": rows}
+
+    def save() -> None:
+        write(args.output, report | {"summary": summary(rows)})
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)
+        with (
+            ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool,
+            Progress(console=Console(stderr=True)) as progress,
+        ):
+            task = progress.add_task("compiling", total=len(combinations))
+            for future in as_completed([pool.submit(check, c, args.out) for c in combinations]):
+                row = future.result()
+                rows.append(row)
+                if row["failures"]:
+                    where = " ".join(
+                        str(row[k]) for k in ("layer", "order", "dtype", "layout", "target", "class", "kind")
+                    )
+                    progress.console.print(f"{where}: {'; '.join(row['failures'])}", markup=False, soft_wrap=True)
+                if len(rows) % EVERY == 0:
+                    save()
+                progress.advance(task)
+    report["status"] = "complete"
+    save()
+    for what, value in summary(rows).items():
+        print(f"{what}: {value}")
+    return 1 if any(r["failures"] for r in rows) else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from normforge import __version__
 from normforge.cli_check import check
 from normforge.cli_layers import find_layer
 from normforge.cli_search import report, search
-from normforge.errors import NormforgeError, OptionError, ShapeError
+from normforge.errors import DtypeError, NormforgeError, OptionError, ShapeError
 
 app = typer.Typer(
     name="normforge",
@@ -38,13 +38,12 @@ class Emit(StrEnum):
     ptx = "ptx"
 
 
-class Dtype(StrEnum):
-    """Dtype of x."""
-
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+# What people write for the dtypes of x.
+SHORT_DTYPES = {
+    "f32": "float32", "fp32": "float32", "f64": "float64", "fp64": "float64",
+    "bf16": "bfloat16", "f16": "float16", "fp16": "float16",
+}  # fmt: skip
+DtypeOption = Annotated[str, typer.Option(help="Dtype of x: float32, float64, bfloat16, float16; or f32, bf16, ...")]
 
 
 class Layout(StrEnum):
@@ -83,38 +82,38 @@ def list_layers() -> None:
 def explain(
     layer: LayerArgument,
     shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...): show what fits on chip and the bytes moved.")] = "",
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of x.")] = Dtype.float32,
+    dtype: DtypeOption = "float32",
     layout: Annotated[Layout, typer.Option(help="Memory layout of x.")] = Layout.nchw,
     target: Annotated[Target, typer.Option(help="Backend of the plan.")] = Target.triton,
     ir: Annotated[bool, typer.Option("--ir", help="Print the typed SSA of each order too.")] = False,
 ) -> None:
-    """Print how a layer is computed: sweeps over memory, loads, reads, writes, launches, saved tensors."""
+    """Print how a layer is computed: kernels, sweeps over memory, bytes moved and the least possible, saved tensors."""
     from normforge.explain import explain as text
 
-    print(text(find_layer(layer), _shape(shape), dtype.value, layout.value, target.value, ir=ir))
+    print(text(find_layer(layer), _shape(shape), _dtype(dtype), layout.value, target.value, ir=ir))
 
 
 @app.command("compile")
 def compile_layer(
     layer: LayerArgument,
     emit: Annotated[Emit, typer.Option(help="C source, Triton source, or PTX for sm_90.")] = Emit.c,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of x.")] = Dtype.float32,
+    dtype: DtypeOption = "float32",
     layout: Annotated[Layout, typer.Option(help="Memory layout of x.")] = Layout.nchw,
     out: Annotated[Path | None, typer.Option(help="Write one file an order into this directory.")] = None,
 ) -> None:
     """Write the generated code of a layer: forward, backward and double backward."""
     from normforge.api import plan, source
 
-    graph = find_layer(layer)
+    graph, kind = find_layer(layer), _dtype(dtype)
     suffix = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx"}[emit]
     texts = []
     for order in range(3):
         if emit is Emit.ptx:
             from normforge.kernels.launch_triton import emit_ptx
 
-            texts.append(emit_ptx(plan(graph, order, dtype=dtype.value, layout=layout.value), 90))
+            texts.append(emit_ptx(plan(graph, order, dtype=kind, layout=layout.value), 90))
         else:
-            texts.append(source(graph, emit.value, order, dtype.value, layout.value))
+            texts.append(source(graph, emit.value, order, kind, layout.value))
     if out is None:
         print("\n".join(texts))
         return
@@ -144,6 +143,13 @@ def doctor() -> None:
 app.command()(check)
 app.command()(search)
 app.command()(report)
+
+
+def _dtype(text: str) -> str:
+    from normforge.api import choose
+    from normforge.codegen.plan import DTYPES
+
+    return choose(SHORT_DTYPES.get(text, text), DTYPES, "dtype", DtypeError)
 
 
 def _shape(text: str) -> tuple[int, ...] | None:

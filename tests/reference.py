@@ -200,3 +200,18 @@ def check_extreme(name: str, backend: str, layout: str, device: str = "cpu") -> 
             compare(p.cpu(), q, 64 * rounding * (1 + _scale(q)), f"gradient of {what} of {name}")
     for (label, p), (_, q) in zip(got.named_buffers(), want.named_buffers(), strict=True):
         compare(p.cpu(), q, 1e-5 * _scale(q), label)
+
+
+# Shapes that need every variant of a kernel that SECOND_SHAPES need: positions on each rung of the ladder of blocks,
+# multiples of 16 and not, one sample and several, one channel a group and several.
+FIRST_SHAPES: list[tuple[int, ...]] = [
+    (n, c, side, side)
+    for n, c in ((1, 32), (4, 48))
+    for side in (2, 3, 4, 7, 8, 14, 16, 25, 28, 57)
+]  # fmt: skip
+SECOND_SHAPES: list[tuple[int, ...]] = [
+    (3, 64, 3, 3), (2, 96, 2, 4), (5, 32, 4, 4), (2, 64, 5, 5), (3, 80, 7, 6), (2, 48, 8, 6), (4, 64, 8, 8),
+    (2, 40, 9, 9), (2, 64, 12, 12), (3, 32, 14, 15), (2, 32, 16, 15), (3, 64, 16, 16), (2, 48, 20, 21),
+    (2, 32, 24, 24), (2, 32, 31, 31), (2, 64, 32, 32), (3, 32, 33, 47), (1, 32, 48, 48), (2, 32, 56, 56),
+    (1, 64, 61, 67),
+]  # fmt: skip

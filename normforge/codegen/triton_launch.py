@@ -143,6 +143,21 @@ def extent(axes: int, sizes: dict[str, int]) -> int:
     return math.prod(sizes[name] for name in extents(axes))
 
 
+def workspace(module: TritonModule, sizes: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
+    """First and last element of each array of the workspace, each on a line of its own, and how many there are in all.
+
+    Args:
+        module: the module.
+        sizes: from `TritonModule.shape`.
+    """
+    places, total = [], 0
+    for array in module.work:
+        count = math.prod(sizes[name] for name in array.shape)
+        places.append((total, total + count))
+        total += cdiv(count, 64) * 64
+    return places, total
+
+
 def arguments(launch: Launch, sizes: dict[str, int], *, aligned: bool) -> tuple[tuple[int, ...], dict[str, int], int]:
     """(sizes in calling order, constexpr arguments by name, number of programs) of one launch.
 

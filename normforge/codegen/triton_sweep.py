@@ -73,6 +73,7 @@ class SweepText:
         out("pid = tl.program_id(0)")
         if self.rows:
             out(
+                "L = L // BLOCK_S * BLOCK_S  # as it is: says that chunks start at multiples of a tile",
                 "blocks = tl.cdiv(C, BLOCK_C)",
                 "q = (pid % Q).to(tl.int64)  # chunk of L positions",
                 "n = (pid // Q // blocks).to(tl.int64)",

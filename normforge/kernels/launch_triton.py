@@ -7,8 +7,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,18 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
+from normforge.kernels import direct
+from normforge.kernels.assembly import atomics
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
 # Part of what the machine code depends on; the default changes in 3.10.
 OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
+MAX_SHAPES = 1024  # whose prepared calls an object keeps
 
 
 @dataclass
@@ -34,49 +36,91 @@ class TritonObject:
     """One derivative of a layer in one dtype and layout, ready to call.
 
     Calling writes the outputs of the plan; the arguments are contiguous in the plan's layout and have its dtypes.
-    Nothing waits for the device.
+    Nothing waits for the device, and one block of memory at most is taken from torch's allocator.
+
+    The first call of a shape goes through Triton's front, which compiles what is not compiled; later ones launch the
+    compiled kernels themselves, unless somebody listens to Triton's launch hooks.
+
+    Attributes:
+        module: text and launches.
+        functions: what the text defines, by name.
+        stream: the handle of the current stream of a device.
     """
 
     module: TritonModule
     functions: dict[str, Any]
-    _shapes: dict[tuple[int, ...], _Call] = field(default_factory=dict)
+    stream: Callable[[int], int] = direct.current_stream
+    _calls: dict[tuple[Any, ...], _Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
-        call = self._shapes.get(dims)
+        index = tensors[0].get_device()  # -1 for a CPU, where the interpreter runs
+        call = self._calls.get((index, dims))
         if call is None:
-            call = self._shapes[dims] = _Call(self.module, dims)
-        device = tensors[0].device
-        named = dict(zip((*self.module.operands, *self.module.outputs), tensors, strict=True))
-        if call.total:
-            block = torch.empty(call.total, dtype=torch.float32, device=device)
-            named |= {name: block[first:last] for name, first, last in call.work}
-        options = OPTIONS if torch.version.hip else CUDA_OPTIONS
+            if len(self._calls) >= MAX_SHAPES:
+                self._calls.clear()
+            call = self._calls[index, dims] = _Call(self.module, dims)
         # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self._launch(call, named, options)
+        if index >= 0 and torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                self._launch(call, tensors, index)
+        else:
+            self._launch(call, tensors, index)
 
-    def _launch(self, call: _Call, named: dict[str, Tensor], options: dict[str, Any]) -> None:
-        for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
+    def _launch(self, call: _Call, tensors: Sequence[Tensor], index: int) -> None:
+        given = tensors
+        if call.total:
+            given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
+        addresses = [t.data_ptr() for t in given]
+        alignment = direct.alignment_of(addresses)
+        kernels = call.ready.get(alignment)
+        if kernels is None or direct.hooked():
+            call.ready[alignment] = self._first(call, given)
+            return
+        if call.total:
+            block = addresses.pop()
+            addresses += [block + offset for offset in call.offsets]
+        direct.launch(kernels, addresses, self.stream(index))
+
+    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
+        """Launch through Triton's front. The compiled kernels; None under the interpreter."""
+        places = [*given]
+        if call.total:
+            block = places.pop()
+            places += [block[first:last] for first, last in call.work]
+        options = OPTIONS if torch.version.hip else CUDA_OPTIONS
+        kernels: list[direct.Ready] = []
+        for launch, (values, blocks, programs), slots in zip(
+            self.module.launches, call.launches, call.slots, strict=True
+        ):
             function = self.functions[launch.kernel]
-            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **options)
+            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **options)
+            if made := direct.ready(kernel, programs, slots, (*values, *blocks.values())):
+                kernels.append(made)
+        return kernels if len(kernels) == len(call.launches) else None
 
 
 class _Call:
-    """Everything about a call that only the shape decides."""
+    """Everything about a call that only the shape decides.
+
+    Attributes:
+        launches: sizes, blocks and number of programs of each launch.
+        total: elements of the workspace, float32. work: first and last element of each array in it.
+        offsets: bytes from its start to each array.
+        slots: for each launch the places of its pointers among operands, outputs and the arrays of the workspace.
+        ready: compiled kernels by the alignment of the tensors; None where there are none to be had.
+    """
 
     def __init__(self, module: TritonModule, dims: tuple[int, int, int, int]) -> None:
         sizes = module.shape(dims)
         aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
         self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
-        self.work: list[tuple[str, int, int]] = []
-        self.total = 0
-        for array in module.work:
-            count = 1
-            for name in array.shape:
-                count *= sizes[name]
-            self.work.append((f"{array.name}_ptr", self.total, self.total + count))
-            self.total += -(-count // 64) * 64  # each on a line of its own
+        self.work, self.total = workspace(module, sizes)
+        self.offsets = [4 * first for first, _ in self.work]
+        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
+        place = {name: i for i, name in enumerate(names)}
+        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
+        self.ready: dict[tuple[bool, ...], list[direct.Ready] | None] = {}
 
 
 _lock = threading.Lock()
@@ -168,7 +212,7 @@ def compile_aot(
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
     call = _Call(module, dims)
-    full = set(_full_pointers(plan, module))
+    full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
         function = functions[launch.kernel]
@@ -191,7 +235,7 @@ def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:
     return "\n".join(str(k.asm["ptx"]) for k in compile_aot(plan, capability, title=title))
 
 
-def _full_pointers(plan: Plan, module: TritonModule) -> list[str]:
+def full_pointers(plan: Plan, module: TritonModule) -> list[str]:
     """Pointers to tensors in the dtype of x."""
     nodes = [*plan.operands, *(n for _, n in plan.outputs)]
     names = [*module.operands, *module.outputs]
@@ -206,14 +250,14 @@ class Resources:
         registers: a thread's (NVIDIA) or a lane's vector registers (AMD).
         spills: bytes of stack (NVIDIA) or spilled vector registers (AMD); 0 is wanted.
         float64: double-precision instructions are there.
-        atomics: atomic instructions are there.
+        atomics: the atomic instructions.
         narrow_offsets: pointer offsets that are not 64 bits wide.
     """
 
     registers: int
     spills: int
     float64: bool
-    atomics: bool
+    atomics: tuple[str, ...]
     narrow_offsets: int
 
 
@@ -228,7 +272,7 @@ def resources(kernel: CompiledKernel) -> Resources:
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         registers, spills = (_number(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
-        return Resources(registers, spills, "_f64" in text, "_atomic_" in text, narrow)
+        return Resources(registers, spills, "_f64" in text, atomics(text), narrow)
     tool = Path(require_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -239,8 +283,7 @@ def resources(kernel: CompiledKernel) -> Resources:
         except OSError as e:
             raise BackendError(f"cannot run {tool} ({e.strerror}): reinstall triton") from None
     ptx = kernel.asm["ptx"]
-    atomics = re.search(r"\b(atom|red)\.", ptx) is not None
-    return Resources(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), ".f64" in ptx, atomics, narrow)
+    return Resources(_number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), ".f64" in ptx, atomics(ptx), narrow)
 
 
 def _number(pattern: str, text: str) -> int:

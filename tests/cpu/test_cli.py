@@ -95,6 +95,36 @@ def test_layers_explain_compile(
     assert code == 0 and "rms[w,h](x)" in out
 
 
+def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """bn-relu at 2 x 64 x 8 x 8: S = 8192 elements; gn-silu at 128 x 64 x 56 x 56, too large for any cache: one
+    statistic has 128 x 32 values, and partial sums at least one a row of 3136."""
+    code, out, _ = call(monkeypatch, capsys, "explain", "bn-relu", "--shape", "2,64,8,8", "--target", "c")
+    found = [line.strip() for line in out.splitlines() if line.startswith("  ") and "sweep " not in line]
+    statistics = "saved.0 (mean over b,w,h) 256 B, saved.1 (var over b,w,h) 256 B"
+    kept = "and a workspace that is kept from call to call"
+    assert code == 0 and found == [
+        # Small: two parameters, two running and two saved statistics.
+        "moves 65.5 kB of full tensors, 32.8 kB each: 1.00 times the floor, 2 S = 65.5 kB; 1.5 kB of small ones",
+        f"saves x 32.8 kB, gamma 256 B, beta 256 B, {statistics}; 33.8 kB in all",
+        f"allocates 33.8 kB of outputs, {kept}",
+        "moves 98.3 kB of full tensors, 32.8 kB each: 1.00 times the floor, 3 S = 98.3 kB; 1.5 kB of small ones",
+        f"saves x 32.8 kB, gamma 256 B, beta 256 B, ct.y 32.8 kB, {statistics}; 66.6 kB in all",
+        f"allocates 33.3 kB of outputs, {kept}",
+        "moves 163.8 kB of full tensors, 32.8 kB each: 1.00 times the floor, 5 S = 163.8 kB; 2.0 kB of small ones",
+        "saves x 32.8 kB, gamma 256 B, beta 256 B, ct.y 32.8 kB, ct.d.x 32.8 kB, ct.d.gamma 256 B, ct.d.beta 256 B, "
+        f"{statistics}; 99.8 kB in all",
+        f"allocates 66.0 kB of outputs, {kept}",
+    ]
+    for dtype, tensor in (("bf16", "51.4 MB"), ("fp16", "51.4 MB"), ("f32", "102.8 MB"), ("bfloat16", "51.4 MB")):
+        code, out, _ = call(monkeypatch, capsys, "explain", "gn-silu", "--shape", "128,64,56,56", "--dtype", dtype)
+        words = f"saves x {tensor}, gamma 256 B, beta 256 B, saved.0 (mean over w,h,c/g) 16.4 kB, saved.1 (var over "
+        assert code == 0 and words in out and f"full tensors, {tensor} each" in out
+        assert [line.split(":")[0] for line in out.splitlines() if "sums; slab" in line or "sum; slab" in line] == [
+            "forward", "backward", "double backward",
+        ]  # fmt: skip
+    assert "the floor" not in call(monkeypatch, capsys, "explain", "gn-silu")[1]
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(monkeypatch, capsys, "doctor")
     assert code == 0 and "largest error" in out

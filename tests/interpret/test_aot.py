@@ -1,4 +1,4 @@
-"""Compilation for GPUs that are not there: no spills, no float64, no atomics, 64-bit offsets."""
+"""Compilation for GPUs that are not there: no spills, no float64, no atomics, 64-bit offsets, wide accesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
-from normforge.kernels.launch_triton import compile_aot, emit_ptx, resources
+from normforge.codegen.shapes import ITEM_BYTES
+from normforge.codegen.triton import emit_triton
+from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
+from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton"),
@@ -31,6 +34,43 @@ def check(name: str, order: int, dtype: str, layout: str, target: int | str) -> 
 @pytest.mark.parametrize(("name", "dtype", "layout"), [("gn-silu", "float32", "nchw"), ("bn-relu", "bfloat16", "nhwc")])
 def test_sample(name: str, dtype: str, layout: str, order: int, target: int | str) -> None:
     check(name, order, dtype, layout, target)
+
+
+def widths(name: str, order: int, dtype: str, layout: str, dims: tuple[int, int, int, int]) -> list[int]:
+    """Bytes of the accesses to full tensors."""
+    plan = make_plan(program(nf.parse(name), order, True), "triton", dtype, layout)
+    module = emit_triton(plan, plan.symbol)
+    full, found = full_pointers(plan, module), []
+    for launch, kernel in zip(module.launches, compile_aot(plan, 90, dims=dims), strict=True):
+        places = [i for i, pointer in enumerate(launch.pointers) if pointer in full]
+        accesses = ptx_accesses(kernel.asm["ptx"], kernel.name, places)
+        assert bool(accesses.loads or accesses.stores) == bool(places)
+        found += [*accesses.loads, *accesses.stores]
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "layout"), [("float32", "nchw"), ("bfloat16", "nchw"), ("bfloat16", "nhwc")])
+def test_aligned_rows_are_read_in_vectors(dtype: str, layout: str) -> None:
+    """Several elements an access to full tensors where rows are multiples of 16; one where they are not."""
+    assert min(widths("evonorm-s0", 1, dtype, layout, TYPICAL_DIMS)) > ITEM_BYTES[dtype]
+    assert min(widths("evonorm-s0", 0, dtype, layout, (8, 5, 3, 7 * 7))) == ITEM_BYTES[dtype]
+
+
+def test_atomics_are_told_apart() -> None:
+    text = """
+        atom.global.gpu.acq_rel.add.u32 %r1, [%rd1], 1;
+        red.global.add.f32 [%rd2], %f1;
+        red.async.relaxed.gpu.global.add.noftz.bf16x2 [%rd2], %r2;
+        redux.sync.add.s32 %r1, %r2, 0xffffffff;
+        global_atomic_add_u32 v0, v1, s[0:1]
+        global_atomic_add_f32 v0, v1, s[0:1]
+        global_atomic_pk_add_bf16 v0, v1, s[0:1]
+    """
+    found = atomics(text)
+    assert len(found) == 6 and not any("redux" in a for a in found)
+    assert [a for a in found if not is_float_atomic(a)] == [
+        "atom.global.gpu.acq_rel.add.u32", "global_atomic_add_u32",
+    ]  # fmt: skip
 
 
 def test_ptx() -> None:

@@ -1,0 +1,93 @@
+"""Launches of compiled Triton kernels without Triton's front, which takes several times as long as the launch itself.
+
+The front binds the arguments, asks each pointer whether it is aligned, and looks the kernel up. Here all that is done
+once for a shape and an alignment; a call then passes addresses as numbers, which launchers of triton 3.6 to 3.9 take.
+On AMD the front also asks whether a tensor's storage has 2 GB: what that decides is offsets, which the shape decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+
+ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
+
+
+class Ready(NamedTuple):
+    """A compiled kernel and what a launch of it passes.
+
+    Attributes:
+        kernel: Triton's object, which owns the machine code.
+        run: its launcher: grid, stream, function, metadata, three for hooks, arguments.
+        programs: the grid.
+        function, metadata: of the kernel.
+        pick: from the addresses of a call, those of the pointer arguments in order.
+        tail: sizes and blocks.
+    """
+
+    kernel: Any
+    run: Callable[..., None]
+    programs: int
+    function: int
+    metadata: Any
+    pick: Callable[[Sequence[int]], tuple[int, ...]]
+    tail: tuple[int, ...]
+
+
+def ready(kernel: Any, programs: int, slots: tuple[int, ...], tail: tuple[int, ...]) -> Ready | None:
+    """What the front returned, prepared; None where that is no compiled kernel, as under the interpreter.
+
+    Args:
+        kernel: returned by a launch through the front.
+        programs: the grid of that launch.
+        slots: places of the pointer arguments among the addresses that later calls give.
+        tail: the arguments after the pointers, constexpr ones too.
+    """
+    if not hasattr(kernel, "packed_metadata"):
+        return None
+    return Ready(kernel, kernel.run, programs, kernel.function, kernel.packed_metadata, picker(slots), tail)
+
+
+def launch(kernels: Sequence[Ready], addresses: Sequence[int], stream: int) -> None:
+    """Launch prepared kernels one after the other, on the current device."""
+    for _, run, programs, function, metadata, pick, tail in kernels:
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(addresses), *tail)
+
+
+def alignment_of(addresses: Sequence[int]) -> tuple[bool, ...]:
+    """What Triton compiles a kernel for, given its pointers: which are not aligned; nothing where all are."""
+    low = 0
+    for address in addresses:
+        low |= address
+    return tuple(address % ALIGNMENT != 0 for address in addresses) if low % ALIGNMENT else ()
+
+
+def picker(slots: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:
+    """A function that takes the elements at these places from a sequence, as a tuple."""
+    if len(slots) == 1:
+        return lambda values: (values[slots[0]],)
+    return itemgetter(*slots)
+
+
+def current_stream(index: int) -> int:
+    """The handle of a device's current stream, as torch and Triton have it for each other."""
+    handle: int = torch._C._cuda_getCurrentRawStream(index)
+    return handle
+
+
+def hooked() -> bool:
+    """True when a profiler, say, has hooks that Triton's front calls around launches."""
+    runtime = _knobs().runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+
+@cache
+def _knobs() -> Any:
+    from triton import knobs
+
+    return knobs

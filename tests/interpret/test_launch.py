@@ -1,0 +1,202 @@
+"""What a launch passes: prepared calls of the compiled kernels against Triton's front, without a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from reference import FIRST_SHAPES, SECOND_SHAPES
+from torch import Tensor
+
+import normforge as nf
+from normforge.codegen.orders import program
+from normforge.codegen.plan import make_plan
+from normforge.codegen.shapes import plan_dims
+from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_launch import arguments
+from normforge.kernels.direct import ALIGNMENT, alignment_of
+from normforge.kernels.job import Job, allocate
+from normforge.kernels.launch_triton import TritonObject, execute_text
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+
+Dims = tuple[int, int, int, int]
+SHAPES = [(2, 8, 5, 7), (4, 12)]
+
+
+class Recorder:
+    """In the place of a function that Triton decorated: notes launches through the front, and those of the compiled
+    kernel that the front returns, instead of making them."""
+
+    def __init__(self, name: str, log: list[tuple[str, str, int, tuple[int, ...]]]) -> None:
+        self.name, self.log = name, log
+        self.function, self.packed_metadata = hash(name), (4, 1, 0)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Recorder]:
+        def front(*args: Any, num_warps: int, enable_fp_fusion: bool, maxnreg: int = 0, **blocks: int) -> Recorder:
+            plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+            self.log.append(("front", self.name, grid[0], (*plain, *blocks.values())))
+            return self
+
+        return front
+
+    def run(
+        self, x: int, y: int, z: int, stream: int, function: int, metadata: Any, launch_metadata: None,
+        enter: None, leave: None, *args: int,
+    ) -> None:  # fmt: skip
+        assert (y, z, stream) == (1, 1, 77) and function == self.function and metadata == self.packed_metadata
+        self.log.append(("direct", self.name, x, args))
+
+
+def recording(plan: Any) -> tuple[TritonObject, list[tuple[str, str, int, tuple[int, ...]]]]:
+    module = emit_triton(plan, plan.symbol)
+    log: list[tuple[str, str, int, tuple[int, ...]]] = []
+    functions = {launch.kernel: Recorder(launch.kernel, log) for launch in module.launches}
+    return TritonObject(module, functions, lambda index: 77), log
+
+
+def tensors(name: str, order: int, shape: tuple[int, ...]) -> tuple[list[Tensor], Dims]:
+    """Operands and outputs of a job, which nobody reads or writes."""
+    dims = plan_dims(shape)
+    job = Job(order, True, dims[1], nf.layers[name])
+    x = torch.empty(shape)
+    extents = dict(zip((1, 2, 4, 8), dims, strict=True))
+    given = []
+    for node, full in zip(job.program.operands, job.full_operands, strict=True):
+        sizes = [e for axis, e in extents.items() if node.axes & axis]
+        given.append(torch.empty_like(x) if full else torch.empty(sizes))
+    return [*given, *allocate(job, given)], dims
+
+
+def in_workspace(object_: TritonObject, args: tuple[int, ...], launch: Any, count: int, block: int) -> tuple[int, ...]:
+    """Arguments of a launch with the addresses of the workspace, new in each call, counted from its start."""
+    names = [*object_.module.operands, *object_.module.outputs]
+    places = [len(names) if p not in names else names.index(p) for p in launch.pointers]
+    pointers = [a - block if place >= count else a for a, place in zip(args, places, strict=False)]
+    return (*pointers, *args[len(pointers) :])
+
+
+@pytest.mark.parametrize("name", nf.layers)
+def test_direct_launches_pass_what_the_front_does(name: str) -> None:
+    for order in range(3):
+        for shape in SHAPES:
+            given, dims = tensors(name, order, shape)
+            layout = "nhwc" if len(shape) == 2 else "nchw"
+            plan = make_plan(program(nf.layers[name], order, True), "triton", "float32", layout)
+            object_, log = recording(plan)
+            calls = []
+            for _ in range(3):
+                log.clear()
+                object_(given, dims)
+                calls.append(list(log))
+            assert {kind for kind, *_ in calls[0]} == {"front"}
+            assert {kind for call in calls[1:] for kind, *_ in call} == {"direct"}
+            launches = object_.module.launches
+            plain = []
+            for call in calls:
+                outside = {t.data_ptr() for t in given}
+                inside = [
+                    a
+                    for (*_, args), launch in zip(call, launches, strict=True)
+                    for a in args[: len(launch.pointers)]
+                    if a not in outside
+                ]
+                block = min(inside, default=0)
+                plain.append(
+                    [
+                        (function, grid, in_workspace(object_, args, launch, len(given), block))
+                        for (_, function, grid, args), launch in zip(call, launches, strict=True)
+                    ]
+                )
+            assert plain[0] == plain[1] == plain[2]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
+@pytest.mark.parametrize("name", nf.layers)
+def test_arguments_are_those_of_the_functions(name: str) -> None:
+    """Pointers, sizes and blocks in the order of the parameters: a compiled kernel takes them by position."""
+    for order in range(3):
+        plan = make_plan(program(nf.layers[name], order, True), "triton", "bfloat16", "nhwc")
+        module = emit_triton(plan, plan.symbol)
+        functions = execute_text(module.source, plan.symbol)
+        sizes = module.shape((2, 4, 3, 35))
+        for launch in module.launches:
+            values, blocks, _ = arguments(launch, sizes, aligned=False)
+            parameters = list(inspect.signature(functions[launch.kernel].fn).parameters)
+            assert parameters == [*launch.pointers, *launch.sizes, *blocks]
+            assert len(values) == len(launch.sizes)
+
+
+def test_a_misaligned_view_never_meets_an_aligned_kernel() -> None:
+    """x at every offset, the others aligned: each class goes through the front first, and is kept apart."""
+    plan = make_plan(program(nf.layers["gn-silu"], 1, True), "triton", "float32", "nchw")
+    object_, log = recording(plan)
+    given, dims = tensors("gn-silu", 1, SHAPES[0])
+    room = torch.empty(given[0].numel() + 8)
+    seen: set[tuple[bool, ...]] = set()
+    for which in (0, next(i for i, t in enumerate(given) if i and t.shape == given[0].shape)):
+        for offset in (0, 1, 2, 3, 4, 7, 0, 1):
+            moved = list(given)
+            moved[which] = room[offset : offset + room.numel() - 8].view(given[0].shape)
+            key = alignment_of([t.data_ptr() for t in moved])
+            log.clear()
+            object_(moved, dims)
+            assert {kind for kind, *_ in log} == {"direct" if key in seen else "front"}
+            seen.add(key)
+    assert len(seen) == 3  # all aligned; x not; dy not
+
+
+def test_the_alignment_classes_are_triton_s() -> None:
+    """Tensors of one class are specialised for alike by Triton itself."""
+    from triton.backends.compiler import BaseBackend
+    from triton.runtime.jit import native_specialize_impl
+
+    found: dict[tuple[bool, ...], set[tuple[Any, ...]]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        room = torch.empty(256, dtype=dtype)
+        for first in range(20):
+            for second in (0, 1, 8, 9):
+                pair = [room[first:], room[second:]]
+                key = alignment_of([t.data_ptr() for t in pair])
+                kinds = tuple(native_specialize_impl(BaseBackend, t, False, True, True) for t in pair)
+                found.setdefault((dtype == torch.float32, *key), set()).add(kinds)
+                assert any(key) == any(t.data_ptr() % ALIGNMENT for t in pair)
+    assert all(len(kinds) == 1 for kinds in found.values())
+
+
+def test_one_block_of_workspace_holds_every_array_apart() -> None:
+    for name in nf.layers:
+        for order in range(3):
+            plan = make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw")
+            object_, _ = recording(plan)
+            given, dims = tensors(name, order, SHAPES[0])
+            object_(given, dims)
+            ((_, call),) = object_._calls.items()
+            spans = call.work
+            assert all(last <= after for (_, last), (after, _) in pairwise(spans))
+            assert call.offsets == [4 * first for first, _ in spans]
+            assert all(offset % 256 == 0 for offset in call.offsets)
+            assert not spans or spans[-1][1] <= call.total
+
+
+@pytest.mark.parametrize("name", nf.layers)
+def test_twenty_more_shapes_need_no_new_kernel(name: str) -> None:
+    """Of the multi-launch kind: every combination of a kernel and its blocks has been met before."""
+    assert len(FIRST_SHAPES) == len(SECOND_SHAPES) == 20 and not set(FIRST_SHAPES) & set(SECOND_SHAPES)
+    for order in range(3):
+        module = emit_triton(make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw"), "t")
+        met, more = (
+            {
+                (launch.kernel, *arguments(launch, module.shape(dims), aligned=dims[3] % 16 == 0)[1].items())
+                for dims in map(plan_dims, shapes)
+                for launch in module.launches
+            }
+            for shapes in (FIRST_SHAPES, SECOND_SHAPES)
+        )
+        assert more <= met, more - met
