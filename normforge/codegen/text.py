@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+WIDTH = 112  # of the items of a wrapped list
+
+
+def wrapped(head: str, items: Iterable[str], tail: str) -> list[str]:
+    """`head(items)tail`, on one line where it fits and else with the items on lines between."""
+    text = ", ".join(items)
+    if len(head) + len(text) + len(tail) + 2 <= WIDTH:
+        return [f"{head}({text}){tail}"]
+    lines = textwrap.wrap(f"{text},", WIDTH, break_long_words=False)
+    return [f"{head}(", *(f"    {line}" for line in lines), f"){tail}"]
 
 
 class Lines:

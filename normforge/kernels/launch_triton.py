@@ -175,7 +175,7 @@ def compile_aot(
         if not isinstance(function, triton.runtime.jit.JITFunction):
             raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
         signature = {p: _POINTERS[plan.dtype] if p in full else "*fp32" for p in launch.pointers}
-        signature |= dict.fromkeys(launch.sizes, "i32") | dict.fromkeys(launch.blocks, "constexpr")
+        signature |= dict.fromkeys(launch.size_names, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
         compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))
