@@ -3,9 +3,11 @@ at call time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from normforge.codegen.plan import Plan
+from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_cooperative import divide, suits
 
 KINDS = ("multi-launch", "resident", "swept", "cooperative")
 
@@ -17,10 +19,12 @@ class Device:
     Attributes:
         processors: streaming multiprocessors, or compute units.
         l2_bytes: of the level-2 cache.
+        cooperative: a launch whose programs cannot all run at once is refused.
     """
 
     processors: int
     l2_bytes: int
+    cooperative: bool = True
 
 
 # What plans are made for where no device is at hand: an H200.
@@ -35,4 +39,14 @@ def choose_kind(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> 
         dims: N, groups, channels a group, positions.
         device: where it will run.
     """
+    if device.cooperative and _cooperative(plan, dims, device):
+        return "cooperative"
     return "multi-launch"
+
+
+def _cooperative(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> bool:
+    plan = replace(plan, kind="cooperative")
+    if plan.dtype == "float64" or divide(plan) is None:
+        return False
+    module = emit_triton(plan, plan.symbol)
+    return suits(plan, module, dims, processors=device.processors, l2_bytes=device.l2_bytes)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-WIDTH = 112  # of the items of a wrapped list
+WIDTH = 108  # of the lines of a wrapped list
 
 
 def wrapped(head: str, items: Iterable[str], tail: str) -> list[str]:
     """`head(items)tail`, on one line where it fits and else with the items on lines between."""
+    items = list(items)
     text = ", ".join(items)
     if len(head) + len(text) + len(tail) + 2 <= WIDTH:
         return [f"{head}({text}){tail}"]
-    lines = textwrap.wrap(f"{text},", WIDTH, break_long_words=False)
-    return [f"{head}(", *(f"    {line}" for line in lines), f"){tail}"]
+    lines = [f"{head}("]
+    line = "   "
+    for item in items:
+        if len(line) + len(item) + 2 > WIDTH:
+            lines.append(line)
+            line = "   "
+        line += f" {item},"
+    return [*lines, line, f"){tail}"]
 
 
 class Lines:

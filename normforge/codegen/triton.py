@@ -2,7 +2,7 @@
 
 Plan kind: multi-launch. One stage a sweep, and between them one a space of small values, each a device function;
 stages that do not wait for each other share a launch. Any shape, no atomics, results that depend on nothing but the
-shape.
+shape. Plan kind: cooperative. The same stages in one launch; see `triton_cooperative`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.text import Lines, wrapped
-from normforge.codegen.triton_launch import DIMS, Launch, TritonModule, merge, part_block
+from normforge.codegen.triton_cooperative import cooperative_launch, cooperative_text
+from normforge.codegen.triton_launch import DIMS, Launch, TritonModule, constexprs, merge, part_block, stage_call
 from normforge.codegen.triton_names import Storage, extents
 from normforge.codegen.triton_prelude import prelude
 from normforge.codegen.triton_schedule import (
@@ -38,7 +39,7 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     """Text and launches of a plan; `name` starts the names of its kernels.
 
     Raises:
-        BackendError: the plan is for float64.
+        BackendError: the plan is for float64, or cooperative and has nothing to gain from that.
     """
     if plan.dtype == "float64":
         raise BackendError("the Triton backend computes in float32: convert the input, or use backend='c' or 'eager'")
@@ -50,8 +51,14 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         mine = [next(stages) for _ in group]
         parts = [stage for stage, _ in mine]
         launch = parts[0] if len(parts) == 1 else merge(parts, tuple(storage.shapes))
-        texts += [*(text for _, text in mine), _kernel_text(launch)]
+        texts += [text for _, text in mine]
+        if plan.kind != "cooperative":
+            texts.append(_kernel_text(launch))
         launches.append(launch)
+    if plan.kind == "cooperative":
+        whole = cooperative_launch(plan, name, launches, tuple(storage.shapes))
+        texts.append(cooperative_text(plan, whole))
+        launches = [whole]
     body_text = "\n".join(texts)
     source = f"{_comment(plan, title)}\n{prelude(body_text)}\n{body_text}"
     return TritonModule(
@@ -142,16 +149,6 @@ def _kernel_text(launch: Launch) -> str:
             with out.block(head, ""):
                 out(*stage_call(part, f"pid - end_{i - 1}" if i else "pid", blocks))
     return str(out)
-
-
-def stage_call(stage: Launch, pid: str, blocks: tuple[str, ...]) -> list[str]:
-    """The call of a stage for one program, in a kernel whose arguments have the names of `TritonModule.shape`."""
-    return wrapped(stage.stage, (pid, *stage.pointers, *stage.size_names, *blocks), "")
-
-
-def constexprs(names: tuple[str, ...]) -> list[str]:
-    """Parameters of a signature."""
-    return [f"{name}: tl.constexpr" for name in names]
 
 
 def _comment(plan: Plan, title: str) -> str:

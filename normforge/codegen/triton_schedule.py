@@ -107,7 +107,7 @@ def schedule(plan: Plan) -> tuple[Kernel, ...]:
 def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
     """The kernels of each launch. One of small values joins a launch before it that is not earlier than what it
     reads: that of other small values, such as the statistics beside which gradients of parameters are merged, or else
-    that of a sweep."""
+    that of a sweep, which comes last in its launch."""
     groups: list[list[Kernel]] = []
     for kernel in schedule(plan):
         needs = kernel.needs
@@ -117,7 +117,7 @@ def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
         if home is None:
             groups.append([kernel])
         else:
-            home.append(kernel)
+            home.insert(len(home) - isinstance(home[-1], SweepKernel), kernel)
     return tuple(map(tuple, groups))
 
 

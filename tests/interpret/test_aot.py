@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +33,33 @@ def check(name: str, order: int, dtype: str, layout: str, target: int | str) -> 
 @pytest.mark.parametrize(("name", "dtype", "layout"), [("gn-silu", "float32", "nchw"), ("bn-relu", "bfloat16", "nhwc")])
 def test_sample(name: str, dtype: str, layout: str, order: int, target: int | str) -> None:
     check(name, order, dtype, layout, target)
+
+
+def check_cooperative(name: str, order: int, dtype: str, target: int) -> None:
+    plan = replace(make_plan(program(nf.parse(name), order, True), "triton", dtype, "nchw"), kind="cooperative")
+    (kernel,) = compile_aot(plan, target, title=name)
+    found = resources(kernel)
+    assert found.spills == 0, f"{name} order {order} spills: {found}"
+    assert not found.float64 and not found.narrow_offsets, f"{name} order {order}: {found}"
+    ptx = kernel.asm["ptx"]
+    atomics = set(re.findall(r"\b(?:atom|red)\.[\w.]+", ptx))
+    assert atomics and all(a.endswith((".s32", ".u32", ".b32")) for a in atomics), atomics
+    # A barrier: what was stored is released before the count, and looked at past the processor's own cache.
+    assert any(".release." in a for a in atomics), atomics
+    assert "acquire" in ptx and "ld.volatile.global" in ptx
+
+
+def test_cooperative() -> None:
+    check_cooperative("bn-relu", 1, "float32", 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0"])
+def test_more_cooperative(name: str, dtype: str, target: int) -> None:
+    for order in range(3):
+        check_cooperative(name, order, dtype, target)
 
 
 def test_ptx() -> None:
