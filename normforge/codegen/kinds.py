@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from normforge.codegen.plan import Plan
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import divide, suits
 
 KINDS = ("multi-launch", "resident", "swept", "cooperative")
 
@@ -45,6 +43,9 @@ def choose_kind(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> 
 
 
 def _cooperative(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> bool:
+    from normforge.codegen.triton import emit_triton  # where it is needed: `import normforge` makes no kernels
+    from normforge.codegen.triton_cooperative import divide, suits
+
     plan = replace(plan, kind="cooperative")
     if plan.dtype == "float64" or divide(plan) is None:
         return False

@@ -122,8 +122,8 @@ def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
 
 
 def launch_count(plan: Plan) -> int:
-    """How many kernels one call launches."""
-    return len(launch_groups(plan))
+    """How many kernels one call launches; a cooperative one, and one that zeroes its counters."""
+    return 2 if plan.kind == "cooperative" else len(launch_groups(plan))
 
 
 def sum_operand(node: Node) -> Node:

@@ -61,6 +61,15 @@ def test_launches() -> None:
     assert max(map(max, counts.values())) == 3
 
 
+@pytest.mark.parametrize("name", nf.layers)
+def test_sweeps_read_no_partials(name: str) -> None:
+    # Merged once, in a stage of their own: N partials a row in every program of a sweep may be more than its row.
+    for order in range(3):
+        source = emit_triton(plan_of(name, order), "t", name).source
+        stages = [text for text in source.split("@triton.jit") if re.match(r"\ndef t_\d+_sweep\d+_stage\(", text)]
+        assert stages and not any(re.search(r"tl\.load\([mpq]\d+_ptr|merge_", text) for text in stages)
+
+
 def test_float64_is_refused() -> None:
     with pytest.raises(BackendError, match="float32"):
         emit_triton(plan_of("gn-silu", 0, dtype="float64"), "t")
