@@ -118,11 +118,11 @@ def arrive(counter_ptr):
 def wait(counter_ptr, programs):
     """Until so many programs have arrived; what they had stored is there for all threads of this one.
 
-    Looking is a plain load past the cache of the processor; the acquiring read that follows orders the rest.
+    Adding 0 is how to read past the cache of the processor with acquire ordering. Its value is looked at: an idle one
+    is optimised away, and the ordering with it.
     """
-    while tl.load(counter_ptr, volatile=True) < programs:
+    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < programs:
         pass
-    tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
 ''',
 }
