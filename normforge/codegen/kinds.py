@@ -37,6 +37,7 @@ def choose_kind(plan: Plan, dims: tuple[int, int, int, int], device: Device) -> 
         dims: N, groups, channels a group, positions.
         device: where it will run.
     """
+    # After every kind that keeps a slab in registers.
     if device.cooperative and _cooperative(plan, dims, device):
         return "cooperative"
     return "multi-launch"

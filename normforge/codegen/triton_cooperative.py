@@ -7,8 +7,9 @@ programs of its launch that lie in the tile, and the programs here take them in 
 multi-launch kind.
 
 A step runs the first sweep of a tile, the second of the tile before it and so on, then the merges. Each stage waits
-until all programs have passed the stage before it of the same tile; they pass it with a sweep of another tile in
-between, so that the wait is seldom one. Stages that only gradients of parameters need come last.
+until all programs have passed the stage before it of the same tile, and has a sweep of another tile to do meanwhile.
+Nobody waits for ever: the programs all run at once, and each counts itself in for a stage before it waits for the
+count. Stages that no sweep needs, such as those of gradients of parameters across slabs, come last.
 """
 
 from __future__ import annotations
@@ -169,9 +170,8 @@ def cooperative_text(plan: Plan, launch: Launch) -> str:
                 _tiled_text(out, plan, tiled, stages[tiled.number], slots)
         for number, kernel, after in division.last:
             if after >= 0:
-                out(
-                    f"wait({_counter(slots[after], 'tiles - 1')}, grid)  # all tiles: each program passes them in order"
-                )
+                out("# The last tile: each program passes tiles in order.")
+                out(f"wait({_counter(slots[after], 'tiles - 1')}, grid)")
             assert not isinstance(kernel, SweepKernel)
             points = " * ".join(extents(kernel.space)) or "1"
             out(f"programs = tl.cdiv({points}, {part_block('BLOCK_P', number)})")

@@ -14,6 +14,7 @@ from normforge.codegen.plan import Plan
 from normforge.codegen.triton_cooperative import counters, programs_at_once, tile_channels
 from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
 
+MAX_SHAPES = 1024  # whose prepared calls an object keeps
 NO_TILE = "no tile fits"
 # What a launch that cannot be says: no tile, CUDA error 720, CUDA error 801 (a device without cooperative launches).
 REFUSALS = (NO_TILE, "too many blocks in cooperative launch", "operation not supported")
@@ -47,6 +48,8 @@ class CooperativeObject:
             try:
                 call = self._calls.get(key)
                 if call is None:
+                    if len(self._calls) >= MAX_SHAPES:
+                        self._calls.clear()
                     call = self._calls[key] = self._prepare(tensors, dims)
                 self._launch(call, tensors)
             except RuntimeError as e:
