@@ -50,6 +50,7 @@ NESTED = {
     "columns-and-rows": "(x-mean[c](x))/std[w,h](x)*gamma + mean[b,w,h](max(x,v1))",
     "nested-columns": "x*std[b,w,h,c](std[c](x)*v1)+tanh(mean[w,h,c](x*x))",
     "columns-by-group": "mean[c](x) * mean[w,h,c/g](x) * x + std[c](mean[c](x) * mean[w,h,c/g](x * x)) * gamma",
+    "batch-levels": "x / std[b,w,h](x) * tanh(v1 * x / rms[b,w,h](x * sigmoid(x / std[b,w,h](x)))) * gamma + beta",
     "small-output": "mean[w,h](x) * gamma + min(v0, v1)",
     "constant": "beta * 2",
 }

@@ -57,7 +57,9 @@ def test_cooperative(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "two-levels"])
+@pytest.mark.parametrize(
+    "name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "batch-levels"]
+)
 def test_more_cooperative(name: str) -> None:
     run("more_cooperative", name)
 
