@@ -126,6 +126,8 @@ def plan(
 
         if shape is not None:
             made = replace(made, kind=choose_kind(made, plan_dims(shape), TYPICAL_DEVICE))
+            if made.kind == "cooperative":  # tile by tile
+                made = replace(made, resident_in="L2")
         made = replace(made, launches=launch_count(made))
     return made
 

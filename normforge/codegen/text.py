@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+WIDTH = 108  # of the lines of a wrapped list
+
+
+def wrapped(head: str, items: Iterable[str], tail: str) -> list[str]:
+    """`head(items)tail`, on one line where it fits and else with the items on lines between."""
+    items = list(items)
+    text = ", ".join(items)
+    if len(head) + len(text) + len(tail) + 2 <= WIDTH:
+        return [f"{head}({text}){tail}"]
+    lines = [f"{head}("]
+    line = "   "
+    for item in items:
+        if len(line) + len(item) + 2 > WIDTH:
+            lines.append(line)
+            line = "   "
+        line += f" {item},"
+    return [*lines, line, f"){tail}"]
 
 
 class Lines:

@@ -1,7 +1,8 @@
 """The Triton target: one self-contained file a derivative, from the plan, and how to launch it.
 
-Plan kind: multi-launch. One kernel a sweep, and between them one a space of small values; any shape, no atomics,
-results that depend on nothing but the shape.
+Plan kind: multi-launch. One stage a sweep, and between them one a space of small values, each a device function;
+stages that do not wait for each other share a launch. Any shape, no atomics, results that depend on nothing but the
+shape. Plan kind: cooperative. The same stages in one launch; see `triton_cooperative`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ from dataclasses import replace
 from functools import lru_cache
 
 from normforge.codegen.plan import Plan
-from normforge.codegen.text import Lines
-from normforge.codegen.triton_launch import DIMS, Launch, TritonModule
-from normforge.codegen.triton_names import Storage
+from normforge.codegen.text import Lines, wrapped
+from normforge.codegen.triton_cooperative import cooperative_launch, cooperative_text
+from normforge.codegen.triton_launch import DIMS, Launch, TritonModule, constexprs, merge, part_block, stage_call
+from normforge.codegen.triton_names import Storage, extents
 from normforge.codegen.triton_prelude import prelude
-from normforge.codegen.triton_schedule import SmallKernel, SweepKernel, launch_count, schedule, sum_operand
+from normforge.codegen.triton_schedule import (
+    SmallKernel,
+    SweepKernel,
+    launch_count,
+    launch_groups,
+    schedule,
+    sum_operand,
+)
 from normforge.codegen.triton_small import SmallText
 from normforge.codegen.triton_sweep import SweepText
 from normforge.errors import BackendError
@@ -30,24 +39,26 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     """Text and launches of a plan; `name` starts the names of its kernels.
 
     Raises:
-        BackendError: the plan is for float64.
+        BackendError: the plan is for float64, or cooperative and has nothing to gain from that.
     """
     if plan.dtype == "float64":
         raise BackendError("the Triton backend computes in float32: convert the input, or use backend='c' or 'eager'")
     storage = Storage(plan)
     texts: list[str] = []
     launches: list[Launch] = []
-    for number, kernel in enumerate(schedule(plan)):
-        body = Lines("    ")
-        if isinstance(kernel, SweepKernel):
-            SweepText(storage, kernel).emit(body)
-            kernel_name = f"{name}_{number}_sweep{kernel.index + 1}"
-        else:
-            SmallText(storage, kernel).emit(body)
-            kernel_name = f"{name}_{number}_small"
-        launch = _launch(kernel, kernel_name, str(body), storage)
-        texts.append(_kernel_text(kernel, launch, str(body), storage))
+    stages = iter(emit_stages(plan, name, storage))
+    for group in launch_groups(plan):
+        mine = [next(stages) for _ in group]
+        parts = [stage for stage, _ in mine]
+        launch = parts[0] if len(parts) == 1 else merge(parts, tuple(storage.shapes))
+        texts += [text for _, text in mine]
+        if plan.kind != "cooperative":
+            texts.append(_kernel_text(launch))
         launches.append(launch)
+    if plan.kind == "cooperative":
+        whole = cooperative_launch(plan, name, launches, tuple(storage.shapes))
+        texts.append(cooperative_text(plan, whole))
+        launches = [whole]
     body_text = "\n".join(texts)
     source = f"{_comment(plan, title)}\n{prelude(body_text)}\n{body_text}"
     return TritonModule(
@@ -60,6 +71,23 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         tuple(tile_elements(plan, i) for i in range(len(plan.sweeps))),
         tuple(_walk(plan, i) for i in range(len(plan.sweeps))),
     )
+
+
+def emit_stages(plan: Plan, name: str, storage: Storage) -> list[tuple[Launch, str]]:
+    """Every stage of a plan, as the launch that it would be alone and the text of its device function, in the order of
+    `launch_groups`."""
+    stages = []
+    for number, kernel in enumerate(k for group in launch_groups(plan) for k in group):
+        body = Lines("    ")
+        if isinstance(kernel, SweepKernel):
+            SweepText(storage, kernel).emit(body)
+            label = f"sweep{kernel.index + 1}"
+        else:
+            SmallText(storage, kernel).emit(body)
+            label = "small"
+        launch = _launch(kernel, f"{name}_{number}_{label}", str(body), storage)
+        stages.append((launch, _stage_text(launch, str(body), storage)))
+    return stages
 
 
 def tile_elements(plan: Plan, index: int) -> int:
@@ -88,15 +116,39 @@ def _launch(kernel: SweepKernel | SmallKernel, name: str, body: str, storage: St
     return Launch(name, "small", -1, kernel.space, walked, merges, pointers, sizes, blocks)
 
 
-def _kernel_text(kernel: SweepKernel | SmallKernel, launch: Launch, body: str, storage: Storage) -> str:
+def _stage_text(launch: Launch, body: str, storage: Storage) -> str:
     out = Lines("    ")
-    names = ", ".join(f'"{s}"' for s in launch.sizes)
-    out("", f"@triton.jit(do_not_specialize=[{names}])")
-    out(f"def {launch.kernel}(")
+    out("", "@triton.jit", f"def {launch.stage}(", "    pid,")
     for pointer in launch.pointers:
         out(f"    {pointer},  # {storage.shapes[pointer]}")
-    out(f"    {', '.join(launch.sizes)},", f"    {', '.join(f'{b}: tl.constexpr' for b in launch.blocks)},", "):")
+    out(f"    {', '.join(launch.sizes)},", f"    {', '.join(constexprs(launch.blocks))},", "):")
     return str(out) + "".join(f"    {line}\n" if line else "\n" for line in body.rstrip().split("\n"))
+
+
+def _kernel_text(launch: Launch) -> str:
+    """A kernel that runs one stage, or several whose programs follow each other."""
+    out = Lines("    ")
+    names = ", ".join(f'"{s}"' for s in launch.size_names)
+    out("", f"@triton.jit(do_not_specialize=[{names}])")
+    parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
+    *lines, last = wrapped(f"def {launch.kernel}", parameters, ":")
+    out(*lines)
+    with out.block(last, ""):
+        if not launch.parts:
+            out(*stage_call(launch, "tl.program_id(0)", launch.blocks))
+            return str(out)
+        out("pid = tl.program_id(0)", "C = G * K")
+        end = ""
+        for i, part in enumerate(launch.parts[:-1]):
+            points = " * ".join(extents(part.space)) or "1"
+            before, end = end, f"end_{i}"
+            out(f"{end} = {f'{before} + ' if before else ''}tl.cdiv({points}, {part_block('BLOCK_P', i)})")
+        for i, part in enumerate(launch.parts):
+            blocks = tuple(part_block(name, i) for name in part.blocks)
+            head = "else:" if i == len(launch.parts) - 1 else f"{'elif' if i else 'if'} pid < end_{i}:"
+            with out.block(head, ""):
+                out(*stage_call(part, f"pid - end_{i - 1}" if i else "pid", blocks))
+    return str(out)
 
 
 def _comment(plan: Plan, title: str) -> str:

@@ -100,6 +100,31 @@ def merge_var(mean_ptr, m2_ptr, row_mean, row, inside, C, S, L, Q, BLOCK_Q: tl.c
         total += tl.sum(tl.where(here, m2 + delta * delta * length, 0.0), axis=2)
     return total / S.to(tl.float32)
 ''',
+    "rotate": '''
+@triton.jit
+def rotate(first, items, grid):
+    """The first item that a program takes of the next stage, when it took each `grid`-th of `items` from `first`."""
+    return (first + grid - items % grid) % grid
+''',
+    "arrive": '''
+@triton.jit
+def arrive(counter_ptr):
+    """Count this program, after all that its threads have stored."""
+    tl.debug_barrier()
+    tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
+''',
+    "wait": '''
+@triton.jit
+def wait(counter_ptr, programs):
+    """Until so many programs have arrived; what they had stored is there for all threads of this one.
+
+    Adding 0 is how to read past the cache of the processor with acquire ordering. Its value is looked at: an idle one
+    is optimised away, and the ordering with it.
+    """
+    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < programs:
+        pass
+    tl.debug_barrier()
+''',
 }
 
 

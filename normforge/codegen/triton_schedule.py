@@ -1,15 +1,15 @@
 """The launches of a plan: which kernels run in which order, and what each of them stores.
 
-A sweep is one launch. Small values are computed by kernels whose programs each own a block of points of one index
+A sweep is one kernel. Small values are computed by kernels whose programs each own a block of points of one index
 space, such as every (n, g): sums that end in that space are taken there, in a fixed order. A sum that needs the
 result of a sum of another space waits for the next kernel. Elementwise values are computed again where they are
-needed, unless they hide a reduction or are long.
+needed, unless they hide a reduction or are long. Kernels that do not wait for each other share a launch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from normforge.codegen.factor import is_full
@@ -32,6 +32,7 @@ class SweepKernel:
             positions), "groups" (the same for one group).
         sums, stores: what it takes of the sweep.
         reads: the stored small values that it loads.
+        values: what a walk over channels stores for each position: its sums, and values that follow from them.
     """
 
     index: int
@@ -39,11 +40,22 @@ class SweepKernel:
     sums: tuple[Node, ...]
     stores: tuple[tuple[str, Node], ...]
     reads: frozenset[Node]
+    values: tuple[Node, ...] = ()
 
     @property
     def roots(self) -> tuple[Node, ...]:
         """The full values that it needs."""
         return (*(n.args[0] for n in self.sums), *(n for _, n in self.stores))
+
+    @property
+    def needs(self) -> frozenset[Node]:
+        """What kernels before it have to give."""
+        return self.reads
+
+    @property
+    def gives(self) -> frozenset[Node]:
+        """What kernels after it can read: partials of rows, and values of columns."""
+        return frozenset((*(n for n in self.sums if n.reduced & S), *self.values))
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,23 @@ class SmallKernel:
     copies: tuple[tuple[int, Node], ...]
     reads: frozenset[Node]
 
+    @property
+    def needs(self) -> frozenset[Node]:
+        """What kernels before it have to give: stored values, and the rows whose partials it merges."""
+
+        def operands(node: Node) -> tuple[Node, ...]:
+            if is_sweep_sum(node) or node in self.reads or node.op in LEAF:
+                return ()
+            return (sum_operand(node),) if node.op is Op.SUM else node.args
+
+        below = preorder((*self.sums, *self.stores), operands)
+        return self.reads | {n for n in below if is_sweep_sum(n)}
+
+    @property
+    def gives(self) -> frozenset[Node]:
+        """What kernels after it can read."""
+        return frozenset(self.stores)
+
 
 Kernel = SweepKernel | SmallKernel
 
@@ -74,9 +103,27 @@ def schedule(plan: Plan) -> tuple[Kernel, ...]:
     return _Scheduler(plan).run()
 
 
+@lru_cache(maxsize=1024)
+def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
+    """The kernels of each launch. One of small values joins a launch before it that is not earlier than what it
+    reads: that of other small values, such as the statistics beside which gradients of parameters are merged, or else
+    that of a sweep, which comes last in its launch."""
+    groups: list[list[Kernel]] = []
+    for kernel in schedule(plan):
+        needs = kernel.needs
+        last = max((i for i, group in enumerate(groups) for k in group if needs & k.gives), default=-1)
+        free = groups[last + 1 :] if isinstance(kernel, SmallKernel) else []
+        home = next((g for g in free if all(isinstance(k, SmallKernel) for k in g)), free[0] if free else None)
+        if home is None:
+            groups.append([kernel])
+        else:
+            home.insert(len(home) - isinstance(home[-1], SweepKernel), kernel)
+    return tuple(map(tuple, groups))
+
+
 def launch_count(plan: Plan) -> int:
-    """How many kernels one call launches."""
-    return len(schedule(plan))
+    """How many kernels one call launches; a cooperative one, and one that zeroes its counters."""
+    return 2 if plan.kind == "cooperative" else len(launch_groups(plan))
 
 
 def sum_operand(node: Node) -> Node:
@@ -153,15 +200,29 @@ class _Scheduler:
             else:
                 sums, space = [], must[0].axes
             taken = set(sums)
-            values = []
+            values: list[Node] = []
             for node in wanted:
                 new = self.unstored([node])
                 fits = new and node not in taken and node.axes & space == space
                 if fits and self.worth(node, new) and all(n in taken for n in new if is_small_sum(n)):
                     values.append(node)
-            self.kernels.append(SmallKernel(space, tuple(sums), (*sums, *values), (), frozenset(self.stored)))
+            columns = None if sums else self.columns_before(space, values)
+            if columns:
+                self.kernels[-1] = replace(columns, values=tuple(values))
+            else:
+                self.kernels.append(SmallKernel(space, tuple(sums), (*sums, *values), (), frozenset(self.stored)))
             self.stored |= taken | set(values)
             must = [n for n in must if n not in self.stored and (done == len(self.plan.sweeps) or not self.ready(n))]
+
+    def columns_before(self, space: int, values: list[Node]) -> SweepKernel | None:
+        """The last kernel, where it is a walk over all channels whose programs can go on to these values: they have
+        the sums of their positions at hand."""
+        last = self.kernels[-1] if self.kernels else None
+        if not isinstance(last, SweepKernel) or last.walk != "columns" or space != B | S or last.values:
+            return None
+        sums = self.stored - last.reads  # of this sweep; those of another walk over it are not there yet
+        below = preorder(values, lambda n: () if n in self.stored else self.operands(n))
+        return last if all(not n.axes & ~space and (n not in sums or n in last.sums) for n in below) else None
 
     def worth(self, node: Node, new: list[Node]) -> bool:
         """False for values that follow from leaves alone: sweeps compute them again. Outputs are always stored."""
@@ -206,12 +267,16 @@ class _Scheduler:
         for kernel in reversed(self.kernels):
             self.stored = set(kernel.reads)
             if isinstance(kernel, SweepKernel):
+                columns = [n for n in kernel.sums if not n.reduced & S]
+                values = tuple(n for n in (*columns, *kernel.values) if n in read)
                 reads = self._reads(kernel.roots)
-                out.append(SweepKernel(kernel.index, kernel.walk, kernel.sums, kernel.stores, reads))
+                self.stored |= set(columns)
+                reads |= self._reads(values) - set(columns)
+                out.append(replace(kernel, reads=reads, values=values))
             else:
                 stores = tuple(n for n in kernel.stores if n in read)
                 reads = self._reads([*kernel.sums, *stores, *(n for _, n in kernel.copies)])
-                out.append(SmallKernel(kernel.space, kernel.sums, stores, kernel.copies, reads))
+                out.append(replace(kernel, stores=stores, reads=reads))
             read |= reads
         return out[::-1]
 

@@ -43,7 +43,7 @@ class SmallText:
         out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
         points = " * ".join(extents(space)) or "1"
         out(f"points = {points}")
-        out("p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]  # [BLOCK_P, 1]")
+        out("p = tl.cast(pid, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]  # [BLOCK_P, 1]")
         out("p_in = p < points")
         self._decode(out, space, "p", 0)
         if space & K and self._uses_group():

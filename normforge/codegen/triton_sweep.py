@@ -38,11 +38,15 @@ class SweepText:
         self.column_pairs = [n for n in variances if not n.reduced & S]
         self.rows = self.kernel.walk == "rows"
         self.nodes = below(self.storage, self.kernel.roots, self.kernel.reads)
+        columns = {n for n in self.kernel.sums if not n.reduced & S}
+        following = below(self.storage, self.kernel.values, self.kernel.reads | columns)
+        self.column_values = [n for n in following if n in columns]  # sums that something reads
+        self.following = [n for n in following if n not in columns and n not in self.nodes]
 
     def emit(self, out: Lines) -> None:
         """Write it."""
         self._place(out)
-        self.storage.define_sizes(out, (n for n in self.nodes if n not in self.kernel.reads))
+        self.storage.define_sizes(out, (n for n in (*self.nodes, *self.following) if n not in self.kernel.reads))
         walked = S if self.rows else C
         self._values(out, (n for n in self.nodes if not n.axes & walked))
         accumulators = self._open(out)
@@ -70,7 +74,6 @@ class SweepText:
         out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
         with out.block("if ALIGNED:", ""):
             out(f"{contiguous} = {contiguous} // 16 * 16  # says so to the compiler: wide loads")
-        out("pid = tl.program_id(0)")
         if self.rows:
             out(
                 "L = L // BLOCK_S * BLOCK_S  # as it is: says that chunks start at multiples of a tile",
@@ -212,20 +215,23 @@ class SweepText:
                 out(f"tl.store({st.partial(node, 'm')} + row, mean_{v}, mask=c_in)")
                 out(f"tl.store({st.partial(node, 'q')} + row, m2_{v}, mask=c_in)")
             return
-        for node in self.column_sums:
-            mean = f" / {self._count(node)}" if node.op is Op.MEAN else ""
-            out(*st.stores(node, f"{st.var(node)}{mean}", "s_in"))
-        for node in self.column_pairs:
+        for node in self.column_values:
             v = st.var(node)
-            for mean_node in self._means(node):
-                out(*st.stores(mean_node, f"mean_{v}", "s_in"))
-            out(*st.stores(node, f"m2_{v} / {self._count(node)}", "s_in"))
+            if node in self.column_pairs:
+                out(f"{v} = m2_{v} / {self._count(node)}")
+            elif node not in self.column_sums:
+                out(f"{v} = mean_{st.var(self._variance(node))}")
+            elif node.op is Op.MEAN:
+                out(f"{v} = {v} / {self._count(node)}")
+        self._values(out, self.following)
+        for node in self.kernel.values:
+            out(*st.stores(node, st.var(node), "s_in"))
 
     def _count(self, node: Node) -> str:
         """How many values a sum over channels adds."""
         axes = node.reduced & node.args[0].axes
         return f"{'C' if axes == C else 'G' if axes == G else 'K'}.to(tl.float32)"
 
-    def _means(self, node: Node) -> list[Node]:
-        """The mean taken beside a variance, where the plan asks for it."""
-        return [n for n in self.kernel.sums if n.op is Op.MEAN and n.args == node.args and n.attr == node.attr]
+    def _variance(self, mean: Node) -> Node:
+        """The variance beside which a mean is taken."""
+        return next(n for n in self.column_pairs if n.args == mean.args and n.attr == mean.attr)

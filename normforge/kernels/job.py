@@ -173,7 +173,8 @@ class Job:
 def describe_device(device: torch.device) -> Device:
     """What the choice of a kind of plan needs to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.L2_cache_size)
+    cooperative = torch.version.hip is None  # nothing was checked on AMD
+    return Device(properties.multi_processor_count, properties.L2_cache_size, cooperative)
 
 
 @lru_cache(maxsize=4096)

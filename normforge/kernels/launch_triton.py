@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_cooperative import COUNTERS
 from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct
 from normforge.kernels.assembly import atomics
+from normforge.kernels.launch_cooperative import CooperativeObject
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
 # Part of what the machine code depends on; the default changes in 3.10.
@@ -124,19 +126,25 @@ class _Call:
 
 
 _lock = threading.Lock()
-_objects: dict[Plan, TritonObject] = {}
+_objects: dict[Plan, TritonObject | CooperativeObject] = {}
 
 
-def load(plan: Plan, title: str) -> TritonObject:
+def load(plan: Plan, title: str) -> TritonObject | CooperativeObject:
     """The callable of a plan.
 
     Raises:
         BackendError: there is no triton, or the plan is for float64.
     """
+    twin = load(replace(plan, kind="multi-launch"), title) if plan.kind == "cooperative" else None
     with _lock:
         if plan not in _objects:
             module = emit_triton(plan, plan.symbol, title)
-            _objects[plan] = TritonObject(module, execute_text(module.source, plan.symbol))
+            functions = execute_text(module.source, plan.symbol)
+            if twin is None:
+                _objects[plan] = TritonObject(module, functions)
+            else:
+                function = functions[module.launches[0].kernel]
+                _objects[plan] = CooperativeObject(plan, module, function, twin, CUDA_OPTIONS)
         return _objects[plan]
 
 
@@ -219,7 +227,9 @@ def compile_aot(
         if not isinstance(function, triton.runtime.jit.JITFunction):
             raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
         signature = {p: _POINTERS[plan.dtype] if p in full else "*fp32" for p in launch.pointers}
-        signature |= dict.fromkeys(launch.sizes, "i32") | dict.fromkeys(launch.blocks, "constexpr")
+        if COUNTERS in signature:
+            signature[COUNTERS] = "*i32"
+        signature |= dict.fromkeys(launch.size_names, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
         compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))

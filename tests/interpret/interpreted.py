@@ -5,7 +5,9 @@ Emitted kernels under the interpreter against the numpy evaluator in float64, on
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,15 @@ from reference import compare, condition, tolerance
 import normforge as nf
 from normforge.codegen import triton_launch
 from normforge.codegen.orders import Program, program
-from normforge.codegen.plan import make_plan
+from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_cooperative import counters, divide, tile_channels
+from normforge.codegen.triton_launch import arguments
 from normforge.ir import evaluate
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, G, K, S
-from normforge.kernels.launch_triton import load
+from normforge.kernels.launch_triton import execute_text, load
 
 NO_INTERPRETER = 77  # exit status
 
@@ -45,6 +50,7 @@ NESTED = {
     "columns-and-rows": "(x-mean[c](x))/std[w,h](x)*gamma + mean[b,w,h](max(x,v1))",
     "nested-columns": "x*std[b,w,h,c](std[c](x)*v1)+tanh(mean[w,h,c](x*x))",
     "columns-by-group": "mean[c](x) * mean[w,h,c/g](x) * x + std[c](mean[c](x) * mean[w,h,c/g](x * x)) * gamma",
+    "batch-levels": "x / std[b,w,h](x) * tanh(v1 * x / rms[b,w,h](x * sigmoid(x / std[b,w,h](x)))) * gamma + beta",
     "small-output": "mean[w,h](x) * gamma + min(v0, v1)",
     "constant": "beta * 2",
 }
@@ -190,6 +196,78 @@ def not_finite(layer: nf.Graph) -> None:
         assert torch.equal(torch.isnan(got), torch.isnan(want)), f"{layer} with {bad}: {got} and not {want}"
 
 
+def cooperative(layer: nf.Graph) -> None:
+    """Tiles of several blocks, the last one not full."""
+    check_cooperative(layer, (3, 48, 4, 5), 6, orders=2)
+
+
+def more_cooperative(layer: nf.Graph) -> None:
+    """Channels that are no multiple of a block, rows of several chunks, every order."""
+    check_cooperative(layer, (3, 48, 4, 5), 6, orders=3)
+    check_cooperative(layer, (2, 6, 31, 53), 3, orders=3)
+
+
+def check_cooperative(layer: nf.Graph, shape: Shape, groups: int, *, orders: int) -> None:
+    """A cooperative launch gives the bits of the multi-launch kind.
+
+    One program alone passes all counters in turn: the order within a program is right. Several programs run one after
+    the other here, so they cannot wait: with counters that let them pass, what a stage makes of values that are not
+    there yet is made again by as many further runs as there are stages. So every work item is somebody's.
+    """
+    rng = np.random.default_rng(7)
+    values: dict[str, Array] = {}
+    for order in range(orders):
+        p = program(layer, order, True)
+        for node in p.operands:
+            if node.name not in values:
+                values[node.name] = draw(node, shape, groups, rng)
+        plan = replace(make_plan(p, "triton", "float32", "nchw"), kind="cooperative")
+        given = [torch.tensor(values[n.name]).float().reshape(shape if n.axes == FULL else -1) for n in p.operands]
+        expected = call(p, layer, values, shape, groups, "nchw")
+        dims = tuple(extents(shape, groups).values())
+        where = f"order {order} of {layer}, {shape} groups={groups}"
+        for programs, tile in ((1, 1), (3, 1), (1, 2))[:orders]:
+            run_cooperative(plan, given, expected, dims, programs, tile, where)
+        for (name, node), made in zip(p.graph.outputs, expected, strict=True):
+            if name.startswith("saved"):
+                sizes = [e for axis, e in extents(shape, groups).items() if node.axes & axis]
+                values[name] = made.double().numpy().reshape(sizes)
+
+
+def run_cooperative(
+    plan: Plan,
+    given: list[torch.Tensor],
+    expected: list[torch.Tensor],
+    dims: Shape,
+    programs: int,
+    tile: int,
+    where: str,
+) -> None:
+    """`tile` is in multiples of the smallest tile."""
+    module = emit_triton(plan, "nf")
+    launch = module.launches[0]
+    function = execute_text(module.source, f"nf_{plan.symbol}")[launch.kernel]
+    smallest = next(t for b in range(8, 30) if (t := tile_channels(plan, module, dims, 1 << b)))
+    smallest = math.gcd(smallest, *(tile_channels(plan, module, dims, 1 << b) or 0 for b in range(8, 30)))
+    sizes = module.shape(dims) | {"TILE": smallest * tile}
+    values, blocks, _ = arguments(launch, sizes, aligned=sizes["S"] % 16 == 0)
+    made = [torch.full_like(e, float("nan")) for e in expected]
+    named = dict(zip((*module.operands, *module.outputs), (*given, *made), strict=True))
+    for array in module.work:
+        named[f"{array.name}_ptr"] = torch.full((math.prod(sizes[n] for n in array.shape),), float("nan"))
+    division = divide(plan)
+    runs = 1 if programs == 1 else len(division.tiled) + len(division.last)
+    start = 0 if programs == 1 else 1 << 20
+    count = counters(plan, dims, sizes["TILE"])
+    assert count >= 2 * len(division.counted) or tile > 1, f"{where}: one tile only"
+    named["counters_ptr"] = torch.full((count,), start, dtype=torch.int32)
+    for _ in range(runs):
+        function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks)
+    assert (named["counters_ptr"] == start + runs * programs).all(), f"{where}: arrivals {named['counters_ptr']}"
+    for got, want, (name, _) in zip(made, expected, plan.outputs, strict=True):
+        assert torch.equal(got.view(torch.int32), want.view(torch.int32)), f"{name}, {where}, {programs} programs"
+
+
 @triton.jit
 def _count_kernel(out_ptr, n):
     for i in range(0, n):
@@ -205,7 +283,9 @@ def interpreter_works() -> bool:
     return True
 
 
-CHECKS = {f.__name__: f for f in (usual, more, chunks, low_precision, extreme, not_finite)}
+CHECKS = {
+    f.__name__: f for f in (usual, more, chunks, low_precision, extreme, not_finite, cooperative, more_cooperative)
+}
 
 if __name__ == "__main__":
     if not interpreter_works():

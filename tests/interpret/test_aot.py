@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +73,38 @@ def test_atomics_are_told_apart() -> None:
     assert [a for a in found if not is_float_atomic(a)] == [
         "atom.global.gpu.acq_rel.add.u32", "global_atomic_add_u32",
     ]  # fmt: skip
+
+
+def check_cooperative(name: str, order: int, dtype: str, target: int) -> None:
+    plan = replace(make_plan(program(nf.parse(name), order, True), "triton", dtype, "nchw"), kind="cooperative")
+    (kernel,) = compile_aot(plan, target, title=name)
+    found = resources(kernel)
+    assert found.spills == 0, f"{name} order {order} spills: {found}"
+    assert not found.float64 and not found.narrow_offsets, f"{name} order {order}: {found}"
+    ptx = kernel.asm["ptx"]
+    atomics = set(re.findall(r"\b(?:atom|red)\.[\w.]+", ptx))
+    assert atomics and all(a.endswith((".s32", ".u32", ".b32")) for a in atomics), atomics
+    # A barrier: what was stored is released before the count. Each wait reads with acquire ordering, in a loop that
+    # looks at the value; triton 3.6 optimises away an acquiring read whose value nobody wants, and its ordering too.
+    assert any(".release." in a for a in atomics), atomics
+    waits = re.findall(r"^\s+wait\(", emit_triton(plan, plan.symbol, name).source, re.MULTILINE)
+    acquires = re.findall(r"^.*\.acquire\.\S+ (%r\d+)", ptx, re.MULTILINE)
+    assert len(acquires) == len(waits) >= 2
+    for register in acquires:
+        assert len(re.findall(rf"{register}\b", ptx)) >= 3, "set to 0, read, and used"
+
+
+def test_cooperative() -> None:
+    check_cooperative("bn-relu", 1, "float32", 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0"])
+def test_more_cooperative(name: str, dtype: str, target: int) -> None:
+    for order in range(3):
+        check_cooperative(name, order, dtype, target)
 
 
 def test_ptx() -> None:

@@ -51,6 +51,19 @@ def test_not_finite() -> None:
     run("not_finite", "gn-relu,bn-relu,frn-tlu,dyt,evonorm-b0")
 
 
+@pytest.mark.parametrize("name", ["bn-relu", "gn-silu"])
+def test_cooperative(name: str) -> None:
+    run("cooperative", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "batch-levels"]
+)
+def test_more_cooperative(name: str) -> None:
+    run("more_cooperative", name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*nf.layers, *NESTED])
 def test_more_shapes(name: str) -> None:

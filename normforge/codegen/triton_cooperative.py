@@ -1,0 +1,304 @@
+"""Plan kind cooperative: all sweeps in one launch, over tiles of slabs that stay in the level-2 cache between them.
+
+The grid is persistent: as many programs as run at once, so that they can wait for each other. A tile is a range of
+channels over the whole batch, or of channels of a few samples where the slab keeps the batch. Stages are those of the
+multi-launch kind, with the same blocks and the same slots for partials: what one stage of one tile consists of are the
+programs of its launch that lie in the tile, and the programs here take them in turn. So the numbers are those of the
+multi-launch kind.
+
+A step runs the first sweep of a tile, the second of the tile before it and so on, then the merges. Each stage waits
+until all programs have passed the stage before it of the same tile, and has a sweep of another tile to do meanwhile.
+Nobody waits for ever: the programs all run at once, and each counts itself in for a stage before it waits for the
+count. Stages that no sweep needs, such as those of gradients of parameters across slabs, come last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normforge.codegen.plan import Plan
+from normforge.codegen.text import Lines, wrapped
+from normforge.codegen.triton_launch import (
+    Launch,
+    TritonModule,
+    arguments,
+    cdiv,
+    constexprs,
+    part_block,
+    stage_call,
+)
+from normforge.codegen.triton_names import extents
+from normforge.codegen.triton_schedule import Kernel, SweepKernel, launch_groups
+from normforge.errors import BackendError
+from normforge.ir.types import B, G, K, S
+
+COUNTERS = "counters_ptr"
+# Share of the level-2 cache that tiles may fill: where it is two halves, what both read is there twice.
+L2_SHARE = 0.4
+BUSY = 2  # work items of a sweep of a tile for each processor, at least
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A stage that runs tile by tile.
+
+    Attributes:
+        number: in the order of `launch_groups`, which names its blocks.
+        kernel: the stage.
+        lag: how many tiles it is behind the first sweep.
+        after: number of the stage of the same tile that it waits for; -1 for the first.
+    """
+
+    number: int
+    kernel: Kernel
+    lag: int
+    after: int
+
+    @property
+    def by_sample(self) -> bool:
+        """True where its programs are numbered sample by sample."""
+        return isinstance(self.kernel, SweepKernel) or bool(self.kernel.space & B)
+
+
+@dataclass(frozen=True)
+class Division:
+    """The stages of a cooperative plan.
+
+    Attributes:
+        tiled: in the order of a step.
+        last: (number, kernel, number of the stage that all tiles must have passed, or -1) of those that run at the end.
+    """
+
+    tiled: tuple[Tiled, ...]
+    last: tuple[tuple[int, Kernel, int], ...]
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """The stages that something waits for: they have a counter a tile."""
+        return tuple(sorted({*(t.after for t in self.tiled), *(after for *_, after in self.last)} - {-1}))
+
+
+def divide(plan: Plan) -> Division | None:
+    """The stages of a cooperative plan. None for a plan without a second sweep, with sums over channels position by
+    position, or with sweeps that need small values from across slabs; and where nothing can be cut into tiles."""
+    kernels = [k for group in launch_groups(plan) for k in group]
+    sweeps = [k for k in kernels if isinstance(k, SweepKernel)]
+    if len(sweeps) < 2 or any(k.walk != "rows" for k in sweeps) or not plan.slab & (B | G) or plan.layout != "nchw":
+        return None
+    wanted: set[int] = set()  # what a sweep needs; the rest can wait
+    for i in reversed(range(len(kernels))):
+        if isinstance(kernels[i], SweepKernel) or any(kernels[i].gives & kernels[j].needs for j in wanted):
+            wanted.add(i)
+    tiled: list[Tiled] = []
+    seen, after = 0, -1
+    for i in sorted(wanted):
+        kernel = kernels[i]
+        if isinstance(kernel, SweepKernel):
+            tiled.append(Tiled(i, kernel, seen, after))
+            seen += 1
+        elif kernel.space & plan.slab == plan.slab and not kernel.space & S:
+            tiled.append(Tiled(i, kernel, max(seen - 1, 0), after))
+        else:
+            return None
+        after = i
+    last = []
+    for i in sorted(set(range(len(kernels))) - wanted):
+        needed = [j for j in range(i) if kernels[j].gives & kernels[i].needs]
+        if not wanted.issuperset(needed):
+            return None
+        last.append((i, kernels[i], max(needed, default=-1)))
+    # A merge comes after all sweeps of the step, but for one that a first sweep needs.
+    tiled.sort(key=lambda t: (0 if t.after < 0 else 1 if isinstance(t.kernel, SweepKernel) else 2, t.number))
+    return Division(tuple(tiled), tuple(last))
+
+
+def _unit(plan: Plan, tiled: Tiled) -> tuple[str, str]:
+    """What one program of a stage covers in channels: its block and what a point of it is (empty for a channel)."""
+    if isinstance(tiled.kernel, SweepKernel):
+        return part_block("BLOCK_C", tiled.number), ""
+    space = tiled.kernel.space
+    return part_block("BLOCK_P", tiled.number), "" if space & K else "K" if space & G else "C"
+
+
+# -- text
+
+
+def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointers: Sequence[str]) -> Launch:
+    """The one launch of a plan.
+
+    Args:
+        plan: of kind "cooperative".
+        name: starts the name of the kernel.
+        launches: those of the multi-launch kind.
+        pointers: every pointer of the text, in the order of arguments.
+
+    Raises:
+        BackendError: the plan cannot be divided into tiles.
+    """
+    if divide(plan) is None:
+        raise BackendError("this derivative has no cooperative plan: it has one sweep, or nothing to cut tiles from")
+    stages = [stage for launch in launches for stage in (launch.parts or (launch,))]
+    used = {p for stage in stages for p in stage.pointers}
+    given = (*(p for p in pointers if p in used), COUNTERS)
+    sizes = tuple(dict.fromkeys(name for stage in stages for name in stage.size_names))
+    blocks = tuple(part_block(block, i) for i, stage in enumerate(stages) for block in stage.blocks)
+    return Launch(f"{name}_cooperative", "cooperative", -1, 0, (), (), given, (*sizes, "TILE"), blocks, tuple(launches))
+
+
+def cooperative_text(plan: Plan, launch: Launch) -> str:
+    """The kernel that runs the stages of `launch` over tiles of TILE channels."""
+    division = divide(plan)
+    assert division is not None
+    stages = [stage for part in launch.parts for stage in (part.parts or (part,))]
+    slots = {number: i for i, number in enumerate(division.counted)}
+    out = Lines("    ")
+    names = ", ".join(f'"{s}"' for s in launch.size_names)
+    out("", f"@triton.jit(do_not_specialize=[{names}])")
+    parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
+    *lines, head = wrapped(f"def {launch.kernel}", parameters, ":")
+    out(*lines)
+    with out.block(head, ""):
+        out("grid = tl.num_programs(0)", "first = tl.program_id(0)  # the next item of a stage that this program takes")
+        out("C = G * K", f"channels = {'N * C' if plan.slab & B else 'C'}", "tiles = tl.cdiv(channels, TILE)")
+        out("row = tiles.to(tl.int64)  # counters of a stage, one a tile")
+        lags = max(t.lag for t in division.tiled)
+        with out.block(f"for step in range(0, tiles + {lags}):", ""):
+            for tiled in division.tiled:
+                _tiled_text(out, plan, tiled, stages[tiled.number], slots)
+        for number, kernel, after in division.last:
+            if after >= 0:
+                out("# The last tile: each program passes tiles in order.")
+                out(f"wait({_counter(slots[after], 'tiles - 1')}, grid)")
+            assert not isinstance(kernel, SweepKernel)
+            points = " * ".join(extents(kernel.space)) or "1"
+            out(f"programs = tl.cdiv({points}, {part_block('BLOCK_P', number)})")
+            with out.block("for item in range(first, programs, grid):", ""):
+                out(*_call(stages[number], "item", number))
+            out("first = rotate(first, programs, grid)")
+    return str(out)
+
+
+def _tiled_text(out: Lines, plan: Plan, tiled: Tiled, stage: Launch, slots: dict[int, int]) -> None:
+    """One stage of one tile: its programs lie in runs, one a sample where the tile spans the batch."""
+    sweep = tiled.kernel.index if isinstance(tiled.kernel, SweepKernel) else None
+    what = "merge" if sweep is None else f"sweep {sweep + 1}"
+    out(f"tile = step - {tiled.lag}" if tiled.lag else "tile = step")
+    inside = "(tile >= 0) & (tile < tiles)" if tiled.lag else "tile < tiles"
+    with out.block(f"if {inside}:  # {what}", ""):
+        if tiled.after >= 0:
+            out(f"wait({_counter(slots[tiled.after], 'tile')}, grid)")
+        block, point = _unit(plan, tiled)
+        unit = f"({block} * {point})" if point else block
+        chunks = "" if sweep is None else f" * Q{sweep}"
+        out(
+            f"blocks = tl.cdiv(channels, {unit})",
+            f"begin = tile * (TILE // {unit})",
+            f"run = tl.minimum(TILE // {unit}, blocks - begin){chunks}",
+        )
+        if tiled.by_sample and not plan.slab & B:
+            items, pid = "N * run", f"(item // run * blocks + begin){chunks} + item % run"
+        else:
+            items, pid = "run", f"begin{chunks} + item"
+        with out.block(f"for item in range(first, {items}, grid):", ""):
+            out(*_call(stage, pid, tiled.number))
+        out(f"first = rotate(first, {items}, grid)")
+        if tiled.number in slots:
+            out(f"arrive({_counter(slots[tiled.number], 'tile')})")
+
+
+def _counter(slot: int, tile: str) -> str:
+    return f"{COUNTERS} + (row * {slot} + {tile})"
+
+
+def _call(stage: Launch, pid: str, number: int) -> list[str]:
+    return stage_call(stage, pid, tuple(part_block(name, number) for name in stage.blocks))
+
+
+# -- sizes
+
+
+def counters(plan: Plan, dims: tuple[int, int, int, int], tile: int) -> int:
+    """How many integers, zero at first, a launch counts its programs in: one a tile and stage that is waited for."""
+    division = divide(plan)
+    return 0 if division is None else len(division.counted) * cdiv(_channels(plan, dims), tile)
+
+
+def _channels(plan: Plan, dims: tuple[int, int, int, int]) -> int:
+    """What tiles are cut from: the channels, or those of all samples one after the other."""
+    n, g, k, _ = dims
+    return n * g * k if plan.slab & B else g * k
+
+
+def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, int], l2_bytes: int) -> int | None:
+    """Channels of a tile: whole slabs and whole blocks of every stage, as many as fit.
+
+    At a time the inputs of one tile for each sweep are in use, and the outputs of one tile.
+
+    Args:
+        plan: of kind "cooperative". module: its text.
+        dims: N, groups, channels a group, positions.
+        l2_bytes: of the level-2 cache.
+
+    Returns:
+        None where the smallest tile does not fit, or blocks do not end where samples do.
+    """
+    division = divide(plan)
+    assert division is not None
+    n, g, k, s = dims
+    sizes = module.shape(dims)
+    _, blocks, _ = arguments(module.launches[0], sizes, aligned=False)
+    extent = {"": 1, "K": k, "C": g * k}
+    slab = k * (1 if plan.slab & G else g) if not plan.slab & K else 1
+    units = [slab]
+    for tiled in division.tiled:
+        block, point = _unit(plan, tiled)
+        units.append(blocks[block] * extent[point])
+        # Blocks of a sweep end where a sample does. Blocks of small values are counted through, so that a tile of all
+        # samples needs whole ones in each.
+        sweep = isinstance(tiled.kernel, SweepKernel)
+        if (sweep if plan.slab & B else tiled.by_sample and not sweep) and g * k % units[-1]:
+            return None
+    unit = math.lcm(*units)
+    inputs = len({node for sweep in plan.sweeps for node in sweep.loads})
+    tensors = inputs * len(plan.sweeps) + plan.writes
+    channel = s * (1 if plan.slab & B else n) * ITEM_BYTES[plan.dtype] * tensors
+    tile = int(l2_bytes * L2_SHARE) // (channel * unit) * unit
+    return tile or None
+
+
+def suits(plan: Plan, module: TritonModule, dims: tuple[int, int, int, int], *, processors: int, l2_bytes: int) -> bool:
+    """True where a cooperative launch saves traffic: its inputs do not stay in the level-2 cache by themselves, and
+    tiles that do have enough work for all processors.
+
+    Args:
+        plan: of kind "cooperative". module: its text.
+        dims: N, groups, channels a group, positions.
+        processors, l2_bytes: of the device.
+    """
+    inputs = len({node for sweep in plan.sweeps for node in sweep.loads})
+    if math.prod(dims) * ITEM_BYTES[plan.dtype] * inputs <= l2_bytes:
+        return False
+    tile = tile_channels(plan, module, dims, l2_bytes)
+    if tile is None:
+        return False
+    sizes = module.shape(dims)
+    items = min(tile, _channels(plan, dims)) * (1 if plan.slab & B else dims[0])
+    return all(items // sizes[f"BLOCK_C{i}"] * sizes[f"Q{i}"] >= BUSY * processors for i in range(len(plan.sweeps)))
+
+
+def programs_at_once(
+    registers: int, shared: int, *, warps: int, threads: int, register_file: int, shared_memory: int
+) -> int:
+    """How many programs a processor runs at once, at least 1.
+
+    Args:
+        registers: a thread's. shared: bytes of shared memory of a program.
+        warps: of a program.
+        threads, register_file, shared_memory: what a processor has (threads, 32-bit registers, bytes).
+    """
+    by_registers = register_file // (-(-registers // 8) * 8 * 32 * warps)
+    by_memory = shared_memory // (shared + 1024)  # 1 KB of each program's is the system's
+    return max(min(by_registers, by_memory, threads // (32 * warps), 32), 1)
