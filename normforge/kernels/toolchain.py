@@ -29,7 +29,13 @@ FLAGS = (
 # Loops that pay are marked `omp simd`, which gcc vectorises at -O1 too; of what -O2 adds, two passes keep constants in
 # registers, and the rest doubles the time for the same speed. Threading of jumps would copy whole loop bodies for a
 # maximum and its gates before they become branch-free.
-GCC_FLAGS = ("-O1", "-fexpensive-optimizations", "-fgcse", "-fno-thread-jumps")
+GCC_FLAGS = (
+    "-O1",
+    "-fexpensive-optimizations",
+    "-fgcse",
+    "-fno-thread-jumps",
+    "--param=vect-epilogues-nomask=0",
+)
 CLANG_FLAGS = ("-O2",)
 INSTALL_HINT = "install one (Debian, Ubuntu: apt install gcc) or name it in the environment variable NORMFORGE_CC"
 
