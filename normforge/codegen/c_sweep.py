@@ -69,8 +69,8 @@ def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[
 def fused(plan: Plan) -> set[Node]:
     """The products that are rounded together with the one sum that they are added to.
 
-    Written in the source, so that vector loops and what is left over agree; never where a product is used twice:
-    x·x − mean(x·x) of one element is 0.
+    Written in the source, so that vector loops and what is left over agree. Not where x·x − mean(x·x) of one element
+    would no longer be 0: never a product that is used twice, nor one that meets a moment, which may be its own.
     """
     uses = Counter(a for node in plan.graph.nodes for a in node.args)
     uses.update(node for _, node in plan.outputs)
@@ -78,9 +78,14 @@ def fused(plan: Plan) -> set[Node]:
     def free(node: Node) -> bool:
         return node.op in (Op.MUL, Op.SQUARE) and is_full(node.axes) and uses[node] == 1
 
+    def meets_moment(node: Node) -> bool:
+        return any(not is_full(a.axes) and a.op not in (Op.PARAM, Op.CONST) for a in node.args)
+
     found: set[Node] = set()
     for node in plan.graph.nodes:
-        if node.op in (Op.ADD, Op.SUB) or (node.op is Op.SUM and is_sweep_sum(node) and _counts_all(node)):
+        if (node.op in (Op.ADD, Op.SUB) and not meets_moment(node)) or (
+            node.op is Op.SUM and is_sweep_sum(node) and _counts_all(node)
+        ):
             found |= set(list(filter(free, reversed(node.args)))[:1])
     return found
 
