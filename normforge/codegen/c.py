@@ -52,7 +52,30 @@ def emit_c(plan: Plan, name: str, title: str = "") -> str:
     _emit_driver(driver, plan, name, storage)
     head = Lines()
     _emit_head(head, plan, storage, name, title)
-    return f"{_comment(plan, title)}{prelude(plan.dtype)}\n{head}\n{_unpacked(str(body), plan, storage)}{driver}"
+    functions = _unpacked(str(body), plan, storage)
+    text = _parted(functions, str(driver)) if parts(plan) > 1 else f"{functions}{driver}"
+    return f"{_comment(plan, title)}{prelude(plan.dtype)}\n{head}\n{text}"
+
+
+def parts(plan: Plan) -> int:
+    """Into how many pieces a source can be compiled at once, with PART defined as the number of each. Forward and
+    backward are compiled at the same time as they are; what comes after is alone, and twice as long."""
+    return 2 if plan.order > 1 else 1
+
+
+def _parted(functions: str, driver: str) -> str:
+    """The functions in two parts of about one length, the driver in the second. As one piece where PART is not
+    defined."""
+    each = [f"{f}\n" for f in functions.split("\n\n") if f.strip()]
+    heads = [re.match(r"static (.*?) \{", f.strip()) for f in each]
+    out = Lines()
+    out("#ifdef PART", '#define LOCAL __attribute__((visibility("hidden")))', "#else", "#define LOCAL static", "#endif")
+    out(*(f"LOCAL {h[1]};" for h in heads if h))
+    cut = min(range(1, len(each)), key=lambda i: abs(len("".join(each[:i])) - len("".join(each[i:])) - len(driver)))
+    moved = [f.replace("static void", "LOCAL void", 1) for f in each]
+    first, second = ("\n".join(part) for part in (moved[:cut], moved[cut:]))
+    guard = "#if !defined PART || PART =="
+    return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{driver}#endif\n"
 
 
 def _comment(plan: Plan, title: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from normforge import cache
-from normforge.codegen.c import emit_c
+from normforge.codegen.c import emit_c, parts
 from normforge.codegen.plan import Plan
 from normforge.kernels import toolchain
 
@@ -124,7 +124,7 @@ def _build(plan: Plan, title: str) -> CObject:
     key = cache.digest("c", source, toolchain.fingerprint())
 
     def build(path: Path) -> None:
-        toolchain.compile_c(source, path)
+        toolchain.compile_c(source, path, parts(plan))
 
     path = cache.entry(key, ".so", build)
     try:

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -88,15 +90,27 @@ def cpu_features() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def compile_c(source: str, output: Path) -> None:
-    """Compile C source to a shared object.
+def compile_c(source: str, output: Path, parts: int = 1) -> None:
+    """Compile C source to a shared object, in several processes at once where it has several parts.
 
     Raises:
         BackendError: there is no compiler, or it refuses the source; the message has its first error.
     """
     compiler, _ = identity()
-    command = [compiler, *flags(), "-x", "c", "-", "-o", str(output), "-lm"]
+    if parts == 1 or (os.cpu_count() or 1) == 1:
+        _run([compiler, *flags(), "-x", "c", "-", "-o", str(output), "-lm"], source)
+        return
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(parts) as pool:
+        objects = [str(Path(directory) / f"{i}.o") for i in range(parts)]
+        commands = [
+            [compiler, *flags(), "-c", f"-DPART={i}", "-x", "c", "-", "-o", name] for i, name in enumerate(objects)
+        ]
+        list(pool.map(_run, commands, [source] * parts))
+        _run([compiler, *flags(), *objects, "-o", str(output), "-lm"])
+
+
+def _run(command: list[str], source: str = "") -> None:
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     if done.returncode:
         first = next((line for line in done.stderr.split("\n") if "error" in line), done.stderr[:200])
-        raise BackendError(f"{compiler} could not compile a generated kernel: {first.strip()}")
+        raise BackendError(f"{command[0]} could not compile a generated kernel: {first.strip()}")

@@ -87,8 +87,8 @@ def test_emitted_loads_and_stores_are_the_plan_s(name: str, layout: str) -> None
         p = nf.plan(nf.layers[name], order, target="c", layout=layout)
         text = emit_c(p, "nf_test")
         loads = stores = 0
-        for body in re.split(r"static void sweep\d+", text)[1:]:
-            body = body.split("\nstatic void ")[0]
+        for body in re.split(r"\n(?:static|LOCAL) void sweep\d+\(.*\) \{", text)[1:]:
+            body = re.split(r"\n(?:static|LOCAL) void ", body)[0]
             # A variance visits its tile twice, the second time from the cache: one tensor counts once a sweep.
             loads += len(set(re.findall(r"GET(?:_N)?\((in\d+)", body)))
             stores += len(set(re.findall(r"PUT(?:_N)?\((out\d+)", body)))
