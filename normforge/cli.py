@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from normforge import __version__
+from normforge.cli_arguments import DtypeOption, LayerArgument, Layout, parse_dtype, parse_shape
+from normforge.cli_bench import bench
 from normforge.cli_check import check
 from normforge.cli_layers import find_layer
 from normforge.cli_search import report, search
-from normforge.errors import DtypeError, NormforgeError, OptionError, ShapeError
+from normforge.errors import NormforgeError, OptionError
 
 app = typer.Typer(
     name="normforge",
@@ -27,7 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-LayerArgument = Annotated[str, typer.Argument(metavar="LAYER", help="Name, formula, file, or run#number.")]
 
 
 class Emit(StrEnum):
@@ -36,21 +37,6 @@ class Emit(StrEnum):
     c = "c"
     triton = "triton"
     ptx = "ptx"
-
-
-# What people write for the dtypes of x.
-SHORT_DTYPES = {
-    "f32": "float32", "fp32": "float32", "f64": "float64", "fp64": "float64",
-    "bf16": "bfloat16", "f16": "float16", "fp16": "float16",
-}  # fmt: skip
-DtypeOption = Annotated[str, typer.Option(help="Dtype of x: float32, float64, bfloat16, float16; or f32, bf16, ...")]
-
-
-class Layout(StrEnum):
-    """Memory layout of x."""
-
-    nchw = "nchw"
-    nhwc = "nhwc"
 
 
 class Target(StrEnum):
@@ -90,7 +76,7 @@ def explain(
     """Print how a layer is computed: kernels, sweeps over memory, bytes moved and the least possible, saved tensors."""
     from normforge.explain import explain as text
 
-    print(text(find_layer(layer), _shape(shape), _dtype(dtype), layout.value, target.value, ir=ir))
+    print(text(find_layer(layer), parse_shape(shape), parse_dtype(dtype), layout.value, target.value, ir=ir))
 
 
 @app.command("compile")
@@ -104,7 +90,7 @@ def compile_layer(
     """Write the generated code of a layer: forward, backward and double backward."""
     from normforge.api import plan, source
 
-    graph, kind = find_layer(layer), _dtype(dtype)
+    graph, kind = find_layer(layer), parse_dtype(dtype)
     suffix = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx"}[emit]
     texts = []
     for order in range(3):
@@ -141,24 +127,9 @@ def doctor() -> None:
 
 
 app.command()(check)
+app.command()(bench)
 app.command()(search)
 app.command()(report)
-
-
-def _dtype(text: str) -> str:
-    from normforge.api import choose
-    from normforge.codegen.plan import DTYPES
-
-    return choose(SHORT_DTYPES.get(text, text), DTYPES, "dtype", DtypeError)
-
-
-def _shape(text: str) -> tuple[int, ...] | None:
-    if not text:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ShapeError(f"--shape is N,C,H,W in whole numbers, such as 128,64,16,16, not {text!r}") from None
 
 
 def main() -> None:

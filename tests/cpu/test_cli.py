@@ -36,6 +36,9 @@ MISTAKES = [
     (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
     (["explain", "gn-silu", "--shape", "4"], "shape"),
     (["explain", "gn-silu", "--dtype", "int8"], "int8"),
+    (["bench", "gn-silu", "--shape", "4,0"], "positive"),
+    (["bench", "gn-silu", "--device", "tpu"], "tpu"),
+    (["bench", "gn-silu", "--shape", "4,8", "--layout", "nhwc"], "channels-last"),
     (["compile", "gn-silu", "--emit", "cuda"], "cuda"),
     (["compile", "gn-silu", "--emit", "triton", "--dtype", "float64"], "float32"),
     (["report", "nowhere"], "nowhere"),
@@ -128,3 +131,11 @@ def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(monkeypatch, capsys, "doctor")
     assert code == 0 and "largest error" in out
+
+
+def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "gn-silu", "--shape", "2,8,4,4", "--device", "cpu", "--seconds", "0.01"]
+    code, out, _ = call(monkeypatch, capsys, *arguments)
+    assert code == 0
+    for name in ("forward+backward", "double backward", "eager"):
+        assert name in out

@@ -1,0 +1,128 @@
+"""Times of a layer beside its formula in eager torch, and beside a copy of the same bytes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from normforge.errors import OptionError
+from normforge.ir.graph import Graph
+from normforge.kernels.module import compile as compile_layer
+
+PASSES = ("forward", "forward+backward", "double backward")
+# Full tensors that the passes so far move at least: 2 forward, 3 more backward, 5 more for the second derivative.
+FLOOR = (2, 5, 10)
+CALLS = 5  # of a peer before the next has its turn
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of one pass.
+
+    Attributes:
+        name: one of `PASSES`; each contains the ones before it.
+        ms: by peer. first: seconds of normforge's first call, compilation included.
+        floor: milliseconds in which `copy_` moves the bytes that the pass must.
+    """
+
+    name: str
+    ms: dict[str, float]
+    first: float
+    floor: float
+
+
+def time_layer(
+    graph: Graph,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    channels_last: bool = False,
+    torch_compile: bool = False,
+    seconds: float = 1.0,
+) -> list[Timing]:
+    """Time every pass on normal numbers; peers take turns.
+
+    Args:
+        graph: a layer.
+        shape: (N, C, *spatial) of x.
+        dtype: of x. device: "cpu" or "cuda".
+        channels_last: the memory layout of x, for two spatial axes.
+        torch_compile: also torch.compile, where it can be differentiated.
+        seconds: for each peer and pass, about.
+
+    Raises:
+        OptionError: `channels_last` without two spatial axes.
+    """
+    if channels_last and len(shape) != 4:
+        raise OptionError(f"channels-last is for shapes N,C,H,W, and the shape has {len(shape)} axes")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    x, dy, v = (torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(3))
+    made: dict[str, nn.Module] = {
+        "normforge": compile_layer(graph, shape[1]).to(device),
+        "eager": compile_layer(graph, shape[1], backend="eager").to(device),
+    }
+    timings = []
+    for name, tensors in zip(PASSES, FLOOR, strict=True):
+        peers = dict(made)
+        if torch_compile and name != PASSES[2]:
+            peers["torch.compile"] = torch.compile(compile_layer(graph, shape[1], backend="eager").to(device))
+        steps = {peer: _step(module, name, x, dy, v) for peer, module in peers.items()}
+        start = time.perf_counter()
+        steps["normforge"]()
+        _wait(device)
+        first = time.perf_counter() - start
+        target = torch.empty_like(x)
+        steps["copy"] = lambda target=target: target.copy_(x)
+        ms = _measure(steps, seconds, device)
+        timings.append(Timing(name, ms, first, ms.pop("copy") * tensors / 2))
+    return timings
+
+
+def _step(module: nn.Module, name: str, x: Tensor, dy: Tensor, v: Tensor) -> Step:
+    x = x.detach().requires_grad_(name != PASSES[0])
+    dy = dy.detach().requires_grad_(name == PASSES[2])
+    parameters = list(module.parameters())
+
+    def forward() -> object:
+        with torch.no_grad():
+            return module(x)
+
+    def backward() -> object:
+        return torch.autograd.grad(module(x), [x, *parameters], dy)
+
+    def twice() -> object:
+        (dx,) = torch.autograd.grad(module(x), [x], dy, create_graph=True)
+        return torch.autograd.grad(dx, [x, *parameters, dy], v, allow_unused=True)
+
+    return dict(zip(PASSES, (forward, backward, twice), strict=True))[name]
+
+
+def _measure(steps: dict[str, Step], seconds: float, device: str) -> dict[str, float]:
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    while any(sum(t) < seconds and len(t) < 200 for t in times.values()):
+        for name, step in steps.items():
+            step()
+            for _ in range(CALLS):
+                _wait(device)
+                start = time.perf_counter()
+                step()
+                _wait(device)
+                times[name].append(time.perf_counter() - start)
+        if min(len(t) for t in times.values()) >= CALLS and sum(map(sum, times.values())) > seconds * len(times):
+            break
+    return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
