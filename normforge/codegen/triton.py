@@ -1,7 +1,7 @@
 """The Triton target: one self-contained file a derivative, from the plan, and how to launch it.
 
-Plan kind: multi-launch. One kernel a sweep, and between them one a space of small values; any shape, no atomics,
-results that depend on nothing but the shape.
+Plan kinds: multi-launch, one kernel a sweep and between them one a space of small values, for any shape; resident,
+one kernel whose programs hold whole slabs. No atomics; results depend on nothing but the shape.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ from dataclasses import replace
 from functools import lru_cache
 
 from normforge.codegen.plan import Plan
+from normforge.codegen.resident import walk_of
 from normforge.codegen.text import Lines
 from normforge.codegen.triton_launch import DIMS, Launch, TritonModule
 from normforge.codegen.triton_names import Storage
 from normforge.codegen.triton_prelude import prelude
-from normforge.codegen.triton_schedule import SmallKernel, SweepKernel, launch_count, schedule, sum_operand
+from normforge.codegen.triton_resident import ResidentText
+from normforge.codegen.triton_schedule import (
+    Kernel,
+    SlabKernel,
+    SweepKernel,
+    launch_count,
+    schedule,
+    sum_operand,
+)
+from normforge.codegen.triton_slabs import Walk
 from normforge.codegen.triton_small import SmallText
 from normforge.codegen.triton_sweep import SweepText
 from normforge.errors import BackendError
@@ -39,7 +49,10 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     launches: list[Launch] = []
     for number, kernel in enumerate(schedule(plan)):
         body = Lines("    ")
-        if isinstance(kernel, SweepKernel):
+        if isinstance(kernel, SlabKernel):
+            ResidentText(storage, kernel).emit(body)
+            kernel_name = f"{name}_{number}_slabs"
+        elif isinstance(kernel, SweepKernel):
             SweepText(storage, kernel).emit(body)
             kernel_name = f"{name}_{number}_sweep{kernel.index + 1}"
         else:
@@ -57,9 +70,16 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         tuple(storage.outputs),
         tuple(storage.work.values()),
         tuple(launches),
-        tuple(tile_elements(plan, i) for i in range(len(plan.sweeps))),
-        tuple(_walk(plan, i) for i in range(len(plan.sweeps))),
+        *_sweep_tiles(plan),
     )
+
+
+def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Walk, int] | None]:
+    """Tiles and walks of the sweeps, or the walk over slabs and the elements of its largest tile."""
+    if plan.kind == "resident":
+        return (), (), (walk_of(plan), plan.tile)
+    count = range(len(plan.sweeps))
+    return tuple(tile_elements(plan, i) for i in count), tuple(_walk(plan, i) for i in count), None
 
 
 def tile_elements(plan: Plan, index: int) -> int:
@@ -74,9 +94,13 @@ def _walk(plan: Plan, index: int) -> str:
     return next(k.walk for k in schedule(plan) if isinstance(k, SweepKernel) and k.index == index)
 
 
-def _launch(kernel: SweepKernel | SmallKernel, name: str, body: str, storage: Storage) -> Launch:
+def _launch(kernel: Kernel, name: str, body: str, storage: Storage) -> Launch:
     words = set(re.findall(r"\w+", body))
     pointers = tuple(p for p in storage.shapes if p in words)
+    if isinstance(kernel, SlabKernel):
+        sizes = (*DIMS, *(s for s in ("SLABS", "WIDTH") if s in words))
+        blocks = tuple(b for b in ("BLOCK_A", "BLOCK_E", "MANY", "ALIGNED") if b in words)
+        return Launch(name, "slabs", -1, 0, (), (), pointers, sizes, blocks)
     if isinstance(kernel, SweepKernel):
         sizes = (*DIMS, *(s for s in ("Q", "L") if s in words))
         return Launch(name, kernel.walk, kernel.index, 0, (), (), pointers, sizes, ("BLOCK_C", "BLOCK_S", "ALIGNED"))
@@ -88,7 +112,7 @@ def _launch(kernel: SweepKernel | SmallKernel, name: str, body: str, storage: St
     return Launch(name, "small", -1, kernel.space, walked, merges, pointers, sizes, blocks)
 
 
-def _kernel_text(kernel: SweepKernel | SmallKernel, launch: Launch, body: str, storage: Storage) -> str:
+def _kernel_text(kernel: Kernel, launch: Launch, body: str, storage: Storage) -> str:
     out = Lines("    ")
     names = ", ".join(f'"{s}"' for s in launch.sizes)
     out("", f"@triton.jit(do_not_specialize=[{names}])")

@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass
 
 from normforge.codegen.triton_names import Work, extents
+from normforge.codegen.triton_slabs import Dims, Walk, cdiv, choose_blocks
+from normforge.errors import ShapeError
+from normforge.ir.types import G
 
 DIMS = ("N", "G", "K", "S")
 NUM_WARPS = 4
@@ -30,7 +33,7 @@ class Launch:
 
     Attributes:
         kernel: name of the function in the text.
-        walk: "rows", "columns" or "groups" for a sweep, "small" for small values.
+        walk: "rows", "columns" or "groups" for a sweep, "slabs" for slabs, "small" for small values.
         sweep: the sweep whose chunks it makes (-1 for small values).
         space: axes of the points of a small kernel.
         walked: axes that a small kernel sums over or stores along beyond its points.
@@ -63,6 +66,8 @@ class TritonModule:
         launches: in order.
         tiles: elements of a tile, by sweep.
         walks: how each sweep is walked.
+        slabs: how slabs lie in programs, and the elements of a tile that registers hold; None where no launch
+            holds slabs.
     """
 
     source: str
@@ -73,6 +78,7 @@ class TritonModule:
     launches: tuple[Launch, ...]
     tiles: tuple[int, ...]
     walks: tuple[str, ...]
+    slabs: tuple[Walk, int] | None = None
 
     def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
         """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S of each sweep by number.
@@ -82,6 +88,8 @@ class TritonModule:
         """
         sizes = dict(zip(DIMS, dims, strict=True))
         sizes["C"] = sizes["G"] * sizes["K"]
+        if self.slabs is not None:
+            return sizes | slab_sizes(*self.slabs, dims)
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
             bc, bs = sweep_blocks(self.layout, walk, tile, sizes)
             tiles = 1
@@ -94,11 +102,6 @@ class TritonModule:
             sizes[f"L{i}"] = bs * tiles
             sizes[f"Q{i}"] = cdiv(sizes["S"], bs * tiles)
         return sizes
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
-    return -(-a // b)
 
 
 def ladder(layout: str, walk: str, tile: int) -> tuple[tuple[int, int], ...]:
@@ -131,6 +134,28 @@ def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int]) -> tu
     return next((p for p in reversed(pairs) if p[0] >= channels), pairs[0])
 
 
+def slab_sizes(walk: Walk, limit: int, dims: Dims) -> dict[str, int]:
+    """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
+
+    Raises:
+        ShapeError: a slab does not fit.
+    """
+    blocks = choose_blocks(walk, dims, limit)
+    if blocks is None:
+        raise ShapeError(f"a slab of {dims} (N, groups, channels a group, positions) does not fit a tile of {limit}")
+    rung = blocks.rung
+    return {
+        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": rung.warps,
+        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks, "L0": 1,
+        "ALIGNED": int(walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0),
+    }  # fmt: skip
+
+
+def warps(launch: Launch, sizes: dict[str, int]) -> int:
+    """Of a program of a launch."""
+    return sizes["WARPS"] if launch.walk == "slabs" else NUM_WARPS
+
+
 def small_blocks(launch: Launch, sizes: dict[str, int]) -> dict[str, int]:
     """BLOCK_P, BLOCK_R and BLOCK_Q of a small kernel: one of four."""
     reduced = max((extent(axes, sizes) for axes in launch.walked), default=1)
@@ -152,6 +177,13 @@ def arguments(launch: Launch, sizes: dict[str, int], *, aligned: bool) -> tuple[
         aligned: the contiguous extent is a multiple of 16.
     """
     i = launch.sweep
+    if launch.walk == "slabs":
+        values = tuple(sizes[name] for name in launch.sizes)
+        return (
+            values,
+            {n: sizes[n] if n != "ALIGNED" else int(aligned) & sizes[n] for n in launch.blocks},
+            sizes["PROGRAMS"],
+        )
     if launch.walk == "small":
         blocks = small_blocks(launch, sizes)
         programs = cdiv(extent(launch.space, sizes), blocks["BLOCK_P"])

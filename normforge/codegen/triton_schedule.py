@@ -14,6 +14,8 @@ from functools import lru_cache
 
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, Sweep, is_sweep_sum
+from normforge.codegen.resident import divide, walk_of
+from normforge.codegen.triton_slabs import Walk
 from normforge.ir.node import Node, make, preorder, toposort
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, G, S
@@ -65,7 +67,29 @@ class SmallKernel:
     reads: frozenset[Node]
 
 
-Kernel = SweepKernel | SmallKernel
+@dataclass(frozen=True)
+class SlabKernel:
+    """One launch whose programs hold whole slabs.
+
+    Attributes:
+        walk: how slabs lie in programs.
+        stores: full outputs. values: small values that are stored. partials: sums over the positions of a program.
+        reads: the stored small values that it loads.
+    """
+
+    walk: Walk
+    stores: tuple[tuple[str, Node], ...]
+    values: tuple[Node, ...]
+    partials: tuple[Node, ...]
+    reads: frozenset[Node]
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """What it computes."""
+        return (*(n.args[0] for n in self.partials), *self.values, *(n for _, n in self.stores))
+
+
+Kernel = SweepKernel | SmallKernel | SlabKernel
 
 
 @lru_cache(maxsize=1024)
@@ -110,14 +134,32 @@ class _Scheduler:
 
     def run(self) -> tuple[Kernel, ...]:
         outputs = [n for _, n in self.plan.outputs if not is_full(n.axes) and n.op not in LEAF]
+        if self.plan.kind == "resident":
+            self.slabs()
+        else:
+            self.sweeps(outputs)
+        while missing := [n for n in outputs if n not in self.stored]:
+            self.prepare(missing[:1], outputs, len(self.level))
+        self.copy()
+        return tuple(self.used())
+
+    def sweeps(self, outputs: list[Node]) -> None:
+        """One kernel a sweep, and small ones between."""
         for i, sweep in enumerate(self.plan.sweeps):
             later = [n for s in self.plan.sweeps[i:] for n in s.frontier]
             self.prepare([n for n in sweep.frontier if not self.ready(n)], [*later, *outputs], i)
             self.sweep(i, sweep)
-        while missing := [n for n in outputs if n not in self.stored]:
-            self.prepare(missing[:1], outputs, len(self.plan.sweeps))
-        self.copy()
-        return tuple(self.used())
+
+    def slabs(self) -> None:
+        """One kernel for all slabs; before it one for the sums of small tensors that it reads, if there are any."""
+        parts = divide(self.plan.graph, self.plan.slab)
+        assert parts is not None
+        if parts.before:
+            self.prepare(list(parts.before), [], 0)
+        reads = frozenset(n for n in parts.inside if n in self.stored)
+        stores = self.plan.sweeps[0].stores
+        self.kernels.append(SlabKernel(walk_of(self.plan), stores, parts.values, parts.partials, reads))
+        self.stored |= set(parts.values)
 
     # -- what is there
 
@@ -161,7 +203,7 @@ class _Scheduler:
                     values.append(node)
             self.kernels.append(SmallKernel(space, tuple(sums), (*sums, *values), (), frozenset(self.stored)))
             self.stored |= taken | set(values)
-            must = [n for n in must if n not in self.stored and (done == len(self.plan.sweeps) or not self.ready(n))]
+            must = [n for n in must if n not in self.stored and (done >= len(self.plan.sweeps) or not self.ready(n))]
 
     def worth(self, node: Node, new: list[Node]) -> bool:
         """False for values that follow from leaves alone: sweeps compute them again. Outputs are always stored."""
@@ -205,6 +247,10 @@ class _Scheduler:
         out: list[Kernel] = []
         for kernel in reversed(self.kernels):
             self.stored = set(kernel.reads)
+            if isinstance(kernel, SlabKernel):
+                out.append(kernel)
+                read |= kernel.reads
+                continue
             if isinstance(kernel, SweepKernel):
                 reads = self._reads(kernel.roots)
                 out.append(SweepKernel(kernel.index, kernel.walk, kernel.sums, kernel.stores, reads))

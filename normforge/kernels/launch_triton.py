@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, warps
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 
@@ -27,6 +27,12 @@ INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), o
 OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
+
+
+def warp_options(options: dict[str, Any], num_warps: int) -> dict[str, Any]:
+    """Options of a launch of this many warps: together they cannot have more registers than a processor."""
+    found = {"num_warps": num_warps}
+    return found | {"maxnreg": min(255, 65536 // (32 * num_warps))} if "maxnreg" in options else found
 
 
 @dataclass
@@ -57,9 +63,12 @@ class TritonObject:
             self._launch(call, named, options)
 
     def _launch(self, call: _Call, named: dict[str, Tensor], options: dict[str, Any]) -> None:
-        for launch, (values, blocks, programs) in zip(self.module.launches, call.launches, strict=True):
+        for launch, (values, blocks, programs), num_warps in zip(
+            self.module.launches, call.launches, call.warps, strict=True
+        ):
             function = self.functions[launch.kernel]
-            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **options)
+            compiled = options | warp_options(options, num_warps)
+            function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks, **compiled)
 
 
 class _Call:
@@ -69,6 +78,7 @@ class _Call:
         sizes = module.shape(dims)
         aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
         self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
+        self.warps = [warps(launch, sizes) for launch in module.launches]
         self.work: list[tuple[str, int, int]] = []
         self.total = 0
         for array in module.work:
@@ -170,7 +180,7 @@ def compile_aot(
     call = _Call(module, dims)
     full = set(_full_pointers(plan, module))
     compiled = []
-    for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
+    for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
         function = functions[launch.kernel]
         if not isinstance(function, triton.runtime.jit.JITFunction):
             raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
@@ -178,7 +188,8 @@ def compile_aot(
         signature |= dict.fromkeys(launch.sizes, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
-        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))
+        made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
+        compiled.append(CompiledKernel(launch.kernel, dict(made.asm)))
     return compiled
 
 
