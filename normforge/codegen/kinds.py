@@ -3,6 +3,8 @@ at call time.
 
 multi-launch  one kernel a sweep, small ones between; any shape, always there
 resident      a program holds whole slabs in registers: each full tensor is loaded and stored once, in one launch
+swept         a program walks its slab tile by tile, once a level of sums and once to store, in one launch; after the
+              first walk the slab comes from the level-2 cache
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from dataclasses import dataclass
 
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, make_plan
-from normforge.codegen.resident import resident_plan, walk_of
-from normforge.codegen.triton_slabs import Dims, choose_blocks
+from normforge.codegen.resident import SLAB_KINDS, slab_plan, slabs_of
+from normforge.codegen.shapes import ITEM_BYTES
+from normforge.codegen.triton_slabs import Dims, extent
+from normforge.ir.types import FULL
 
 KINDS = ("multi-launch", "resident", "swept", "cooperative")
 
@@ -34,11 +38,20 @@ class Device:
 TYPICAL_DEVICE = Device(132, 50 << 20)
 
 
-def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, device: Device) -> Plan:
-    """The plan for target "triton" that a shape gets.
+# Bytes of the full tensors of a slab that one program passes in about the time of the launches that it saves.
+SHORT_SLAB = 256 << 10
+# Programs of a swept plan that a processor runs at once, so the slabs that share the level-2 cache.
+PROGRAMS_AT_ONCE = 2
 
-    A slab that fits registers is resident, whatever the number of programs: one of them takes a few microseconds,
-    less than the launches that it saves.
+
+def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, device: Device) -> Plan:
+    """The plan for target "triton" that a shape gets; the first of these that can run it.
+
+    resident      a slab fits the largest tile that does not spill, whatever the number of programs: one takes a few
+                  microseconds, less than the launches that are saved
+    swept         as many slabs as there are processors, or short ones, and the slabs that are worked on at once fit
+                  the level-2 cache
+    multi-launch  the rest: few large slabs have to be divided among processors
 
     Args:
         program: one order of a layer.
@@ -46,12 +59,28 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
         dims: N, groups, channels a group, positions; None for those of which a slab stays on chip.
         device: where it will run.
     """
-    resident = resident_plan(program, dtype, layout)
-    if resident is not None and (dims is None or choose_blocks(walk_of(resident), dims, resident.tile)):
+    resident = slab_plan(program, dtype, layout)
+    if resident is not None and (dims is None or slabs_of(resident).blocks(dims)):
         return resident
+    swept = slab_plan(program, dtype, layout, "swept")
+    if swept is not None and dims is not None and _sweeps_well(swept, dims, device):
+        return swept
     return make_plan(program, "triton", dtype, layout)
+
+
+def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:
+    blocks = slabs_of(plan).blocks(dims)
+    if blocks is None:
+        return False
+    tensors = plan.reads + plan.writes
+    held = extent(FULL, dims) * tensors * ITEM_BYTES[plan.dtype] // blocks.programs
+    at_once = min(blocks.programs, PROGRAMS_AT_ONCE * device.processors)
+    busy = blocks.programs >= device.processors or held <= SHORT_SLAB
+    return busy and held * at_once <= device.l2_bytes
 
 
 def plan_of_kind(kind: str, program: Program, dtype: str, layout: str) -> Plan | None:
     """The plan of a kind for target "triton"; None where there is none."""
-    return resident_plan(program, dtype, layout) if kind == "resident" else make_plan(program, "triton", dtype, layout)
+    if kind in SLAB_KINDS:
+        return slab_plan(program, dtype, layout, kind)
+    return make_plan(program, "triton", dtype, layout)

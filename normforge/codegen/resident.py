@@ -15,12 +15,14 @@ from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
 from normforge.codegen.products import Collect, Share
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton_slabs import Walk, holds, make_walk
+from normforge.codegen.triton_slabs import Slabs, Walk, along_loop, holds, loops, make_walk
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, S
 from normforge.passes.canonicalise import Canonicalise
+
+SLAB_KINDS = ("resident", "swept")
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,12 @@ class Parts:
 
 
 @lru_cache(maxsize=4096)
-def resident_plan(program: Program, dtype: str, layout: str) -> Plan | None:
-    """The plan with one sweep, for any shape whose slab fits; None where no program can hold a slab: nothing is summed
-    between slabs' loads and stores, or a sum is of a form that `triton_slabs.holds` refuses."""
+def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident") -> Plan | None:
+    """The plan of kind "resident" or "swept" for target "triton".
+
+    None where there is none: nothing is summed that stores wait for, or a sum is of a form that `triton_slabs.holds`
+    (for swept plans also `triton_slabs.loops`) refuses.
+    """
     graph = program.graph
     if program.order:
         graph = Share().run(Collect().run(Factor(expand=True, rows=False).run(Collect().run(graph))))
@@ -55,24 +60,58 @@ def resident_plan(program: Program, dtype: str, layout: str) -> Plan | None:
         return None
     graph = Canonicalise().run(split_sums(graph, slab))
     parts = divide(graph, slab)
-    if parts is None or slab_of(graph) != slab or not holds(walk, parts.inside):
+    if parts is None or slab_of(graph) != slab:
         return None
     inside = [n for n in parts.inside if n not in parts.before]
-    sums = tuple(n for n in (*inside, *parts.partials) if is_sweep_sum(n))
+    if not holds(walk, inside) or (
+        kind == "swept" and not loops(walk, [*(n for n in inside if n.op in REDUCE), *parts.values])
+    ):
+        return None
     stores = tuple((k, n) for k, n in graph.outputs if is_full(n.axes))
-    sweep = Sweep(sums, stores, tuple(n for n in inside if is_full_input(n)), ())
+    if kind == "swept":
+        sweeps = phases(graph, walk, parts, stores)
+    else:
+        sums = tuple(n for n in (*inside, *parts.partials) if is_sweep_sum(n))
+        sweeps = (Sweep(sums, stores, tuple(n for n in inside if is_full_input(n)), ()),)
     small = tuple(n for n in inside if not is_full(n.axes) and n.op not in LEAF)
     after = tuple(n for n in graph.nodes if not is_full(n.axes) and n.op not in LEAF and n not in parts.inside)
     return Plan(
-        graph, program.operands, program.order, "triton", dtype, layout, (sweep,), (), (small,), after, slab,
-        tuple(s.name for s in program.saved), launches=0, kind="resident", tile=_tile(program.order, dtype),
+        graph, program.operands, program.order, "triton", dtype, layout, sweeps, (), (small,), after, slab,
+        tuple(s.name for s in program.saved), launches=0, kind=kind, tile=_tile(program.order, dtype, kind),
     )  # fmt: skip
 
 
-def _tile(order: int, dtype: str) -> int:
-    """The largest tile that registers hold, measured by compiling ahead of time: where nothing spills."""
+def _tile(order: int, dtype: str, kind: str) -> int:
+    """Elements of the largest tile that registers hold, measured by compiling ahead of time: where nothing spills."""
+    if kind == "swept":
+        return 4096 if order < 2 else 2048
     narrow = ITEM_BYTES[dtype] == 2
-    return {0: 32768 if narrow else 16384, 1: 16384 if narrow else 8192}.get(order, 1024)
+    return {0: 32768 if narrow else 16384, 1: 16384 if narrow else 8192}.get(order, 4096)
+
+
+def phases(graph: Graph, walk: Walk, parts: Parts, stores: tuple[tuple[str, Node], ...]) -> tuple[Sweep, ...]:
+    """The walks over a slab: sums that wait for other sums are taken in the next one, and stores come as soon as
+    their sums are there."""
+    inside = [n for n in parts.inside if n not in parts.before]
+    known = {*inside, *parts.partials}
+    phase: dict[Node, int] = {}  # the walk in which a value can be computed
+    taken: dict[Node, int] = {}  # the walk that takes a sum
+    for node in [*inside, *parts.partials]:
+        first = max((phase[a] for a in node.args if a in known), default=0)
+        if node.op in REDUCE and along_loop(walk, node.args[0].axes):
+            taken[node] = first
+            first += 1
+        phase[node] = first
+    last = max([phase[n] for _, n in stores], default=0)
+    count = max([last, *taken.values()]) + 1
+    sweeps = []
+    for i in range(count):
+        sums = tuple(n for n in taken if taken[n] == i)
+        here = stores if i == last else ()
+        ends = [n.args[0] for n in sums] + [n for _, n in here]
+        below = toposort(ends, lambda n: () if n in taken or n in parts.before else n.args)
+        sweeps.append(Sweep(sums, here, tuple(n for n in below if is_full_input(n)), ()))
+    return tuple(sweeps)
 
 
 def slab_of(graph: Graph) -> int:
@@ -151,8 +190,8 @@ def divide(graph: Graph, slab: int) -> Parts | None:
     return Parts(first, tuple(inside), tuple(values), tuple(partials))
 
 
-def walk_of(plan: Plan) -> Walk:
-    """How the slabs of a resident plan lie in its programs."""
+def slabs_of(plan: Plan) -> Slabs:
+    """How the programs of a resident or swept plan own slabs."""
     walk = make_walk(plan.layout, plan.slab)
     assert walk is not None
-    return walk
+    return Slabs(walk, plan.tile, plan.order, plan.kind == "swept")

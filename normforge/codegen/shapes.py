@@ -67,7 +67,7 @@ def place(plan: Plan, shape: Sequence[int] | None) -> Plan:
     if shape is None:
         return replace(plan, resident_in=name)
     plan_dims(shape)
-    if plan.kind == "resident":
+    if plan.kind in ("resident", "swept"):
         return replace(plan, shape=tuple(shape), resident_in=name)
     whole = replace(plan, slab=0) if plan.target == "triton" else plan
     fits = slab_bytes(whole, shape) <= ON_CHIP_BYTES[plan.target]

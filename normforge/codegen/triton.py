@@ -1,7 +1,8 @@
 """The Triton target: one self-contained file a derivative, from the plan, and how to launch it.
 
 Plan kinds: multi-launch, one kernel a sweep and between them one a space of small values, for any shape; resident,
-one kernel whose programs hold whole slabs. No atomics; results depend on nothing but the shape.
+one kernel whose programs hold whole slabs; swept, one whose programs walk theirs. No atomics; results depend on
+nothing but the shape.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from normforge.codegen.plan import Plan
-from normforge.codegen.resident import walk_of
+from normforge.codegen.resident import SLAB_KINDS, slabs_of
 from normforge.codegen.text import Lines
 from normforge.codegen.triton_launch import DIMS, Launch, TritonModule
 from normforge.codegen.triton_names import Storage
@@ -25,9 +26,10 @@ from normforge.codegen.triton_schedule import (
     schedule,
     sum_operand,
 )
-from normforge.codegen.triton_slabs import Walk
+from normforge.codegen.triton_slabs import Slabs
 from normforge.codegen.triton_small import SmallText
 from normforge.codegen.triton_sweep import SweepText
+from normforge.codegen.triton_swept import SweptText
 from normforge.errors import BackendError
 
 __all__ = ["emit_triton", "launch_count"]
@@ -50,7 +52,7 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     for number, kernel in enumerate(schedule(plan)):
         body = Lines("    ")
         if isinstance(kernel, SlabKernel):
-            ResidentText(storage, kernel).emit(body)
+            (SweptText if plan.kind == "swept" else ResidentText)(storage, kernel).emit(body)
             kernel_name = f"{name}_{number}_slabs"
         elif isinstance(kernel, SweepKernel):
             SweepText(storage, kernel).emit(body)
@@ -74,10 +76,10 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     )
 
 
-def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Walk, int] | None]:
-    """Tiles and walks of the sweeps, or the walk over slabs and the elements of its largest tile."""
-    if plan.kind == "resident":
-        return (), (), (walk_of(plan), plan.tile)
+def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], Slabs | None]:
+    """Tiles and walks of the sweeps, or how programs own slabs."""
+    if plan.kind in SLAB_KINDS:
+        return (), (), slabs_of(plan)
     count = range(len(plan.sweeps))
     return tuple(tile_elements(plan, i) for i in count), tuple(_walk(plan, i) for i in count), None
 

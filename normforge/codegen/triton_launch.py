@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from normforge.codegen.triton_names import Work, extents
-from normforge.codegen.triton_slabs import Dims, Walk, cdiv, choose_blocks
+from normforge.codegen.triton_slabs import Dims, Slabs, cdiv
 from normforge.errors import ShapeError
 from normforge.ir.types import G
 
@@ -66,8 +66,7 @@ class TritonModule:
         launches: in order.
         tiles: elements of a tile, by sweep.
         walks: how each sweep is walked.
-        slabs: how slabs lie in programs, and the elements of a tile that registers hold; None where no launch
-            holds slabs.
+        slabs: how programs own slabs; None where they do not.
     """
 
     source: str
@@ -78,7 +77,7 @@ class TritonModule:
     launches: tuple[Launch, ...]
     tiles: tuple[int, ...]
     walks: tuple[str, ...]
-    slabs: tuple[Walk, int] | None = None
+    slabs: Slabs | None = None
 
     def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
         """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S of each sweep by number.
@@ -89,7 +88,7 @@ class TritonModule:
         sizes = dict(zip(DIMS, dims, strict=True))
         sizes["C"] = sizes["G"] * sizes["K"]
         if self.slabs is not None:
-            return sizes | slab_sizes(*self.slabs, dims)
+            return sizes | slab_sizes(self.slabs, dims)
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
             bc, bs = sweep_blocks(self.layout, walk, tile, sizes)
             tiles = 1
@@ -134,19 +133,19 @@ def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int]) -> tu
     return next((p for p in reversed(pairs) if p[0] >= channels), pairs[0])
 
 
-def slab_sizes(walk: Walk, limit: int, dims: Dims) -> dict[str, int]:
+def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
 
     Raises:
         ShapeError: a slab does not fit.
     """
-    blocks = choose_blocks(walk, dims, limit)
+    blocks, walk = slabs.blocks(dims), slabs.walk
     if blocks is None:
-        raise ShapeError(f"a slab of {dims} (N, groups, channels a group, positions) does not fit a tile of {limit}")
+        raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
     rung = blocks.rung
     return {
-        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": rung.warps,
-        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks, "L0": 1,
+        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
+        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
         "ALIGNED": int(walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0),
     }  # fmt: skip
 

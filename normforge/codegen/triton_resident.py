@@ -34,8 +34,8 @@ class ResidentText:
     def emit(self, out: Lines) -> None:
         """Write it."""
         nodes = toposort(self.kernel.roots, self._operands)
-        out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
         self._place(out)
+        self._tile(out)
         self.storage.define_sizes(out, (n for n in nodes if n not in self.kernel.reads))
         for node in nodes:
             if is_full_input(node):
@@ -64,74 +64,39 @@ class ResidentText:
     # -- indices
 
     def _place(self, out: Lines) -> None:
+        """What the program decides."""
+        out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
         with out.block("if ALIGNED:", ""):
             contiguous = "S" if self.walk.on_e & S else "C"
             out(f"{contiguous} = {contiguous} // 16 * 16  # says so to the compiler: wide accesses")
-        out(
-            "pid = tl.program_id(0) + tl.arange(0, 1)[:, None]  # [1, 1]",
+        out("pid = tl.program_id(0) + tl.arange(0, 1)[:, None]  # [1, 1]", *self._lanes())
+        {"rows": self._slab_rows, "channels": self._slab_channels}.get(self.walk.name, self._slab_block)(out)
+
+    def _lanes(self) -> tuple[str, ...]:
+        return (
             "a = tl.arange(0, BLOCK_A)[:, None]  # [BLOCK_A, 1]",
             "e = tl.arange(0, BLOCK_E)[None, :]  # [1, BLOCK_E]",
         )
-        getattr(self, f"_place_{self.walk.name}")(out)
-        at = "(n * C + c) * S + s" if self.walk.on_e & S else "(n * S + s) * C + c"
-        out("inside = a_in & e_in", f"at = {at}  # [BLOCK_A, BLOCK_E]")
 
-    def _place_rows(self, out: Lines) -> None:
+    def _slab_rows(self, out: Lines) -> None:
         slab, rows = self.walk.slab, self.walk.crossed & ~S
-        out(
-            "chunks = tl.cdiv(S, BLOCK_E).to(tl.int32)  # of a row",
-            f"each = {' * '.join([*extents(rows), 'chunks'])}  # chunks of a slab".replace("N *", "N.to(tl.int32) *"),
-        )
+        out("chunks = tl.cdiv(S, BLOCK_E).to(tl.int32)  # of a row")
+        counts = [name.replace("N", "N.to(tl.int32)") for name in extents(rows)]
+        out(f"each = {' * '.join([*counts, 'chunks'])}  # chunks of a slab")
+        self._number(out)
+        out(f"slab_in = slab < {' * '.join(extents(slab)) or '1'}")
+        self._decode(out, slab, "slab")
+        if slab & K:
+            out("g = c // K", "k = c % K")
+
+    def _number(self, out: Lines) -> None:
+        """The number of the slab: several along BLOCK_A, or one."""
         with out.block("if MANY:", ""):
             out("slab = pid * SLABS + a // each")
         with out.block("else:", ""):
             out("slab = pid")
-        if rows:
-            out("row = a % each // chunks")
-        out(
-            "q = a % chunks",
-            f"slab_in = slab < {' * '.join(extents(slab)) or '1'}",
-            "a_in = (a < SLABS * each) & slab_in",
-            "s = q.to(tl.int64) * BLOCK_E + e  # [BLOCK_A, BLOCK_E]",
-            "e_in = s < S",
-        )
-        self._decode(out, slab, "slab")
-        self._decode(out, rows, "row")
-        if slab & G and not slab & K:
-            out("c = g * K + k")
-        elif slab & K or rows & G:
-            out("g = c // K", "k = c % K")
-        out(*(f"{i} = {i}.to(tl.int64)" for i in ("n", "g", "c")))
 
-    def _decode(self, out: Lines, axes: int, index: str) -> None:
-        """n, c or g or k from a number of a slab or a row."""
-        names = [("n", "N")] if axes & B else []
-        if axes & C:
-            names.append(("c", "C") if axes & C == C else ("g", "G") if axes & G else ("k", "K"))
-        if len(names) == 2:
-            out(f"{names[0][0]} = {index} // {names[1][1]}", f"{names[1][0]} = {index} % {names[1][1]}")
-        elif names:
-            out(f"{names[0][0]} = {index}")
-
-    def _place_columns(self, out: Lines) -> None:
-        self._place_blocks(out, "a", "e")
-
-    def _place_positions(self, out: Lines) -> None:
-        self._place_blocks(out, "e", "a")
-
-    def _place_blocks(self, out: Lines, channels: str, positions: str) -> None:
-        """All channels (of a group) along one axis of the tile, a block of positions along the other."""
-        block = f"BLOCK_{positions.upper()}"
-        out(f"Q = tl.cdiv(S, {block})", "q = (pid % Q).to(tl.int64)  # block of positions")
-        if self.walk.slab & G:
-            out("g = (pid // Q % G).to(tl.int64)", "n = (pid // Q // G).to(tl.int64)")
-            out(f"k = {channels}", "c = g * K + k", f"{channels}_in = k < K")
-        else:
-            out("n = (pid // Q).to(tl.int64)", f"c = {channels}.to(tl.int64)", "g = c // K", "k = c % K")
-            out(f"{channels}_in = c < C")
-        out(f"s = q * {block} + {positions}", f"{positions}_in = s < S")
-
-    def _place_channels(self, out: Lines) -> None:
+    def _slab_channels(self, out: Lines) -> None:
         if self.walk.slab & G:
             with out.block("if ALIGNED:", ""):
                 out("WIDTH = WIDTH // 16 * 16")
@@ -141,9 +106,64 @@ class ResidentText:
             out("blocks = 1", "c = e.to(tl.int64)  # [1, BLOCK_E]", "e_in = c < C")
         out("g = c // K", "k = c % K")
         if self.walk.slab & B:
-            out("n = (pid // blocks).to(tl.int64)", "s = a.to(tl.int64)  # [BLOCK_A, 1]", "a_in = s < S")
+            out("n = (pid // blocks).to(tl.int64)")
+
+    def _slab_block(self, out: Lines) -> None:
+        """A block of positions; all channels (of a group) lie along the other axis of the tile."""
+        positions = "e" if self.walk.on_e & S else "a"
+        block = f"BLOCK_{positions.upper()}"
+        out(f"Q = tl.cdiv(S, {block})", "q = (pid % Q).to(tl.int64)  # block of positions")
+        if self.walk.slab & G:
+            out("g = (pid // Q % G).to(tl.int64)", "n = (pid // Q // G).to(tl.int64)")
         else:
-            out("n = a // S", "s = a % S", "a_in = n < N")
+            out("n = (pid // Q).to(tl.int64)")
+        out(f"s = q * {block} + {positions}", f"{positions}_in = s < S")
+
+    def _tile(self, out: Lines) -> None:
+        """What the place in the tile decides."""
+        walk = self.walk
+        if walk.name == "rows":
+            rows = walk.crossed & ~S
+            if rows:
+                out("row = a % each // chunks")
+            out(
+                "q = a % chunks",
+                f"a_in = {self._chunk_in()}",
+                "s = q.to(tl.int64) * BLOCK_E + e  # [BLOCK_A, BLOCK_E]",
+                "e_in = s < S",
+            )
+            self._decode(out, rows, "row")
+            if walk.slab & G and not walk.slab & K:
+                out("c = g * K + k")
+            elif rows & G:
+                out("g = c // K", "k = c % K")
+        elif walk.name == "channels":
+            if walk.slab & B:
+                out("s = a.to(tl.int64)  # [BLOCK_A, 1]", "a_in = s < S")
+            else:
+                out("n = a // S", "s = a % S", "a_in = n < N")
+        else:
+            channels = "a" if walk.on_e & S else "e"
+            if walk.slab & G:
+                out(f"k = {channels}", "c = g * K + k", f"{channels}_in = k < K")
+            else:
+                out(f"c = {channels}.to(tl.int64)", "g = c // K", "k = c % K", f"{channels}_in = c < C")
+        at = "(n * C + c) * S + s" if walk.on_e & S else "(n * S + s) * C + c"
+        out("inside = a_in & e_in", f"at = {at}  # [BLOCK_A, BLOCK_E]")
+
+    def _chunk_in(self) -> str:
+        return "(a < SLABS * each) & slab_in"
+
+    def _decode(self, out: Lines, axes: int, index: str) -> None:
+        """n, c or g or k from a number of a slab or a row."""
+        names = [("n", "N")] if axes & B else []
+        if axes & C:
+            names.append(("c", "C") if axes & C == C else ("g", "G") if axes & G else ("k", "K"))
+        if len(names) == 2:
+            (first, _), (second, count) = names
+            out(f"{first} = ({index} // {count}).to(tl.int64)", f"{second} = ({index} % {count}).to(tl.int64)")
+        elif names:
+            out(f"{names[0][0]} = {index}.to(tl.int64)")
 
     # -- values
 
@@ -224,30 +244,39 @@ class ResidentText:
 
     def _total(self, node: Node) -> str:
         """The text of a sum of what stands for `{}`."""
-        operand = node.args[0]
-        along_a, along_e = self._varies(operand.axes)
+        text, along_e = self._tile_total(node)
+        return text if along_e is None else f"sum_equal({text}, {along_e}, 1)"
+
+    def _tile_total(self, node: Node) -> tuple[str, str | None]:
+        """The same without the last step, and the key along BLOCK_E of that step: each group of channels."""
+        walk, operand = self.walk, node.args[0]
         kept = operand.axes & ~node.reduced
-        merged = self.walk.crossed & ~kept
         over = node.reduced & operand.axes
-        terms = (["inside"] if along_a and along_e else ["a_in"] if along_a else ["e_in"]) + self._once(
-            merged & ~operand.axes, along_a, along_e
-        )
-        text = f"tl.where({self._and(terms)}, {{}}, 0.0)"
-        stays = self.walk.slab | kept
-        sum_e, sum_a = bool(over & self.walk.on_e), bool(over & self.walk.on_a)
-        keyed_e = sum_e and bool(stays & self.walk.on_e)
-        keyed_a = sum_a and bool(stays & self.walk.on_a)
+        text = f"tl.where({self._counted(node)}, {{}}, 0.0)"
+        stays = walk.slab | kept
+        sum_e, sum_a = bool(over & walk.on_e), bool(over & walk.on_a)
+        keyed_e = sum_e and bool(stays & walk.on_e)
+        keyed_a = sum_a and bool(stays & walk.on_a)
         if sum_e and not keyed_e:
             text = f"tl.sum({text}, axis=1, keep_dims=True)"
-        if keyed_a and self.walk.name == "rows" and not kept & self.walk.crossed:
-            text = f"sum_slab({text}, slab, MANY)"
+        if keyed_a and walk.name == "rows" and not kept & walk.crossed:
+            text = self._slab_total(text)
         elif keyed_a:
             text = f"sum_equal({text}, {address(stays & ~S)}.to(tl.int32), 0)"
         elif sum_a:
             text = f"tl.sum({text}, axis=0, keep_dims=True)"
-        if keyed_e:
-            text = f"sum_equal({text}, {address(stays & self.walk.on_e)}.to(tl.int32), 1)"
-        return text
+        return text, f"{address(stays & walk.on_e)}.to(tl.int32)" if keyed_e else None
+
+    def _slab_total(self, text: str) -> str:
+        return f"sum_slab({text}, slab, MANY)"
+
+    def _counted(self, node: Node) -> str:
+        """The mask of what a sum adds: every element of its operand once."""
+        operand = node.args[0]
+        along_a, along_e = self._varies(operand.axes)
+        merged = self.walk.crossed & ~(operand.axes & ~node.reduced)
+        inside = "inside" if along_a and along_e else "a_in" if along_a else "e_in"
+        return self._and([inside, *self._once(merged & ~operand.axes, along_a, along_e)])
 
     def _partial(self, out: Lines, node: Node) -> None:
         """A sum over the positions of each chunk."""

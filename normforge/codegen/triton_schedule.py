@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, Sweep, is_sweep_sum
-from normforge.codegen.resident import divide, walk_of
+from normforge.codegen.resident import SLAB_KINDS, divide, slabs_of
 from normforge.codegen.triton_slabs import Walk
 from normforge.ir.node import Node, make, preorder, toposort
 from normforge.ir.ops import LEAF, Op
@@ -134,7 +134,7 @@ class _Scheduler:
 
     def run(self) -> tuple[Kernel, ...]:
         outputs = [n for _, n in self.plan.outputs if not is_full(n.axes) and n.op not in LEAF]
-        if self.plan.kind == "resident":
+        if self.plan.kind in SLAB_KINDS:
             self.slabs()
         else:
             self.sweeps(outputs)
@@ -157,8 +157,8 @@ class _Scheduler:
         if parts.before:
             self.prepare(list(parts.before), [], 0)
         reads = frozenset(n for n in parts.inside if n in self.stored)
-        stores = self.plan.sweeps[0].stores
-        self.kernels.append(SlabKernel(walk_of(self.plan), stores, parts.values, parts.partials, reads))
+        stores = self.plan.sweeps[-1].stores
+        self.kernels.append(SlabKernel(slabs_of(self.plan).walk, stores, parts.values, parts.partials, reads))
         self.stored |= set(parts.values)
 
     # -- what is there

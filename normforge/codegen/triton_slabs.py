@@ -48,13 +48,16 @@ class Rung:
     """Attributes:
     a, e: BLOCK_A and BLOCK_E.
     many: a program may own several slabs along BLOCK_A.
-    warps: of a program.
     """
 
     a: int
     e: int
-    many: bool
-    warps: int
+    many: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Of the tile."""
+        return self.a * self.e
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,80 @@ class Blocks:
 
     Attributes:
         rung: the tile.
+        warps: of a program.
         slabs: slabs that a program owns along BLOCK_A (rows) or channels along BLOCK_E (channels); else 1.
         programs: their number.
         chunks: parts of a row over space, in one program or several: partial sums are as many.
     """
 
     rung: Rung
+    warps: int
     slabs: int
     programs: int
     chunks: int
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """How the programs of a plan own slabs.
+
+    Attributes:
+        walk: how a slab lies in a tile.
+        tile: elements of the largest tile.
+        order: of the derivative; more values live at once in higher ones.
+        loop: a program walks its slab tile by tile, so that any length fits.
+    """
+
+    walk: Walk
+    tile: int
+    order: int
+    loop: bool = False
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The tiles that there are, in ascending order."""
+        if not self.loop:
+            return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
+        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
+
+    def blocks(self, dims: Dims) -> Blocks | None:
+        """The smallest rung that holds a slab; None where none does.
+
+        Args:
+            dims: N, groups, channels a group, positions.
+        """
+        for rung in self.rungs:
+            found = self._fit(dims, rung)
+            if found is not None:
+                return found
+        return None
+
+    def _warps(self, rung: Rung) -> int:
+        if rung.elements <= 1024:
+            return 4 if self.order < 2 else 8
+        return 8 if rung.elements <= 16384 else 16
+
+    def _fit(self, dims: Dims, rung: Rung) -> Blocks | None:
+        walk, (n, g, k, s) = self.walk, dims
+        warps = self._warps(rung)
+        if walk.name == "rows":
+            chunks = extent(walk.crossed & ~S, dims) * cdiv(s, rung.e)
+            if self.loop and rung != self.rungs[-1] and s <= rung.e // 2:
+                return None
+            if not self.loop and chunks > rung.a:
+                return None
+            each = rung.a // chunks if rung.many else 1
+            return Blocks(rung, warps, each, cdiv(extent(walk.slab, dims), each), cdiv(s, rung.e))
+        owned = n * (g if walk.slab & G else 1)
+        if walk.slab & S:
+            whole, split = (rung.a, rung.e) if walk.name == "columns" else (rung.e, rung.a)
+            if not self.loop and extent(walk.crossed, dims) > whole:
+                return None
+            return Blocks(rung, warps, 1, owned * cdiv(s, split), cdiv(s, split))
+        width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
+        if not 0 < width <= rung.e or (not self.loop and (s if walk.slab & B else n * s) > rung.a):
+            return None
+        return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
 
 
 def make_walk(layout: str, slab: int) -> Walk | None:
@@ -87,6 +155,17 @@ def make_walk(layout: str, slab: int) -> Walk | None:
     if layout == "nchw":
         return Walk("rows", slab, B | C | S, S)
     return Walk("channels", slab, S if slab & B else B | S, C)
+
+
+def along_loop(walk: Walk, axes: int) -> bool:
+    """Does a value of these axes change from tile to tile where a program walks its slab? The walk is along BLOCK_E
+    for positions, and along BLOCK_A otherwise."""
+    return bool(axes & walk.crossed & (walk.on_e if walk.name == "positions" else walk.on_a))
+
+
+def loops(walk: Walk, nodes: Iterable[Node]) -> bool:
+    """True when every sum is one value for all tiles of a slab; of small values, those that a program stores too."""
+    return not any(along_loop(walk, n.axes) for n in nodes)
 
 
 def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
@@ -113,63 +192,26 @@ def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
     return True
 
 
-def _rungs(many: bool, *tiles: tuple[int, int]) -> tuple[Rung, ...]:
-    """Tiles in ascending order; the first may hold several slabs where `many` says so."""
-    return tuple(Rung(a, e, many and i == 0, _warps(a * e)) for i, (a, e) in enumerate(tiles))
-
-
-def _warps(elements: int) -> int:
-    return 4 if elements <= 1024 else 8 if elements <= 16384 else 16
-
-
 LADDERS: dict[str, tuple[Rung, ...]] = {
-    "rows": _rungs(True, (32, 32), (64, 64), (64, 128), (64, 256), (64, 512)),
-    "columns": _rungs(False, (64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)),
-    "positions": _rungs(False, (16, 64), (16, 256), (4, 1024), (2, 4096), (1, 16384)),
-    "channels": _rungs(False, (16, 64), (64, 64), (256, 32), (1024, 16), (1024, 32)),
+    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256), Rung(64, 512)),
+    "columns": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
+    "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
+    "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
+}
+# Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
+LOOPS: dict[str, tuple[Rung, ...]] = {
+    "rows": (Rung(8, 512), Rung(64, 64)),
+    "columns": (Rung(128, 32),),
+    "positions": (Rung(4, 1024),),
+    "channels": (Rung(128, 32), Rung(32, 128)),
 }
 
 
-def choose_blocks(walk: Walk, dims: Dims, limit: int) -> Blocks | None:
-    """The smallest rung that holds a slab; None where none does.
-
-    Args:
-        walk: from `make_walk`.
-        dims: N, groups, channels a group, positions.
-        limit: elements of a tile that registers hold.
-    """
-    for rung in LADDERS[walk.name]:
-        found = _fit(walk, dims, rung) if rung.a * rung.e <= limit else None
-        if found is not None:
-            return found
-    return None
-
-
-def _fit(walk: Walk, dims: Dims, rung: Rung) -> Blocks | None:
-    n, g, k, s = dims
-    if walk.name == "rows":
-        slabs = _extent(walk.slab, dims)
-        chunks = _extent(walk.crossed & ~S, dims) * cdiv(s, rung.e)
-        if chunks > rung.a:
-            return None
-        each = rung.a // chunks if rung.many else 1
-        return Blocks(rung, each, cdiv(slabs, each), cdiv(s, rung.e))
-    owned = n * (g if walk.slab & G else 1)
-    if walk.slab & S:
-        whole, split = (rung.a, rung.e) if walk.name == "columns" else (rung.e, rung.a)
-        if _extent(walk.crossed, dims) > whole:
-            return None
-        return Blocks(rung, 1, owned * cdiv(s, split), cdiv(s, split))
-    width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
-    if not 0 < width <= rung.e or (s if walk.slab & B else n * s) > rung.a:
-        return None
-    return Blocks(rung, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
-
-
-def _extent(axes: int, dims: Dims) -> int:
+def extent(axes: int, dims: Dims) -> int:
+    """Number of elements along axes."""
     total = 1
-    for axis, extent in zip((B, G, K, S), dims, strict=True):
-        total *= extent if axes & axis else 1
+    for axis, length in zip((B, G, K, S), dims, strict=True):
+        total *= length if axes & axis else 1
     return total
 
 
