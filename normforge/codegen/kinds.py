@@ -72,7 +72,7 @@ def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:
     blocks = slabs_of(plan).blocks(dims)
     if blocks is None:
         return False
-    tensors = plan.reads + plan.writes
+    tensors = len({n for s in plan.sweeps for n in s.loads}) + plan.writes
     held = extent(FULL, dims) * tensors * ITEM_BYTES[plan.dtype] // blocks.programs
     at_once = min(blocks.programs, PROGRAMS_AT_ONCE * device.processors)
     busy = blocks.programs >= device.processors or held <= SHORT_SLAB

@@ -15,7 +15,7 @@ from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
 from normforge.codegen.products import Collect, Share
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton_slabs import Slabs, Walk, along_loop, holds, loops, make_walk
+from normforge.codegen.triton_slabs import Slabs, Walk, along_loop, holds, largest_tile, loops, make_walk
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
@@ -63,10 +63,10 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     if parts is None or slab_of(graph) != slab:
         return None
     inside = [n for n in parts.inside if n not in parts.before]
-    if not holds(walk, inside) or (
-        kind == "swept" and not loops(walk, [*(n for n in inside if n.op in REDUCE), *parts.values])
-    ):
+    taken = [n for n in inside if n.op in REDUCE]
+    if not holds(walk, taken) or (kind == "swept" and not loops(walk, [*taken, *parts.values])):
         return None
+    tile = largest_tile(walk, taken, program.order, ITEM_BYTES[dtype], loop=kind == "swept")
     stores = tuple((k, n) for k, n in graph.outputs if is_full(n.axes))
     if kind == "swept":
         sweeps = phases(graph, walk, parts, stores)
@@ -77,16 +77,8 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     after = tuple(n for n in graph.nodes if not is_full(n.axes) and n.op not in LEAF and n not in parts.inside)
     return Plan(
         graph, program.operands, program.order, "triton", dtype, layout, sweeps, (), (small,), after, slab,
-        tuple(s.name for s in program.saved), launches=0, kind=kind, tile=_tile(program.order, dtype, kind),
+        tuple(s.name for s in program.saved), launches=0, kind=kind, tile=tile,
     )  # fmt: skip
-
-
-def _tile(order: int, dtype: str, kind: str) -> int:
-    """Elements of the largest tile that registers hold, measured by compiling ahead of time: where nothing spills."""
-    if kind == "swept":
-        return 4096 if order < 2 else 2048
-    narrow = ITEM_BYTES[dtype] == 2
-    return {0: 32768 if narrow else 16384, 1: 16384 if narrow else 8192}.get(order, 4096)
 
 
 def phases(graph: Graph, walk: Walk, parts: Parts, stores: tuple[tuple[str, Node], ...]) -> tuple[Sweep, ...]:

@@ -56,7 +56,7 @@ class ResidentText:
             out(f"tl.store({self.storage.outputs[names.index(name)]} + at, {self._value(node)}, mask=inside)")
 
     def _need(self, out: Lines, node: Node) -> None:
-        self._values(out, toposort([node], self._operands))
+        self._values(out, toposort([node], lambda n: () if n in self.done else self._operands(n)))
 
     def _operands(self, node: Node) -> tuple[Node, ...]:
         return () if node in self.kernel.reads else node.args

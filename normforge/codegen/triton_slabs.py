@@ -163,6 +163,15 @@ def along_loop(walk: Walk, axes: int) -> bool:
     return bool(axes & walk.crossed & (walk.on_e if walk.name == "positions" else walk.on_a))
 
 
+def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *, loop: bool) -> int:
+    """Elements of the largest tile of a plan; `nodes` are its sums, `loop` says that a program walks its slab."""
+    if loop:
+        return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
+    keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in nodes)
+    found = TILES["keyed" if keyed else walk.name][min(order, 2)]
+    return found if itemsize == 2 or found == 1024 else found // 2
+
+
 def loops(walk: Walk, nodes: Iterable[Node]) -> bool:
     """True when every sum is one value for all tiles of a slab; of small values, those that a program stores too."""
     return not any(along_loop(walk, n.axes) for n in nodes)
@@ -198,12 +207,21 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
     "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
+# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order: measured by compiling ahead of
+# time, where nothing spills; half for float32. "keyed" is a walk over rows some of whose sums end in rows.
+TILES: dict[str, tuple[int, int, int]] = {
+    "rows": (32768, 16384, 4096),
+    "keyed": (16384, 8192, 1024),
+    "columns": (16384, 4096, 1024),
+    "positions": (16384, 4096, 1024),
+    "channels": (16384, 8192, 1024),
+}
 # Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
 LOOPS: dict[str, tuple[Rung, ...]] = {
     "rows": (Rung(8, 512), Rung(64, 64)),
     "columns": (Rung(128, 32),),
     "positions": (Rung(4, 1024),),
-    "channels": (Rung(128, 32), Rung(32, 128)),
+    "channels": (Rung(128, 32), Rung(64, 64)),
 }
 
 

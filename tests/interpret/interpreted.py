@@ -37,6 +37,8 @@ Shape = tuple[int, ...]
 Array = np.ndarray
 
 SHAPES: list[tuple[Shape, int]] = [((3, 6, 4, 5), 3), ((4, 12), 4)]
+if KIND == "swept":  # slabs of several tiles
+    SHAPES = [((1, 6, 17, 67), 2), ((2, 1100), 2)]
 MORE_SHAPES: list[tuple[Shape, int]] = [
     ((1, 8, 1, 1), 2),
     ((2, 40, 3, 7), 8),
