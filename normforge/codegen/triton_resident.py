@@ -127,9 +127,9 @@ class ResidentText:
             if rows:
                 out("row = a % each // chunks")
             out(
-                "q = a % chunks",
+                "q = (a % chunks).to(tl.int64)",
                 f"a_in = {self._chunk_in()}",
-                "s = q.to(tl.int64) * BLOCK_E + e  # [BLOCK_A, BLOCK_E]",
+                "s = q * BLOCK_E + e  # [BLOCK_A, BLOCK_E]",
                 "e_in = s < S",
             )
             self._decode(out, rows, "row")
@@ -208,7 +208,7 @@ class ResidentText:
         """Gives the address of a small value the shape of its mask; 0 in a writer."""
         if self.walk.name == "rows":
             return "" if node.axes & S else " + q"
-        return "" if node.axes else " + pid * 0"
+        return "" if node.axes else " + (pid * 0).to(tl.int64)"
 
     def _once(self, missing: int, along_a: bool, along_e: bool) -> list[str]:
         """Conditions that pick one of the elements of the tile that hold the same value, `missing` axes apart."""

@@ -105,7 +105,7 @@ class SweptText(ResidentText):
         return "slab_in" if self.walk.name == "rows" else super()._writer(node)
 
     def _beside(self, node: Node) -> str:
-        return "" if node.axes else " + pid * 0"
+        return "" if node.axes else " + (pid * 0).to(tl.int64)"
 
     # -- sums
 
