@@ -169,6 +169,8 @@ def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *
         return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
     keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in nodes)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
+    if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
+        found = min(found, 16384)
     return found if itemsize == 2 or found == 1024 else found // 2
 
 
