@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from normforge.codegen.triton_cooperative import COUNTERS
+from normforge.codegen.triton_launch import TritonModule, arguments, warps, workspace
+
 ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
 
 
@@ -36,6 +39,30 @@ class Ready(NamedTuple):
     metadata: Any
     pick: Callable[[Sequence[int]], tuple[int, ...]]
     tail: tuple[int, ...]
+
+
+class Call:
+    """Everything about a call that only the shape decides.
+
+    Attributes:
+        launches: sizes, blocks and number of programs of each launch. warps: of a program of each.
+        total: elements of the workspace, float32. work: first and last element of each array in it.
+        offsets: bytes from its start to each array.
+        slots: for each launch the places of its pointers among operands, outputs, the arrays of the workspace, and
+            the counters of a cooperative launch.
+        ready: compiled kernels by the alignment of the tensors; None where there are none to be had.
+    """
+
+    def __init__(self, module: TritonModule, sizes: dict[str, int]) -> None:
+        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
+        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
+        self.warps = [warps(launch, sizes) for launch in module.launches]
+        self.work, self.total = workspace(module, sizes)
+        self.offsets = [4 * first for first, _ in self.work]
+        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work), COUNTERS]
+        place = {name: i for i, name in enumerate(names)}
+        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
+        self.ready: dict[tuple[bool, ...], list[Ready] | None] = {}
 
 
 def ready(kernel: Any, programs: int, slots: tuple[int, ...], tail: tuple[int, ...]) -> Ready | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_cooperative import COUNTERS
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct
@@ -31,6 +31,12 @@ OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
+
+
+def warp_options(options: dict[str, Any], num_warps: int) -> dict[str, Any]:
+    """Options of a launch of this many warps: together they cannot have more registers than a processor."""
+    found = {"num_warps": num_warps}
+    return found | {"maxnreg": min(255, 65536 // (32 * num_warps))} if "maxnreg" in options else found
 
 
 @dataclass
@@ -52,7 +58,7 @@ class TritonObject:
     module: TritonModule
     functions: dict[str, Any]
     stream: Callable[[int], int] = direct.current_stream
-    _calls: dict[tuple[Any, ...], _Call] = field(default_factory=dict)
+    _calls: dict[tuple[Any, ...], direct.Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
@@ -61,7 +67,7 @@ class TritonObject:
         if call is None:
             if len(self._calls) >= MAX_SHAPES:
                 self._calls.clear()
-            call = self._calls[index, dims] = _Call(self.module, dims)
+            call = self._calls[index, dims] = direct.Call(self.module, self.module.shape(dims))
         # Triton launches on the current device, which need not be that of the tensors.
         if index >= 0 and torch.cuda.current_device() != index:
             with torch.cuda.device(index):
@@ -69,7 +75,7 @@ class TritonObject:
         else:
             self._launch(call, tensors, index)
 
-    def _launch(self, call: _Call, tensors: Sequence[Tensor], index: int) -> None:
+    def _launch(self, call: direct.Call, tensors: Sequence[Tensor], index: int) -> None:
         given = tensors
         if call.total:
             given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
@@ -84,7 +90,7 @@ class TritonObject:
             addresses += [block + offset for offset in call.offsets]
         direct.launch(kernels, addresses, self.stream(index))
 
-    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
+    def _first(self, call: direct.Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
         """Launch through Triton's front. The compiled kernels; None under the interpreter."""
         places = [*given]
         if call.total:
@@ -92,37 +98,15 @@ class TritonObject:
             places += [block[first:last] for first, last in call.work]
         options = OPTIONS if torch.version.hip else CUDA_OPTIONS
         kernels: list[direct.Ready] = []
-        for launch, (values, blocks, programs), slots in zip(
-            self.module.launches, call.launches, call.slots, strict=True
+        for launch, (values, blocks, programs), slots, num_warps in zip(
+            self.module.launches, call.launches, call.slots, call.warps, strict=True
         ):
             function = self.functions[launch.kernel]
-            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **options)
+            compiled = options | warp_options(options, num_warps)
+            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **compiled)
             if made := direct.ready(kernel, programs, slots, (*values, *blocks.values())):
                 kernels.append(made)
         return kernels if len(kernels) == len(call.launches) else None
-
-
-class _Call:
-    """Everything about a call that only the shape decides.
-
-    Attributes:
-        launches: sizes, blocks and number of programs of each launch.
-        total: elements of the workspace, float32. work: first and last element of each array in it.
-        offsets: bytes from its start to each array.
-        slots: for each launch the places of its pointers among operands, outputs and the arrays of the workspace.
-        ready: compiled kernels by the alignment of the tensors; None where there are none to be had.
-    """
-
-    def __init__(self, module: TritonModule, dims: tuple[int, int, int, int]) -> None:
-        sizes = module.shape(dims)
-        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
-        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
-        self.work, self.total = workspace(module, sizes)
-        self.offsets = [4 * first for first, _ in self.work]
-        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
-        place = {name: i for i, name in enumerate(names)}
-        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
-        self.ready: dict[tuple[bool, ...], list[direct.Ready] | None] = {}
 
 
 _lock = threading.Lock()
@@ -219,10 +203,10 @@ def compile_aot(
     options = dict(CUDA_OPTIONS if cuda else OPTIONS)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
-    call = _Call(module, dims)
+    call = direct.Call(module, module.shape(dims))
     full = set(full_pointers(plan, module))
     compiled = []
-    for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
+    for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
         function = functions[launch.kernel]
         if not isinstance(function, triton.runtime.jit.JITFunction):
             raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
@@ -232,7 +216,8 @@ def compile_aot(
         signature |= dict.fromkeys(launch.size_names, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
-        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))
+        made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
+        compiled.append(CompiledKernel(launch.kernel, dict(made.asm)))
     return compiled
 
 

@@ -15,6 +15,7 @@ from reference import FIRST_SHAPES, SECOND_SHAPES
 from torch import Tensor
 
 import normforge as nf
+from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.codegen.shapes import plan_dims
@@ -82,13 +83,16 @@ def in_workspace(object_: TritonObject, args: tuple[int, ...], launch: Any, coun
     return (*pointers, *args[len(pointers) :])
 
 
+@pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
 @pytest.mark.parametrize("name", nf.layers)
-def test_direct_launches_pass_what_the_front_does(name: str) -> None:
+def test_direct_launches_pass_what_the_front_does(name: str, kind: str) -> None:
     for order in range(3):
         for shape in SHAPES:
             given, dims = tensors(name, order, shape)
             layout = "nhwc" if len(shape) == 2 else "nchw"
-            plan = make_plan(program(nf.layers[name], order, True), "triton", "float32", layout)
+            plan = plan_of_kind(kind, program(nf.layers[name], order, True), "float32", layout)
+            if plan is None:
+                continue
             object_, log = recording(plan)
             calls = []
             for _ in range(3):
@@ -118,19 +122,24 @@ def test_direct_launches_pass_what_the_front_does(name: str) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("multi-launch", "nhwc"), ("resident", "nhwc"), ("swept", "nhwc"), ("cooperative", "nchw")]
+)
 @pytest.mark.parametrize("name", nf.layers)
-def test_arguments_are_those_of_the_functions(name: str) -> None:
+def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str) -> None:
     """Pointers, sizes and blocks in the order of the parameters: a compiled kernel takes them by position."""
     for order in range(3):
-        plan = make_plan(program(nf.layers[name], order, True), "triton", "bfloat16", "nhwc")
+        plan = plan_of_kind(kind, program(nf.layers[name], order, True), "bfloat16", layout)
+        if plan is None:
+            continue
         module = emit_triton(plan, plan.symbol)
         functions = execute_text(module.source, plan.symbol)
-        sizes = module.shape((2, 4, 3, 35))
+        sizes = module.shape((2, 4, 3, 9))
         for launch in module.launches:
             values, blocks, _ = arguments(launch, sizes, aligned=False)
             parameters = list(inspect.signature(functions[launch.kernel].fn).parameters)
-            assert parameters == [*launch.pointers, *launch.sizes, *blocks]
-            assert len(values) == len(launch.sizes)
+            assert parameters == [*launch.pointers, *launch.size_names, *blocks]
+            assert len(values) == len(launch.size_names)
 
 
 def test_a_misaligned_view_never_meets_an_aligned_kernel() -> None:

@@ -20,10 +20,12 @@ NO_INTERPRETER = 77
 SMOOTH = ["bn-silu", "gn-silu", "ln-relu", "in-relu", "layernorm-gelu", "evonorm-s0", "evonorm-b0"]
 
 
-def run(check: str, layers: str) -> None:
+def run(check: str, layers: str, kind: str = "multi-launch") -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("interpreted.py")
-    done = subprocess.run([sys.executable, str(script), check, layers], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, str(script), check, layers, kind], capture_output=True, text=True, env=environment
+    )
     if done.returncode == NO_INTERPRETER:
         pytest.skip("the interpreter of this triton does not work with this numpy")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -32,6 +34,27 @@ def run(check: str, layers: str) -> None:
 @pytest.mark.parametrize("name", [*nf.layers, *NESTED])
 def test_usual(name: str) -> None:
     run("usual", name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("resident", "gn-silu,bn-relu,layernorm-gelu,evonorm-b0"), ("swept", "gn-silu")]
+)
+def test_slabs(kind: str, names: str) -> None:
+    run("usual", names, kind)
+
+
+@pytest.mark.parametrize("kind", ["resident", "swept"])
+def test_slabs_of_extreme_values(kind: str) -> None:
+    run("extreme", "gn-silu,in-relu,layernorm-gelu", kind)
+    run("not_finite", "gn-relu,bn-relu,frn-tlu", kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resident", "swept"])
+@pytest.mark.parametrize("check", ["usual", "more", "low_precision"])
+def test_more_slabs(check: str, kind: str) -> None:
+    """What no program can hold is left out: layers without sums, and for swept plans moments of several sizes."""
+    run(check, ",".join([*nf.layers, *NESTED]), kind)
 
 
 @pytest.mark.parametrize("name", ["gn-silu", "evonorm-b0"])
