@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import arguments
 from normforge.kernels.direct import ALIGNMENT, alignment_of
 from normforge.kernels.job import Job, allocate
-from normforge.kernels.launch_triton import TritonObject, execute_text
+from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.launch_triton import CUDA_OPTIONS, TritonObject, execute_text
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
@@ -41,6 +43,7 @@ class Recorder:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Recorder]:
         def front(*args: Any, num_warps: int, enable_fp_fusion: bool, maxnreg: int = 0, **blocks: int) -> Recorder:
+            blocks.pop("launch_cooperative_grid", None)
             plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
             self.log.append(("front", self.name, grid[0], (*plain, *blocks.values())))
             return self
@@ -119,6 +122,51 @@ def test_direct_launches_pass_what_the_front_does(name: str, kind: str) -> None:
                     ]
                 )
             assert plain[0] == plain[1] == plain[2]
+
+
+class PersistentRecorder(Recorder):
+    """The same for a cooperative kernel: it tells its registers before it is launched."""
+
+    n_regs, metadata = 80, SimpleNamespace(shared=1024)
+
+    def warmup(self, *args: Any, **options: Any) -> Recorder:
+        return self
+
+    def _init_handles(self) -> None:
+        pass
+
+
+def test_a_cooperative_launch_passes_what_the_front_does() -> None:
+    """Tile, grid and zeroed counters too; for each alignment class the front comes first."""
+    given, _ = tensors("bn-relu", 1, (4, 64, 3, 5))
+    dims = (4, 32, 2, 15)
+    plan = plan_of_kind("cooperative", program(nf.layers["bn-relu"], 1, True), "float32", "nchw")
+    assert plan is not None
+    module = emit_triton(plan, plan.symbol)
+    (launch,) = module.launches
+    log: list[tuple[str, str, int, tuple[int, ...]]] = []
+    device = SimpleNamespace(
+        L2_cache_size=1 << 18, multi_processor_count=2, max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=233472,
+    )  # fmt: skip
+    function = PersistentRecorder(launch.kernel, log)
+    object_ = CooperativeObject(plan, module, function, None, CUDA_OPTIONS, lambda index: 77, lambda index: device)
+    room = torch.empty(given[0].numel() + 1)
+    moved = [room[1:].view(given[0].shape), *given[1:]]
+    for some in (given, moved):
+        log.clear()
+        for _ in range(3):
+            object_(some, dims)
+        assert [kind for kind, *_ in log] == ["front", "direct", "direct"]
+        assert {programs for _, _, programs, _ in log} == {12}  # six fit a processor
+        outside = {t.data_ptr() for t in some}
+        count = len(launch.pointers) - 1  # the counters, whose memory is their own, come last
+        plain = []
+        for *_, args in log:
+            inside = [a for a in args[:count] if a not in outside]
+            plain.append([a if a in outside else a - min(inside) for a in args[:count]] + [*args[count + 1 :]])
+        assert plain[0] == plain[1] == plain[2]
+    assert not object_.refused
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
