@@ -30,11 +30,13 @@ class Device:
         processors: streaming multiprocessors, or compute units.
         l2_bytes: of the level-2 cache.
         cooperative: a launch whose programs cannot all run at once is refused.
+        half_tiles: compilers for it spill registers at the largest tiles of resident plans, which others can have.
     """
 
     processors: int
     l2_bytes: int
     cooperative: bool = True
+    half_tiles: bool = False
 
 
 # What plans are made for where no device is at hand: an H200.
@@ -64,7 +66,7 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
         device: where it will run.
     """
     resident = slab_plan(program, dtype, layout)
-    if resident is not None and (dims is None or slabs_of(resident).blocks(dims)):
+    if resident is not None and (dims is None or _holds(resident, dims, device)):
         return resident
     swept = slab_plan(program, dtype, layout, "swept")
     if swept is not None and dims is not None and _sweeps_well(swept, dims, device):
@@ -74,6 +76,12 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
         if cooperative is not None and _tiles_well(cooperative, dims, device):
             return cooperative
     return make_plan(program, "triton", dtype, layout)
+
+
+def _holds(plan: Plan, dims: Dims, device: Device) -> bool:
+    slabs = slabs_of(plan)
+    blocks = slabs.blocks(dims)
+    return blocks is not None and blocks.rung in slabs.rungs_of(half=device.half_tiles)
 
 
 def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:

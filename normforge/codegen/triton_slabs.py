@@ -102,6 +102,10 @@ class Slabs:
             return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
         return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
 
+    def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
+        """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
+        return tuple(r for r in self.rungs if not half or r == self.rungs[0] or 2 * r.elements <= self.tile)
+
     def blocks(self, dims: Dims) -> Blocks | None:
         """The smallest rung that holds a slab; None where none does.
 
@@ -209,14 +213,15 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
     "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
-# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order: measured by compiling ahead of
-# time, where nothing spills; half for float32. "keyed" is a walk over rows some of whose sums end in rows.
+# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
+# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills; for sm_100 see `Device.half_tiles`. "keyed"
+# is a walk over rows some of whose sums end in rows.
 TILES: dict[str, tuple[int, int, int]] = {
     "rows": (32768, 16384, 4096),
     "keyed": (16384, 8192, 1024),
     "columns": (16384, 4096, 1024),
     "positions": (16384, 4096, 1024),
-    "channels": (16384, 8192, 1024),
+    "channels": (8192, 4096, 1024),
 }
 # Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
 LOOPS: dict[str, tuple[Rung, ...]] = {

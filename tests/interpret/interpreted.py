@@ -1,4 +1,4 @@
-"""Run in a process of its own, with TRITON_INTERPRET=1: `python interpreted.py CHECK LAYERS [KIND]`.
+"""Run in a process of its own, with TRITON_INTERPRET=1: `python interpreted.py KIND CHECK:LAYERS...`.
 
 Emitted kernels under the interpreter against the numpy evaluator in float64, on the graph of each order. KIND forces
 a kind of plan; what no program of it can hold is left out, and a check that runs nothing fails.
@@ -35,15 +35,16 @@ from normforge.ir.types import FULL, B, G, K, S
 from normforge.kernels.launch_triton import execute_text, load
 
 NO_INTERPRETER = 77  # exit status
-KIND = sys.argv[3] if len(sys.argv) > 3 else "multi-launch"
+KIND = sys.argv[1]
 runs = 0  # programs run
 
 Shape = tuple[int, ...]
 Array = np.ndarray
 
 SHAPES: list[tuple[Shape, int]] = [((3, 6, 4, 5), 3), ((4, 12), 4)]
-if KIND == "swept":  # slabs of several tiles
-    SHAPES = [((1, 6, 17, 67), 2), ((2, 1100), 2)]
+# Of swept plans: slabs of several tiles, along space and along channels.
+LONG_ROWS: list[tuple[Shape, int]] = [((2, 4, 17, 67), 2)]
+LONG_COLUMNS: list[tuple[Shape, int]] = [((1, 300, 3, 2), 2), ((2, 1100), 2)]
 MORE_SHAPES: list[tuple[Shape, int]] = [
     ((1, 8, 1, 1), 2),
     ((2, 40, 3, 7), 8),
@@ -157,10 +158,14 @@ def from_layout(got: torch.Tensor, shape: Shape, layout: str) -> torch.Tensor:
 
 
 def usual(layer: nf.Graph) -> None:
-    for i, (shape, groups) in enumerate(SHAPES):
+    shapes = SHAPES
+    if KIND == "swept":
+        plan = plan_of_kind(KIND, program(layer, 0, True), "float32", "nchw")
+        shapes = LONG_COLUMNS if plan is not None and plan.slab & S else LONG_ROWS
+    for i, (shape, groups) in enumerate(shapes):
         for layout in ("nchw", "nhwc")[len(shape) == 2 :]:  # without space channels are contiguous
             check(layer, shape, groups, layout, seed=i)
-    check(layer, *SHAPES[0], "nchw", train=False)
+    check(layer, *shapes[0], "nchw", train=False)
 
 
 def more(layer: nf.Graph) -> None:
@@ -172,9 +177,11 @@ def more(layer: nf.Graph) -> None:
 
 def chunks(layer: nf.Graph) -> None:
     """Chunks of several tiles, which only large tensors have."""
+    usual_number = triton_launch.ENOUGH_PROGRAMS
     triton_launch.ENOUGH_PROGRAMS = 4
     for layout in ("nchw", "nhwc"):
         check(layer, (2, 6, 41, 53), 2, layout)
+    triton_launch.ENOUGH_PROGRAMS = usual_number
 
 
 def low_precision(layer: nf.Graph) -> None:
@@ -311,6 +318,9 @@ CHECKS = {
 if __name__ == "__main__":
     if not interpreter_works():
         sys.exit(NO_INTERPRETER)
-    for label in sys.argv[2].split(","):
-        CHECKS[sys.argv[1]](nf.parse(NESTED.get(label, label)))
-    assert runs, f"no plan of kind {KIND} could be run"
+    for wanted in sys.argv[2:]:
+        name, _, labels = wanted.partition(":")
+        runs = 0
+        for label in labels.split(","):
+            CHECKS[name](nf.parse(NESTED.get(label, label)))
+        assert runs, f"{name}: no plan of kind {KIND} could be run"

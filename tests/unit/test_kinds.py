@@ -21,6 +21,14 @@ def test_small_slabs_are_resident(order: int) -> None:
     assert kind("bn-relu", (16, 8, 4, 64), order=order) == "resident"
 
 
+def test_a_device_of_half_tiles() -> None:
+    tight = Device(148, 126 << 20, half_tiles=True)
+    large: Dims = (64, 32, 1, 160 * 160)
+    assert kind("in-relu", large) == "resident" and kind("in-relu", large, device=tight) == "swept"
+    for order in range(3):
+        assert kind("gn-silu", (8, 32, 2, 196), order=order, device=tight) == "resident"
+
+
 def test_a_slab_too_long_for_registers_is_swept_where_there_are_enough() -> None:
     many: Dims = (64, 32, 1, 160 * 160)
     assert kind("in-relu", many) == "resident"  # forward holds twice what backward does
