@@ -164,6 +164,8 @@ def execute_text(text: str, name: str) -> dict[str, Any]:
 
 # What a compiled kernel is specialised for where no shape is given: N, groups, channels a group, positions.
 TYPICAL_DIMS = (8, 32, 2, 56 * 56)
+# The same for plans whose programs hold slabs: the first that fits.
+SMALLER_DIMS = ((8, 32, 2, 28 * 28), (8, 32, 2, 14 * 14), (8, 32, 1, 8 * 8), (1, 8, 2, 4 * 4))
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 
@@ -181,7 +183,7 @@ class CompiledKernel:
 
 
 def compile_aot(
-    plan: Plan, target: int | str = 90, *, title: str = "", dims: tuple[int, int, int, int] = TYPICAL_DIMS
+    plan: Plan, target: int | str = 90, *, title: str = "", dims: tuple[int, int, int, int] | None = None
 ) -> list[CompiledKernel]:
     """Compile every kernel of a plan without a device.
 
@@ -189,10 +191,12 @@ def compile_aot(
         plan: for target "triton".
         target: a compute capability of NVIDIA (80, 90, 100), or an AMD architecture ("gfx942").
         title: the first comment of the text.
-        dims: N, groups, channels a group, positions; they decide the blocks.
+        dims: N, groups, channels a group, positions; they decide the blocks. By default those of a usual image, or of
+            a smaller one where the plan needs that.
 
     Raises:
         BackendError: there is no triton, it only interprets (TRITON_INTERPRET=1), or the plan is for float64.
+        ShapeError: no tile of a resident plan holds a slab of these dims.
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
@@ -203,7 +207,7 @@ def compile_aot(
     options = dict(CUDA_OPTIONS if cuda else OPTIONS)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
-    call = direct.Call(module, module.shape(dims))
+    call = direct.Call(module, module.shape(dims or typical_dims(module)))
     full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
@@ -219,6 +223,13 @@ def compile_aot(
         made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
         compiled.append(CompiledKernel(launch.kernel, dict(made.asm)))
     return compiled
+
+
+def typical_dims(module: TritonModule) -> tuple[int, int, int, int]:
+    """A usual shape that a plan can run."""
+    if module.slabs is None:
+        return TYPICAL_DIMS
+    return next(dims for dims in (TYPICAL_DIMS, *SMALLER_DIMS) if module.slabs.blocks(dims))
 
 
 def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:

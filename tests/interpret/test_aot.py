@@ -9,7 +9,7 @@ import re
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import plan_of_kind
+from normforge.codegen.kinds import KINDS, plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.codegen.resident import slabs_of
@@ -17,7 +17,7 @@ from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_slabs import Dims, Rung, Slabs
 from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
-from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources
+from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources, typical_dims
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton"),
@@ -162,6 +162,17 @@ def test_wide_accesses() -> None:
     per_thread = 64 * 64 // (8 * 32)
     wide = len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
     assert wide == 2 * per_thread // 8
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("layer", [*nf.layers, "x / rms[b,w,h,c](x) * gamma"])
+def test_every_plan_has_a_shape_to_be_compiled_for(layer: str, layout: str) -> None:
+    for order in range(3):
+        for kind in KINDS:
+            plan = plan_of_kind(kind, program(nf.parse(layer), order, True), "float32", layout)
+            if plan is not None:
+                module = emit_triton(plan, plan.symbol)
+                assert module.shape(typical_dims(module))["N"] > 0
 
 
 def test_ptx() -> None:
