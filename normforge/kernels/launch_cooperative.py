@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,20 +72,27 @@ class CooperativeObject:
         block = torch.empty(call.total, dtype=torch.float32, device=device)
         zeros = torch.zeros(call.counters, dtype=torch.int32, device=device)
         addresses = [t.data_ptr() for t in (*tensors, block, zeros)]
-        alignment = direct.alignment_of(addresses)
-        kernels = call.ready.get(alignment)
+        aligned = direct.aligned(addresses)
+        kernels = call.ready.get(aligned)
         if kernels is None or direct.hooked():
-            call.ready[alignment] = self._first(call, [*tensors, *(block[i:j] for i, j in call.work), zeros], index)
+            function = self.function if aligned else self._at_any_address
+            places = [*tensors, *(block[i:j] for i, j in call.work), zeros]
+            call.ready[aligned] = self._first(function, call, places, index)
             return
         *given, start, counted = addresses
         direct.launch(kernels, [*given, *(start + o for o in call.offsets), counted], self.stream(index))
 
-    def _first(self, call: _Call, places: Sequence[Tensor], index: int) -> list[direct.Ready]:
+    @cached_property
+    def _at_any_address(self) -> Any:
+        """The kernel for tensors that are not all aligned."""
+        return direct.at_any_address(self.function, self.module.launches[0].pointers)
+
+    def _first(self, function: Any, call: _Call, places: Sequence[Tensor], index: int) -> list[direct.Ready]:
         """Launch through Triton's front: as many programs as run at once, which the registers of the kernel tell."""
         (values, blocks, items), slots = call.launches[0], call.slots[0]
         arguments = [*(places[i] for i in slots), *values]
         options = self.options | {"launch_cooperative_grid": True}
-        kernel = self.function.warmup(*arguments, grid=(1,), **blocks, **options)
+        kernel = function.warmup(*arguments, grid=(1,), **blocks, **options)
         kernel._init_handles()  # loads it
         device = self.properties(index)
         each = programs_at_once(
@@ -96,7 +104,7 @@ class CooperativeObject:
             shared_memory=device.shared_memory_per_multiprocessor,
         )
         programs = min(device.multi_processor_count * each, items)
-        kernel = self.function[(programs,)](*arguments, **blocks, **options)
+        kernel = function[(programs,)](*arguments, **blocks, **options)
         made = direct.ready(kernel, programs, slots, (*values, *blocks.values()))
         assert made is not None, "the interpreter has no cooperative launches"
         return [made]

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,17 @@ class TritonObject:
         if call.total:
             given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
         addresses = [t.data_ptr() for t in given]
-        alignment = direct.alignment_of(addresses)
-        kernels = call.ready.get(alignment)
+        aligned = direct.aligned(addresses)
+        kernels = call.ready.get(aligned)
         if kernels is None or direct.hooked():
-            call.ready[alignment] = self._first(call, given)
+            call.ready[aligned] = self._first(call, given, aligned)
             return
         if call.total:
             block = addresses.pop()
             addresses += [block + offset for offset in call.offsets]
         direct.launch(kernels, addresses, self.stream(index))
 
-    def _first(self, call: direct.Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
+    def _first(self, call: direct.Call, given: Sequence[Tensor], aligned: bool) -> list[direct.Ready] | None:
         """Launch through Triton's front. The compiled kernels; None under the interpreter."""
         places = [*given]
         if call.total:
@@ -101,12 +102,20 @@ class TritonObject:
         for launch, (values, blocks, programs), slots, num_warps in zip(
             self.module.launches, call.launches, call.slots, call.warps, strict=True
         ):
-            function = self.functions[launch.kernel]
+            function = (self.functions if aligned else self._at_any_address)[launch.kernel]
             compiled = options | warp_options(options, num_warps)
             kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **compiled)
             if made := direct.ready(kernel, programs, slots, (*values, *blocks.values())):
                 kernels.append(made)
         return kernels if len(kernels) == len(call.launches) else None
+
+    @cached_property
+    def _at_any_address(self) -> dict[str, Any]:
+        """The kernels for tensors that are not all aligned."""
+        return {
+            launch.kernel: direct.at_any_address(self.functions[launch.kernel], launch.pointers)
+            for launch in self.module.launches
+        }
 
 
 _lock = threading.Lock()

@@ -22,7 +22,7 @@ from normforge.codegen.plan import make_plan
 from normforge.codegen.shapes import plan_dims
 from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import arguments
-from normforge.kernels.direct import ALIGNMENT, alignment_of
+from normforge.kernels.direct import ALIGNMENT, aligned, at_any_address
 from normforge.kernels.job import Job, allocate
 from normforge.kernels.launch_cooperative import CooperativeObject
 from normforge.kernels.launch_triton import CUDA_OPTIONS, TritonObject, execute_text
@@ -191,40 +191,54 @@ def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str)
 
 
 def test_a_misaligned_view_never_meets_an_aligned_kernel() -> None:
-    """x at every offset, the others aligned: each class goes through the front first, and is kept apart."""
+    """x at every offset, the others aligned: both classes go through the front first, and are kept apart."""
     plan = make_plan(program(nf.layers["gn-silu"], 1, True), "triton", "float32", "nchw")
     object_, log = recording(plan)
     given, dims = tensors("gn-silu", 1, SHAPES[0])
     room = torch.empty(given[0].numel() + 8)
-    seen: set[tuple[bool, ...]] = set()
+    seen: set[bool] = set()
     for which in (0, next(i for i, t in enumerate(given) if i and t.shape == given[0].shape)):
         for offset in (0, 1, 2, 3, 4, 7, 0, 1):
             moved = list(given)
             moved[which] = room[offset : offset + room.numel() - 8].view(given[0].shape)
-            key = alignment_of([t.data_ptr() for t in moved])
+            key = aligned([t.data_ptr() for t in moved])
             log.clear()
             object_(moved, dims)
             assert {kind for kind, *_ in log} == {"direct" if key in seen else "front"}
             seen.add(key)
-    assert len(seen) == 3  # all aligned; x not; dy not
+    assert seen == {True, False}
 
 
-def test_the_alignment_classes_are_triton_s() -> None:
-    """Tensors of one class are specialised for alike by Triton itself."""
+def test_triton_specialises_alike_within_an_alignment_class() -> None:
+    """Aligned tensors all as aligned, and tensors of which one is not as if none were."""
     from triton.backends.compiler import BaseBackend
     from triton.runtime.jit import native_specialize_impl
 
-    found: dict[tuple[bool, ...], set[tuple[Any, ...]]] = {}
+    found: dict[tuple[torch.dtype, bool], set[tuple[Any, ...]]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         room = torch.empty(256, dtype=dtype)
         for first in range(20):
             for second in (0, 1, 8, 9):
                 pair = [room[first:], room[second:]]
-                key = alignment_of([t.data_ptr() for t in pair])
-                kinds = tuple(native_specialize_impl(BaseBackend, t, False, True, True) for t in pair)
-                found.setdefault((dtype == torch.float32, *key), set()).add(kinds)
-                assert any(key) == any(t.data_ptr() % ALIGNMENT for t in pair)
-    assert all(len(kinds) == 1 for kinds in found.values())
+                key = aligned([t.data_ptr() for t in pair])
+                kinds = tuple(native_specialize_impl(BaseBackend, t, False, True, key) for t in pair)
+                found.setdefault((dtype, key), set()).add(kinds)
+                assert key == all(t.data_ptr() % ALIGNMENT == 0 for t in pair)
+    assert len(found) == 4 and all(len(kinds) == 1 for kinds in found.values())
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
+def test_kernels_for_any_address_ask_no_pointer() -> None:
+    plan = make_plan(program(nf.layers["gn-silu"], 1, True), "triton", "float32", "nchw")
+    module = emit_triton(plan, plan.symbol)
+    functions = execute_text(module.source, plan.symbol)
+    for launch in module.launches:
+        usual = functions[launch.kernel]
+        other = at_any_address(usual, launch.pointers)
+        for a, b in zip(usual.params, other.params, strict=True):
+            assert (a.name, a.is_constexpr, a.do_not_specialize) == (b.name, b.is_constexpr, b.do_not_specialize)
+            assert not a.do_not_specialize_on_alignment
+            assert b.do_not_specialize_on_alignment == (b.name in launch.pointers)
 
 
 def test_one_block_of_workspace_holds_every_array_apart() -> None:
