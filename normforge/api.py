@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from normforge.codegen.kinds import TYPICAL_DEVICE, choose_kind
+from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
 from normforge.codegen.shapes import place, plan_dims
@@ -120,16 +120,14 @@ def plan(
     choose(target, TARGETS, "target")
     choose(layout, LAYOUTS, "layout")
     choose(dtype, DTYPES, "dtype", DtypeError)
-    made = place(make_plan(program(graph, order, train), target, dtype, layout), shape)
-    if target == "triton":
-        from normforge.codegen.triton import launch_count
+    what = program(graph, order, train)
+    if target == "c":
+        return place(make_plan(what, target, dtype, layout), shape)
+    from normforge.codegen.triton import launch_count
 
-        if shape is not None:
-            made = replace(made, kind=choose_kind(made, plan_dims(shape), TYPICAL_DEVICE))
-            if made.kind == "cooperative":  # tile by tile
-                made = replace(made, resident_in="L2")
-        made = replace(made, launches=launch_count(made))
-    return made
+    dims = None if shape is None else plan_dims(shape)
+    made = place(choose_plan(what, dtype, layout, dims, TYPICAL_DEVICE), shape)
+    return replace(made, launches=launch_count(made))
 
 
 def source(

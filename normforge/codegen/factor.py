@@ -34,13 +34,16 @@ class Factor:
     Attributes:
         expand: hoist factors that are not yet known out of sums. For derivatives; in forward the sums would
             lose digits (x·x − 2·x·μ + μ² for (x − μ)²).
+        rows: sum rows or columns first; otherwise a sum is taken at once over all its axes, by a program that holds
+            them, and is left as it is where an unknown factor varies along one of them.
     """
 
     expand: bool
+    rows: bool = True
 
     def run(self, graph: Graph) -> Graph:
         """Rewrite; outputs and inputs keep their names and types."""
-        state = _State(self.expand)
+        state = _State(self.expand, self.rows)
         for node in graph.nodes:
             state.out[node] = state.rewrite(node)
         outputs = tuple((k, state.out[n]) for k, n in graph.outputs)
@@ -50,6 +53,7 @@ class Factor:
 @dataclass
 class _State:
     expand: bool
+    rows: bool
     out: dict[Node, Node] = field(default_factory=dict)
     # Memo of "depends on a sum taken in a sweep of this graph", on rewritten nodes.
     unknown: dict[Node, bool] = field(default_factory=dict)
@@ -67,6 +71,8 @@ class _State:
             return _small(node.op, a, axes)
         if node.op is Op.SUM:
             return self.full_sum(a, axes)
+        if not self.rows:
+            return make(node.op, args, (axes,))
         # Forward's moments: of rows over space, or of columns over channels, merged by the law of total variance.
         first = S if axes & S else axes & C
         rest = axes & ~first
@@ -94,12 +100,14 @@ class _State:
 
     def full_sum(self, a: Node, axes: int) -> Node:
         """Sum of a full tensor, by rows when the unknown factors allow it, else by columns, else unfactored."""
-        for first in (S, axes & C):
+        for first in (S, axes & C) if self.rows else (axes,):
             if not first & axes:
                 continue
             terms = self.split(a, first)
             if terms is not None and len(terms) <= MAX_TERMS:
                 return self.combine(terms, a.axes, first, axes & ~first)
+        if not self.rows:
+            return make(Op.SUM, (a,), (axes,))
         first = S if axes & S else axes & C
         return _small(Op.SUM, make(Op.SUM, (a,), (first,)), axes & ~first)
 

@@ -54,8 +54,9 @@ class Plan:
     slab: the axes that every needed sum keeps.
     shape: (N, C, *spatial) where given; None for a slab that stays on chip.
     saved: names of the statistics that forward keeps beside x.
-    resident_in: the memory that holds a slab between sweeps ("cache", "L2"), or None when it does not fit.
+    resident_in: what holds a slab between its uses ("registers", "cache", "L2"), or None when it does not fit.
     kind: how a GPU runs it (see `normforge.codegen.kinds`).
+    tile: elements of the largest tile of a program, for kinds whose programs own slabs; else 0.
     """
 
     graph: Graph
@@ -74,6 +75,7 @@ class Plan:
     resident_in: str | None = None
     launches: int = 1
     kind: str = "multi-launch"
+    tile: int = 0
 
     @property
     def outputs(self) -> tuple[tuple[str, Node], ...]:

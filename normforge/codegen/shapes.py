@@ -37,8 +37,10 @@ def plan_dims(shape: Sequence[int], groups: int | None = None) -> tuple[int, int
     """N, groups, channels a group, positions of a shape (N, C, *spatial).
 
     Raises:
-        ShapeError: `groups` does not divide C.
+        ShapeError: not (N, C, *spatial), or `groups` does not divide C.
     """
+    if len(shape) < 2 or any(not isinstance(e, int) or e < 1 for e in shape):
+        raise ShapeError(f"a shape is (N, C, *spatial) of positive numbers, not {tuple(shape)}")
     n, c, *spatial = shape
     g = resolve_groups(groups, c)
     return n, g, c // g, prod(spatial)
@@ -61,11 +63,12 @@ def place(plan: Plan, shape: Sequence[int] | None) -> Plan:
     """
     if plan.dtype not in DTYPES:
         raise DtypeError(f"dtype is one of {', '.join(DTYPES)}, not {plan.dtype!r}")
-    name = ON_CHIP_NAME[plan.target]
+    name = "registers" if plan.kind == "resident" else ON_CHIP_NAME[plan.target]
     if shape is None:
         return replace(plan, resident_in=name)
-    if len(shape) < 2 or any(not isinstance(e, int) or e < 1 for e in shape):
-        raise ShapeError(f"a shape is (N, C, *spatial) of positive numbers, not {tuple(shape)}")
+    plan_dims(shape)
+    if plan.kind != "multi-launch":
+        return replace(plan, shape=tuple(shape), resident_in=name)
     whole = replace(plan, slab=0) if plan.target == "triton" else plan
     fits = slab_bytes(whole, shape) <= ON_CHIP_BYTES[plan.target]
     return replace(plan, shape=tuple(shape), resident_in=name if fits else None)

@@ -2,7 +2,8 @@
 
 Plan kind: multi-launch. One stage a sweep, and between them one a space of small values, each a device function;
 stages that do not wait for each other share a launch. Any shape, no atomics, results that depend on nothing but the
-shape. Plan kind: cooperative. The same stages in one launch; see `triton_cooperative`.
+shape. Plan kinds: resident and swept. One stage whose programs hold whole slabs, or walk theirs, and those of small
+values around it. Plan kind: cooperative. The stages of multi-launch in one launch; see `triton_cooperative`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ from dataclasses import replace
 from functools import lru_cache
 
 from normforge.codegen.plan import Plan
+from normforge.codegen.resident import SLAB_KINDS, slabs_of
 from normforge.codegen.text import Lines, wrapped
 from normforge.codegen.triton_cooperative import cooperative_launch, cooperative_text
 from normforge.codegen.triton_launch import DIMS, Launch, TritonModule, constexprs, merge, part_block, stage_call
 from normforge.codegen.triton_names import Storage, extents
 from normforge.codegen.triton_prelude import prelude
+from normforge.codegen.triton_resident import ResidentText
 from normforge.codegen.triton_schedule import (
-    SmallKernel,
+    Kernel,
+    SlabKernel,
     SweepKernel,
     launch_count,
     launch_groups,
     schedule,
     sum_operand,
 )
+from normforge.codegen.triton_slabs import Slabs
 from normforge.codegen.triton_small import SmallText
 from normforge.codegen.triton_sweep import SweepText
+from normforge.codegen.triton_swept import SweptText
 from normforge.errors import BackendError
 
 __all__ = ["emit_triton", "launch_count"]
@@ -68,8 +74,7 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         tuple(storage.outputs),
         tuple(storage.work.values()),
         tuple(launches),
-        tuple(tile_elements(plan, i) for i in range(len(plan.sweeps))),
-        tuple(_walk(plan, i) for i in range(len(plan.sweeps))),
+        *_sweep_tiles(plan),
     )
 
 
@@ -79,7 +84,10 @@ def emit_stages(plan: Plan, name: str, storage: Storage) -> list[tuple[Launch, s
     stages = []
     for number, kernel in enumerate(k for group in launch_groups(plan) for k in group):
         body = Lines("    ")
-        if isinstance(kernel, SweepKernel):
+        if isinstance(kernel, SlabKernel):
+            (SweptText if plan.kind == "swept" else ResidentText)(storage, kernel).emit(body)
+            label = "slabs"
+        elif isinstance(kernel, SweepKernel):
             SweepText(storage, kernel).emit(body)
             label = f"sweep{kernel.index + 1}"
         else:
@@ -88,6 +96,14 @@ def emit_stages(plan: Plan, name: str, storage: Storage) -> list[tuple[Launch, s
         launch = _launch(kernel, f"{name}_{number}_{label}", str(body), storage)
         stages.append((launch, _stage_text(launch, str(body), storage)))
     return stages
+
+
+def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], Slabs | None]:
+    """Tiles and walks of the sweeps, or how programs own slabs."""
+    if plan.kind in SLAB_KINDS:
+        return (), (), slabs_of(plan)
+    count = range(len(plan.sweeps))
+    return tuple(tile_elements(plan, i) for i in count), tuple(_walk(plan, i) for i in count), None
 
 
 def tile_elements(plan: Plan, index: int) -> int:
@@ -102,9 +118,13 @@ def _walk(plan: Plan, index: int) -> str:
     return next(k.walk for k in schedule(plan) if isinstance(k, SweepKernel) and k.index == index)
 
 
-def _launch(kernel: SweepKernel | SmallKernel, name: str, body: str, storage: Storage) -> Launch:
+def _launch(kernel: Kernel, name: str, body: str, storage: Storage) -> Launch:
     words = set(re.findall(r"\w+", body))
     pointers = tuple(p for p in storage.shapes if p in words)
+    if isinstance(kernel, SlabKernel):
+        sizes = (*DIMS, *(s for s in ("SLABS", "WIDTH") if s in words))
+        blocks = tuple(b for b in ("BLOCK_A", "BLOCK_E", "MANY", "ALIGNED") if b in words)
+        return Launch(name, "slabs", -1, 0, (), (), pointers, sizes, blocks)
     if isinstance(kernel, SweepKernel):
         sizes = (*DIMS, *(s for s in ("Q", "L") if s in words))
         return Launch(name, kernel.walk, kernel.index, 0, (), (), pointers, sizes, ("BLOCK_C", "BLOCK_S", "ALIGNED"))

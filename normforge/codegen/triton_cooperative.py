@@ -19,18 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normforge.codegen.plan import Plan
+from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.text import Lines, wrapped
 from normforge.codegen.triton_launch import (
     Launch,
     TritonModule,
     arguments,
-    cdiv,
     constexprs,
     part_block,
     stage_call,
 )
 from normforge.codegen.triton_names import extents
-from normforge.codegen.triton_schedule import Kernel, SweepKernel, launch_groups
+from normforge.codegen.triton_schedule import SlabKernel, SmallKernel, SweepKernel, launch_groups
+from normforge.codegen.triton_slabs import cdiv
 from normforge.errors import BackendError
 from normforge.ir.types import B, G, K, S
 
@@ -38,7 +39,6 @@ COUNTERS = "counters_ptr"
 # Share of the level-2 cache that tiles may fill: where it is two halves, what both read is there twice.
 L2_SHARE = 0.4
 BUSY = 2  # work items of a sweep of a tile for each processor, at least
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tiled:
     """
 
     number: int
-    kernel: Kernel
+    kernel: SweepKernel | SmallKernel
     lag: int
     after: int
 
@@ -73,7 +73,7 @@ class Division:
     """
 
     tiled: tuple[Tiled, ...]
-    last: tuple[tuple[int, Kernel, int], ...]
+    last: tuple[tuple[int, SweepKernel | SmallKernel, int], ...]
 
     @property
     def counted(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Division:
 def divide(plan: Plan) -> Division | None:
     """The stages of a cooperative plan. None for a plan without a second sweep, with sums over channels position by
     position, or with sweeps that need small values from across slabs; and where nothing can be cut into tiles."""
-    kernels = [k for group in launch_groups(plan) for k in group]
+    kernels = [k for group in launch_groups(plan) for k in group if not isinstance(k, SlabKernel)]
     sweeps = [k for k in kernels if isinstance(k, SweepKernel)]
     if len(sweeps) < 2 or any(k.walk != "rows" for k in sweeps) or not plan.slab & (B | G) or plan.layout != "nchw":
         return None

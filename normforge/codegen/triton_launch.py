@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from normforge.codegen.text import wrapped
 from normforge.codegen.triton_names import Work, extents
+from normforge.codegen.triton_slabs import Dims, Slabs, cdiv
+from normforge.errors import ShapeError
+from normforge.ir.types import G
 
 DIMS = ("N", "G", "K", "S")
 NUM_WARPS = 4
@@ -37,8 +40,8 @@ class Launch:
 
     Attributes:
         kernel: name of the kernel in the text.
-        walk: "rows", "columns" or "groups" for a sweep, "small" for small values, "merged" for several,
-            "cooperative" for all.
+        walk: "rows", "columns" or "groups" for a sweep, "slabs" for slabs, "small" for small values, "merged" for
+            several, "cooperative" for all.
         sweep: the sweep whose chunks it makes (-1 for small values).
         space: axes of the points of a small kernel.
         walked: axes that a small kernel sums over or stores along beyond its points.
@@ -83,6 +86,7 @@ class TritonModule:
         launches: in order.
         tiles: elements of a tile, by sweep.
         walks: how each sweep is walked.
+        slabs: how programs own slabs; None where they do not.
     """
 
     source: str
@@ -93,6 +97,7 @@ class TritonModule:
     launches: tuple[Launch, ...]
     tiles: tuple[int, ...]
     walks: tuple[str, ...]
+    slabs: Slabs | None = None
 
     def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
         """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S of each sweep by number. TILE, the
@@ -103,6 +108,8 @@ class TritonModule:
         """
         sizes = dict(zip(DIMS, dims, strict=True))
         sizes["C"] = sizes["TILE"] = sizes["G"] * sizes["K"]
+        if self.slabs is not None:
+            return sizes | slab_sizes(self.slabs, dims)
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
             bc, bs = sweep_blocks(self.layout, walk, tile, sizes)
             tiles = 1
@@ -115,11 +122,6 @@ class TritonModule:
             sizes[f"L{i}"] = bs * tiles
             sizes[f"Q{i}"] = cdiv(sizes["S"], bs * tiles)
         return sizes
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
-    return -(-a // b)
 
 
 def ladder(layout: str, walk: str, tile: int) -> tuple[tuple[int, int], ...]:
@@ -150,6 +152,28 @@ def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int]) -> tu
             return pairs[-1]
         pairs = pairs[:-1]
     return next((p for p in reversed(pairs) if p[0] >= channels), pairs[0])
+
+
+def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
+    """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
+
+    Raises:
+        ShapeError: a slab does not fit.
+    """
+    blocks, walk = slabs.blocks(dims), slabs.walk
+    if blocks is None:
+        raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
+    rung = blocks.rung
+    return {
+        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
+        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
+        "ALIGNED": int(walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0),
+    }  # fmt: skip
+
+
+def warps(launch: Launch, sizes: dict[str, int]) -> int:
+    """Of a program of a launch."""
+    return sizes["WARPS"] if launch.walk == "slabs" else NUM_WARPS
 
 
 def merge(parts: Sequence[Launch], pointers: Sequence[str]) -> Launch:
@@ -245,6 +269,9 @@ def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int], *, aligned: bo
         if stage.walk == "small":
             blocks = merging[stage]
             programs = cdiv(extent(stage.space, sizes), blocks["BLOCK_P"])
+        elif stage.walk == "slabs":
+            blocks = sizes | {"ALIGNED": int(aligned) & sizes["ALIGNED"]}
+            programs = sizes["PROGRAMS"]
         else:
             bc = sizes[f"BLOCK_C{i}"]
             blocks = {"BLOCK_C": bc, "BLOCK_S": sizes[f"BLOCK_S{i}"], "ALIGNED": int(aligned)}

@@ -87,7 +87,8 @@ class Storage:
         self.index = {node: i for i, node in enumerate(plan.graph.nodes)}
         self.work: dict[str, Work] = {}
         self.shapes: dict[str, str] = {}  # pointer -> its comment
-        self.sweep_of = {node: i for i, sweep in enumerate(plan.sweeps) for node in sweep.sums}
+        # Where programs own slabs all sweeps walk the same chunks.
+        self.sweep_of = {node: 0 if plan.tile else i for i, sweep in enumerate(plan.sweeps) for node in sweep.sums}
         self.operands: dict[Node, str] = {}
         for i, node in enumerate(plan.operands):
             self.operands[node] = self._pointer(identifier(node.name), i, f"{node.name} {shape_text(node)}")

@@ -68,6 +68,23 @@ def chan(mean, m2, seen, tile_mean, tile_m2, count):
     delta = tile_mean - mean
     return mean + delta * share, m2 + tile_m2 + delta * delta * (seen * share)
 ''',
+    "sum_equal": '''
+@triton.jit
+def sum_equal(value, key, AXIS: tl.constexpr):
+    """For each element along an axis the sum of all that have its key: [BLOCK, 1] (axis 0) or [1, BLOCK] (axis 1)."""
+    same = key == tl.trans(key)
+    return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1 - AXIS, keep_dims=True)
+''',
+    "sum_slab": '''
+@triton.jit
+def sum_slab(value, slab, MANY: tl.constexpr):
+    """Sums of the chunks of each slab: [BLOCK_A, 1] -> the same, or [1, 1] where there is one slab."""
+    if MANY:
+        same = slab == tl.trans(slab)
+        return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1, keep_dims=True)
+    else:
+        return tl.sum(value, axis=0, keep_dims=True)
+''',
     "merge_mean": '''
 @triton.jit
 def merge_mean(mean_ptr, row, inside, C, S, L, Q, BLOCK_Q: tl.constexpr):

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan, Sweep, is_sweep_sum
+from normforge.codegen.resident import SLAB_KINDS, divide, slabs_of
+from normforge.codegen.triton_slabs import Walk
 from normforge.ir.node import Node, make, preorder, toposort
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, G, S
@@ -94,7 +96,39 @@ class SmallKernel:
         return frozenset(self.stores)
 
 
-Kernel = SweepKernel | SmallKernel
+@dataclass(frozen=True)
+class SlabKernel:
+    """One launch whose programs hold whole slabs.
+
+    Attributes:
+        walk: how slabs lie in programs.
+        stores: full outputs. values: small values that are stored. partials: sums over the positions of a program.
+        reads: the stored small values that it loads.
+    """
+
+    walk: Walk
+    stores: tuple[tuple[str, Node], ...]
+    values: tuple[Node, ...]
+    partials: tuple[Node, ...]
+    reads: frozenset[Node]
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """What it computes."""
+        return (*(n.args[0] for n in self.partials), *self.values, *(n for _, n in self.stores))
+
+    @property
+    def needs(self) -> frozenset[Node]:
+        """What kernels before it have to give."""
+        return self.reads
+
+    @property
+    def gives(self) -> frozenset[Node]:
+        """What kernels after it can read."""
+        return frozenset((*self.partials, *self.values))
+
+
+Kernel = SweepKernel | SmallKernel | SlabKernel
 
 
 @lru_cache(maxsize=1024)
@@ -107,12 +141,13 @@ def schedule(plan: Plan) -> tuple[Kernel, ...]:
 def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
     """The kernels of each launch. One of small values joins a launch before it that is not earlier than what it
     reads: that of other small values, such as the statistics beside which gradients of parameters are merged, or else
-    that of a sweep, which comes last in its launch."""
+    that of a sweep, which comes last in its launch. Slabs are alone in theirs, which has warps of its own."""
     groups: list[list[Kernel]] = []
     for kernel in schedule(plan):
         needs = kernel.needs
         last = max((i for i, group in enumerate(groups) for k in group if needs & k.gives), default=-1)
         free = groups[last + 1 :] if isinstance(kernel, SmallKernel) else []
+        free = [g for g in free if not isinstance(g[-1], SlabKernel)]
         home = next((g for g in free if all(isinstance(k, SmallKernel) for k in g)), free[0] if free else None)
         if home is None:
             groups.append([kernel])
@@ -157,14 +192,32 @@ class _Scheduler:
 
     def run(self) -> tuple[Kernel, ...]:
         outputs = [n for _, n in self.plan.outputs if not is_full(n.axes) and n.op not in LEAF]
+        if self.plan.kind in SLAB_KINDS:
+            self.slabs()
+        else:
+            self.sweeps(outputs)
+        while missing := [n for n in outputs if n not in self.stored]:
+            self.prepare(missing[:1], outputs, len(self.level))
+        self.copy()
+        return tuple(self.used())
+
+    def sweeps(self, outputs: list[Node]) -> None:
+        """One kernel a sweep, and small ones between."""
         for i, sweep in enumerate(self.plan.sweeps):
             later = [n for s in self.plan.sweeps[i:] for n in s.frontier]
             self.prepare([n for n in sweep.frontier if not self.ready(n)], [*later, *outputs], i)
             self.sweep(i, sweep)
-        while missing := [n for n in outputs if n not in self.stored]:
-            self.prepare(missing[:1], outputs, len(self.plan.sweeps))
-        self.copy()
-        return tuple(self.used())
+
+    def slabs(self) -> None:
+        """One kernel for all slabs; before it one for the sums of small tensors that it reads, if there are any."""
+        parts = divide(self.plan.graph, self.plan.slab)
+        assert parts is not None
+        if parts.before:
+            self.prepare(list(parts.before), [], 0)
+        reads = frozenset(n for n in parts.inside if n in self.stored)
+        stores = self.plan.sweeps[-1].stores
+        self.kernels.append(SlabKernel(slabs_of(self.plan).walk, stores, parts.values, parts.partials, reads))
+        self.stored |= set(parts.values)
 
     # -- what is there
 
@@ -212,7 +265,7 @@ class _Scheduler:
             else:
                 self.kernels.append(SmallKernel(space, tuple(sums), (*sums, *values), (), frozenset(self.stored)))
             self.stored |= taken | set(values)
-            must = [n for n in must if n not in self.stored and (done == len(self.plan.sweeps) or not self.ready(n))]
+            must = [n for n in must if n not in self.stored and (done >= len(self.plan.sweeps) or not self.ready(n))]
 
     def columns_before(self, space: int, values: list[Node]) -> SweepKernel | None:
         """The last kernel, where it is a walk over all channels whose programs can go on to these values: they have
@@ -266,6 +319,10 @@ class _Scheduler:
         out: list[Kernel] = []
         for kernel in reversed(self.kernels):
             self.stored = set(kernel.reads)
+            if isinstance(kernel, SlabKernel):
+                out.append(kernel)
+                read |= kernel.reads
+                continue
             if isinstance(kernel, SweepKernel):
                 columns = [n for n in kernel.sums if not n.reduced & S]
                 values = tuple(n for n in (*columns, *kernel.values) if n in read)

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from normforge.codegen.triton_cooperative import COUNTERS
+from normforge.codegen.triton_launch import TritonModule, arguments, warps, workspace
+
 ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
 
 
@@ -38,6 +41,30 @@ class Ready(NamedTuple):
     tail: tuple[int, ...]
 
 
+class Call:
+    """Everything about a call that only the shape decides.
+
+    Attributes:
+        launches: sizes, blocks and number of programs of each launch. warps: of a program of each.
+        total: elements of the workspace, float32. work: first and last element of each array in it.
+        offsets: bytes from its start to each array.
+        slots: for each launch the places of its pointers among operands, outputs, the arrays of the workspace, and
+            the counters of a cooperative launch.
+        ready: compiled kernels for tensors that are all aligned, and for others; None where there are none to be had.
+    """
+
+    def __init__(self, module: TritonModule, sizes: dict[str, int]) -> None:
+        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
+        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
+        self.warps = [warps(launch, sizes) for launch in module.launches]
+        self.work, self.total = workspace(module, sizes)
+        self.offsets = [4 * first for first, _ in self.work]
+        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work), COUNTERS]
+        place = {name: i for i, name in enumerate(names)}
+        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
+        self.ready: dict[bool, list[Ready] | None] = {}
+
+
 def ready(kernel: Any, programs: int, slots: tuple[int, ...], tail: tuple[int, ...]) -> Ready | None:
     """What the front returned, prepared; None where that is no compiled kernel, as under the interpreter.
 
@@ -58,12 +85,28 @@ def launch(kernels: Sequence[Ready], addresses: Sequence[int], stream: int) -> N
         run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(addresses), *tail)
 
 
-def alignment_of(addresses: Sequence[int]) -> tuple[bool, ...]:
-    """What Triton compiles a kernel for, given its pointers: which are not aligned; nothing where all are."""
+def aligned(addresses: Sequence[int]) -> bool:
+    """True where kernels for aligned pointers serve: every pointer is aligned."""
     low = 0
     for address in addresses:
         low |= address
-    return tuple(address % ALIGNMENT != 0 for address in addresses) if low % ALIGNMENT else ()
+    return low % ALIGNMENT == 0
+
+
+def at_any_address(function: Any, pointers: Sequence[str]) -> Any:
+    """A kernel for pointers that need not be aligned: one, whichever of them are not, where Triton would make one for
+    each combination. Under the interpreter the function itself.
+
+    Args:
+        function: what `triton.jit` made.
+        pointers: names of the pointer arguments.
+    """
+    from triton.runtime.jit import JITFunction, jit
+
+    if not isinstance(function, JITFunction):
+        return function
+    fixed = function.do_not_specialize
+    return jit(function.fn, do_not_specialize=fixed, do_not_specialize_on_alignment=[*pointers])
 
 
 def picker(slots: tuple[int, ...]) -> Callable[[Sequence[int]], tuple[int, ...]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
-from normforge.codegen.kinds import Device, choose_kind
+from normforge.codegen.kinds import Device, choose_plan
 from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, is_data, make_plan
 from normforge.errors import BackendError, ShapeError
@@ -160,9 +160,10 @@ class Job:
     ) -> Launcher:
         """The kernel for a dtype, layout, device and shape, compiled when it is first asked for."""
         target = "c" if device.type == "cpu" else "triton"
-        plan = make_plan(self.program, target, _NAMES[dtype], layout)
         if target == "triton":
-            plan = replace(plan, kind=choose_kind(plan, dims, describe_device(device)))
+            plan = choose_plan(self.program, _NAMES[dtype], layout, dims, describe_device(device))
+        else:
+            plan = make_plan(self.program, target, _NAMES[dtype], layout)
         key = (dtype, layout, target, plan.kind)
         if key not in self.launchers:
             self.launchers[key] = _LOADERS[target](plan, layer_text(self.layer))
@@ -174,7 +175,8 @@ def describe_device(device: torch.device) -> Device:
     """What the choice of a kind of plan needs to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
     cooperative = torch.version.hip is None  # nothing was checked on AMD
-    return Device(properties.multi_processor_count, properties.L2_cache_size, cooperative)
+    half_tiles = torch.version.hip is None and properties.major >= 10  # sm_100
+    return Device(properties.multi_processor_count, properties.L2_cache_size, cooperative, half_tiles)
 
 
 @lru_cache(maxsize=4096)

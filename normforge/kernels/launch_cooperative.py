@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton_cooperative import counters, programs_at_once, tile_channels
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments
+from normforge.codegen.triton_launch import TritonModule
+from normforge.kernels import direct
 
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
 NO_TILE = "no tile fits"
@@ -27,6 +28,8 @@ class CooperativeObject:
 
     A cooperative launch fails, instead of waiting for ever, when its programs cannot all run at once. Then, and where
     a shape has no tiles, the multi-launch kind runs from then on; `refused` says why, by device and shape.
+
+    As there, later calls of a shape launch the compiled kernel without Triton's front.
     """
 
     plan: Plan
@@ -34,24 +37,27 @@ class CooperativeObject:
     function: Any
     twin: Any  # the same plan of the multi-launch kind, ready to call
     options: dict[str, Any]  # of compilation
+    stream: Callable[[int], int] = direct.current_stream  # the handle of the current stream of a device
+    properties: Callable[[int], Any] = torch.cuda.get_device_properties
     refused: dict[tuple[int, ...], str] = field(default_factory=dict)
     _calls: dict[tuple[int, ...], _Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
-        device = tensors[0].device
-        key = (device.index, *dims)
+        index = tensors[0].get_device()
+        key = (index, *dims)
         if key in self.refused:
             self.twin(tensors, dims)
             return
-        with torch.cuda.device(device):
+        with torch.cuda.device(index):
             try:
                 call = self._calls.get(key)
                 if call is None:
                     if len(self._calls) >= MAX_SHAPES:
                         self._calls.clear()
-                    call = self._calls[key] = self._prepare(tensors, dims)
-                self._launch(call, tensors)
+                    l2_bytes = self.properties(index).L2_cache_size
+                    call = self._calls[key] = _Call(self.plan, self.module, dims, l2_bytes)
+                self._launch(call, tensors, index)
             except RuntimeError as e:
                 if not any(reason in str(e) for reason in REFUSALS):
                     raise
@@ -59,56 +65,61 @@ class CooperativeObject:
                 self._calls.pop(key, None)
                 self.twin(tensors, dims)
 
-    def _prepare(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> _Call:
-        device = torch.cuda.get_device_properties(tensors[0].device)
-        call = _Call(self.plan, self.module, dims, device.L2_cache_size)
-        kernel = self.function.warmup(*call.arguments(self.module, tensors), grid=(1,), **call.blocks, **self._options)
-        kernel._init_handles()  # loads it, which tells its registers
+    def _launch(self, call: _Call, tensors: Sequence[Tensor], index: int) -> None:
+        """The counters belong to this call alone and are zeroed on its stream before it: other streams have their own,
+        and a replayed graph zeroes them again."""
+        device = tensors[0].device
+        block = torch.empty(call.total, dtype=torch.float32, device=device)
+        zeros = torch.zeros(call.counters, dtype=torch.int32, device=device)
+        addresses = [t.data_ptr() for t in (*tensors, block, zeros)]
+        aligned = direct.aligned(addresses)
+        kernels = call.ready.get(aligned)
+        if kernels is None or direct.hooked():
+            function = self.function if aligned else self._at_any_address
+            places = [*tensors, *(block[i:j] for i, j in call.work), zeros]
+            call.ready[aligned] = self._first(function, call, places, index)
+            return
+        *given, start, counted = addresses
+        direct.launch(kernels, [*given, *(start + o for o in call.offsets), counted], self.stream(index))
+
+    @cached_property
+    def _at_any_address(self) -> Any:
+        """The kernel for tensors that are not all aligned."""
+        return direct.at_any_address(self.function, self.module.launches[0].pointers)
+
+    def _first(self, function: Any, call: _Call, places: Sequence[Tensor], index: int) -> list[direct.Ready]:
+        """Launch through Triton's front: as many programs as run at once, which the registers of the kernel tell."""
+        (values, blocks, items), slots = call.launches[0], call.slots[0]
+        arguments = [*(places[i] for i in slots), *values]
+        options = self.options | {"launch_cooperative_grid": True}
+        kernel = function.warmup(*arguments, grid=(1,), **blocks, **options)
+        kernel._init_handles()  # loads it
+        device = self.properties(index)
         each = programs_at_once(
             kernel.n_regs,
             kernel.metadata.shared,
-            warps=NUM_WARPS,
+            warps=call.warps[0],
             threads=device.max_threads_per_multi_processor,
             register_file=device.regs_per_multiprocessor,
             shared_memory=device.shared_memory_per_multiprocessor,
         )
-        call.programs = min(device.multi_processor_count * each, call.items)
-        return call
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {**self.options, "launch_cooperative_grid": True}
-
-    def _launch(self, call: _Call, tensors: Sequence[Tensor]) -> None:
-        self.function[(call.programs,)](*call.arguments(self.module, tensors), **call.blocks, **self._options)
+        programs = min(device.multi_processor_count * each, items)
+        kernel = function[(programs,)](*arguments, **blocks, **options)
+        made = direct.ready(kernel, programs, slots, (*values, *blocks.values()))
+        assert made is not None, "the interpreter has no cooperative launches"
+        return [made]
 
 
-class _Call:
-    """Everything about a call that only the shape and the device decide."""
+class _Call(direct.Call):
+    """Everything about a call that only the shape and the device decide.
+
+    Attributes:
+        counters: how many.
+    """
 
     def __init__(self, plan: Plan, module: TritonModule, dims: tuple[int, int, int, int], l2_bytes: int) -> None:
         tile = tile_channels(plan, module, dims, l2_bytes)
         if tile is None:
             raise RuntimeError(f"{NO_TILE}: {dims} in a share of {l2_bytes} bytes of level-2 cache")
-        sizes = module.shape(dims) | {"TILE": tile}
-        (launch,) = module.launches
-        self.pointers = launch.pointers
-        self.values, self.blocks, self.items = arguments(launch, sizes, aligned=sizes["S"] % 16 == 0)
-        self.programs = 1
+        super().__init__(module, module.shape(dims) | {"TILE": tile})
         self.counters = counters(plan, dims, tile)
-        self.work: list[tuple[str, int, int]] = []
-        self.total = 0
-        for array in module.work:
-            count = math.prod(sizes[name] for name in array.shape)
-            self.work.append((f"{array.name}_ptr", self.total, self.total + count))
-            self.total += -(-count // 64) * 64  # each on a line of its own
-
-    def arguments(self, module: TritonModule, tensors: Sequence[Tensor]) -> list[Any]:
-        """Pointers and sizes. The counters belong to this call alone and are zeroed on its stream before it: other
-        streams have their own, and a replayed graph zeroes them again."""
-        device = tensors[0].device
-        named = dict(zip((*module.operands, *module.outputs), tensors, strict=True))
-        block = torch.empty(self.total, dtype=torch.float32, device=device)
-        named |= {name: block[first:last] for name, first, last in self.work}
-        named["counters_ptr"] = torch.zeros(self.counters, dtype=torch.int32, device=device)
-        return [*(named[p] for p in self.pointers), *self.values]

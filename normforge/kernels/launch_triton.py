@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_cooperative import COUNTERS
-from normforge.codegen.triton_launch import NUM_WARPS, TritonModule, arguments, workspace
+from normforge.codegen.triton_launch import NUM_WARPS, TritonModule
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct
@@ -31,6 +32,12 @@ OPTIONS: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 # Told that it may use every register, ptxas does not spill a few of them for the sake of occupancy.
 CUDA_OPTIONS = OPTIONS | {"maxnreg": 255}
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
+
+
+def warp_options(options: dict[str, Any], num_warps: int) -> dict[str, Any]:
+    """Options of a launch of this many warps: together they cannot have more registers than a processor."""
+    found = {"num_warps": num_warps}
+    return found | {"maxnreg": min(255, 65536 // (32 * num_warps))} if "maxnreg" in options else found
 
 
 @dataclass
@@ -52,7 +59,7 @@ class TritonObject:
     module: TritonModule
     functions: dict[str, Any]
     stream: Callable[[int], int] = direct.current_stream
-    _calls: dict[tuple[Any, ...], _Call] = field(default_factory=dict)
+    _calls: dict[tuple[Any, ...], direct.Call] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
@@ -61,7 +68,7 @@ class TritonObject:
         if call is None:
             if len(self._calls) >= MAX_SHAPES:
                 self._calls.clear()
-            call = self._calls[index, dims] = _Call(self.module, dims)
+            call = self._calls[index, dims] = direct.Call(self.module, self.module.shape(dims))
         # Triton launches on the current device, which need not be that of the tensors.
         if index >= 0 and torch.cuda.current_device() != index:
             with torch.cuda.device(index):
@@ -69,22 +76,22 @@ class TritonObject:
         else:
             self._launch(call, tensors, index)
 
-    def _launch(self, call: _Call, tensors: Sequence[Tensor], index: int) -> None:
+    def _launch(self, call: direct.Call, tensors: Sequence[Tensor], index: int) -> None:
         given = tensors
         if call.total:
             given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
         addresses = [t.data_ptr() for t in given]
-        alignment = direct.alignment_of(addresses)
-        kernels = call.ready.get(alignment)
+        aligned = direct.aligned(addresses)
+        kernels = call.ready.get(aligned)
         if kernels is None or direct.hooked():
-            call.ready[alignment] = self._first(call, given)
+            call.ready[aligned] = self._first(call, given, aligned)
             return
         if call.total:
             block = addresses.pop()
             addresses += [block + offset for offset in call.offsets]
         direct.launch(kernels, addresses, self.stream(index))
 
-    def _first(self, call: _Call, given: Sequence[Tensor]) -> list[direct.Ready] | None:
+    def _first(self, call: direct.Call, given: Sequence[Tensor], aligned: bool) -> list[direct.Ready] | None:
         """Launch through Triton's front. The compiled kernels; None under the interpreter."""
         places = [*given]
         if call.total:
@@ -92,37 +99,23 @@ class TritonObject:
             places += [block[first:last] for first, last in call.work]
         options = OPTIONS if torch.version.hip else CUDA_OPTIONS
         kernels: list[direct.Ready] = []
-        for launch, (values, blocks, programs), slots in zip(
-            self.module.launches, call.launches, call.slots, strict=True
+        for launch, (values, blocks, programs), slots, num_warps in zip(
+            self.module.launches, call.launches, call.slots, call.warps, strict=True
         ):
-            function = self.functions[launch.kernel]
-            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **options)
+            function = (self.functions if aligned else self._at_any_address)[launch.kernel]
+            compiled = options | warp_options(options, num_warps)
+            kernel = function[(programs,)](*(places[i] for i in slots), *values, **blocks, **compiled)
             if made := direct.ready(kernel, programs, slots, (*values, *blocks.values())):
                 kernels.append(made)
         return kernels if len(kernels) == len(call.launches) else None
 
-
-class _Call:
-    """Everything about a call that only the shape decides.
-
-    Attributes:
-        launches: sizes, blocks and number of programs of each launch.
-        total: elements of the workspace, float32. work: first and last element of each array in it.
-        offsets: bytes from its start to each array.
-        slots: for each launch the places of its pointers among operands, outputs and the arrays of the workspace.
-        ready: compiled kernels by the alignment of the tensors; None where there are none to be had.
-    """
-
-    def __init__(self, module: TritonModule, dims: tuple[int, int, int, int]) -> None:
-        sizes = module.shape(dims)
-        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
-        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
-        self.work, self.total = workspace(module, sizes)
-        self.offsets = [4 * first for first, _ in self.work]
-        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work)]
-        place = {name: i for i, name in enumerate(names)}
-        self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
-        self.ready: dict[tuple[bool, ...], list[direct.Ready] | None] = {}
+    @cached_property
+    def _at_any_address(self) -> dict[str, Any]:
+        """The kernels for tensors that are not all aligned."""
+        return {
+            launch.kernel: direct.at_any_address(self.functions[launch.kernel], launch.pointers)
+            for launch in self.module.launches
+        }
 
 
 _lock = threading.Lock()
@@ -180,6 +173,8 @@ def execute_text(text: str, name: str) -> dict[str, Any]:
 
 # What a compiled kernel is specialised for where no shape is given: N, groups, channels a group, positions.
 TYPICAL_DIMS = (8, 32, 2, 56 * 56)
+# The same for plans whose programs hold slabs: the first that fits.
+SMALLER_DIMS = ((8, 32, 2, 28 * 28), (8, 32, 2, 14 * 14), (8, 32, 1, 8 * 8), (1, 8, 2, 4 * 4))
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 
@@ -197,7 +192,7 @@ class CompiledKernel:
 
 
 def compile_aot(
-    plan: Plan, target: int | str = 90, *, title: str = "", dims: tuple[int, int, int, int] = TYPICAL_DIMS
+    plan: Plan, target: int | str = 90, *, title: str = "", dims: tuple[int, int, int, int] | None = None
 ) -> list[CompiledKernel]:
     """Compile every kernel of a plan without a device.
 
@@ -205,10 +200,12 @@ def compile_aot(
         plan: for target "triton".
         target: a compute capability of NVIDIA (80, 90, 100), or an AMD architecture ("gfx942").
         title: the first comment of the text.
-        dims: N, groups, channels a group, positions; they decide the blocks.
+        dims: N, groups, channels a group, positions; they decide the blocks. By default those of a usual image, or of
+            a smaller one where the plan needs that.
 
     Raises:
         BackendError: there is no triton, it only interprets (TRITON_INTERPRET=1), or the plan is for float64.
+        ShapeError: no tile of a resident plan holds a slab of these dims.
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
@@ -219,10 +216,10 @@ def compile_aot(
     options = dict(CUDA_OPTIONS if cuda else OPTIONS)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
-    call = _Call(module, dims)
+    call = direct.Call(module, module.shape(dims or typical_dims(module)))
     full = set(full_pointers(plan, module))
     compiled = []
-    for launch, (_, blocks, _) in zip(module.launches, call.launches, strict=True):
+    for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
         function = functions[launch.kernel]
         if not isinstance(function, triton.runtime.jit.JITFunction):
             raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
@@ -232,8 +229,16 @@ def compile_aot(
         signature |= dict.fromkeys(launch.size_names, "i32") | dict.fromkeys(launch.blocks, "constexpr")
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
-        compiled.append(CompiledKernel(launch.kernel, dict(triton.compile(source, target=gpu, options=options).asm)))
+        made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
+        compiled.append(CompiledKernel(launch.kernel, dict(made.asm)))
     return compiled
+
+
+def typical_dims(module: TritonModule) -> tuple[int, int, int, int]:
+    """A usual shape that a plan can run."""
+    if module.slabs is None:
+        return TYPICAL_DIMS
+    return next(dims for dims in (TYPICAL_DIMS, *SMALLER_DIMS) if module.slabs.blocks(dims))
 
 
 def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import normforge as nf
+from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
-from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.plan import Plan
 from normforge.ir.types import FULL
 from normforge.kernels.job import small_shape
 from normforge.kernels.launch_cooperative import CooperativeObject
@@ -20,7 +21,9 @@ DIMS = (32, GROUPS, 8, 56 * 56)
 
 
 def plan_of(name: str, order: int) -> Plan:
-    return replace(make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw"), kind="cooperative")
+    plan = plan_of_kind("cooperative", program(nf.layers[name], order, True), "float32", "nchw")
+    assert plan is not None
+    return plan
 
 
 def load(plan: Plan) -> CooperativeObject:
@@ -103,7 +106,7 @@ def test_too_many_programs_run_the_twin() -> None:
     whole([*given, *made], DIMS)
     assert not whole.refused
     (call,) = whole._calls.values()
-    call.programs = 1 << 20
+    call.ready = {key: [k._replace(programs=1 << 20) for k in kernels] for key, kernels in call.ready.items()}
     expected = [m.clone() for m in made]
     for m in made:
         m.fill_(float("nan"))

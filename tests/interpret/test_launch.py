@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,16 @@ from reference import FIRST_SHAPES, SECOND_SHAPES
 from torch import Tensor
 
 import normforge as nf
+from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.codegen.shapes import plan_dims
 from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import arguments
-from normforge.kernels.direct import ALIGNMENT, alignment_of
+from normforge.kernels.direct import ALIGNMENT, aligned, at_any_address
 from normforge.kernels.job import Job, allocate
-from normforge.kernels.launch_triton import TritonObject, execute_text
+from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.launch_triton import CUDA_OPTIONS, TritonObject, execute_text
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
@@ -40,6 +43,7 @@ class Recorder:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Recorder]:
         def front(*args: Any, num_warps: int, enable_fp_fusion: bool, maxnreg: int = 0, **blocks: int) -> Recorder:
+            blocks.pop("launch_cooperative_grid", None)
             plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
             self.log.append(("front", self.name, grid[0], (*plain, *blocks.values())))
             return self
@@ -82,13 +86,16 @@ def in_workspace(object_: TritonObject, args: tuple[int, ...], launch: Any, coun
     return (*pointers, *args[len(pointers) :])
 
 
+@pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
 @pytest.mark.parametrize("name", nf.layers)
-def test_direct_launches_pass_what_the_front_does(name: str) -> None:
+def test_direct_launches_pass_what_the_front_does(name: str, kind: str) -> None:
     for order in range(3):
         for shape in SHAPES:
             given, dims = tensors(name, order, shape)
             layout = "nhwc" if len(shape) == 2 else "nchw"
-            plan = make_plan(program(nf.layers[name], order, True), "triton", "float32", layout)
+            plan = plan_of_kind(kind, program(nf.layers[name], order, True), "float32", layout)
+            if plan is None:
+                continue
             object_, log = recording(plan)
             calls = []
             for _ in range(3):
@@ -117,57 +124,121 @@ def test_direct_launches_pass_what_the_front_does(name: str) -> None:
             assert plain[0] == plain[1] == plain[2]
 
 
+class PersistentRecorder(Recorder):
+    """The same for a cooperative kernel: it tells its registers before it is launched."""
+
+    n_regs, metadata = 80, SimpleNamespace(shared=1024)
+
+    def warmup(self, *args: Any, **options: Any) -> Recorder:
+        return self
+
+    def _init_handles(self) -> None:
+        pass
+
+
+def test_a_cooperative_launch_passes_what_the_front_does() -> None:
+    """Tile, grid and zeroed counters too; for each alignment class the front comes first."""
+    given, _ = tensors("bn-relu", 1, (4, 64, 3, 5))
+    dims = (4, 32, 2, 15)
+    plan = plan_of_kind("cooperative", program(nf.layers["bn-relu"], 1, True), "float32", "nchw")
+    assert plan is not None
+    module = emit_triton(plan, plan.symbol)
+    (launch,) = module.launches
+    log: list[tuple[str, str, int, tuple[int, ...]]] = []
+    device = SimpleNamespace(
+        L2_cache_size=1 << 18, multi_processor_count=2, max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=233472,
+    )  # fmt: skip
+    function = PersistentRecorder(launch.kernel, log)
+    object_ = CooperativeObject(plan, module, function, None, CUDA_OPTIONS, lambda index: 77, lambda index: device)
+    room = torch.empty(given[0].numel() + 1)
+    moved = [room[1:].view(given[0].shape), *given[1:]]
+    for some in (given, moved):
+        log.clear()
+        for _ in range(3):
+            object_(some, dims)
+        assert [kind for kind, *_ in log] == ["front", "direct", "direct"]
+        assert {programs for _, _, programs, _ in log} == {12}  # six fit a processor
+        outside = {t.data_ptr() for t in some}
+        count = len(launch.pointers) - 1  # the counters, whose memory is their own, come last
+        plain = []
+        for *_, args in log:
+            inside = [a for a in args[:count] if a not in outside]
+            plain.append([a if a in outside else a - min(inside) for a in args[:count]] + [*args[count + 1 :]])
+        assert plain[0] == plain[1] == plain[2]
+    assert not object_.refused
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("multi-launch", "nhwc"), ("resident", "nhwc"), ("swept", "nhwc"), ("cooperative", "nchw")]
+)
 @pytest.mark.parametrize("name", nf.layers)
-def test_arguments_are_those_of_the_functions(name: str) -> None:
+def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str) -> None:
     """Pointers, sizes and blocks in the order of the parameters: a compiled kernel takes them by position."""
     for order in range(3):
-        plan = make_plan(program(nf.layers[name], order, True), "triton", "bfloat16", "nhwc")
+        plan = plan_of_kind(kind, program(nf.layers[name], order, True), "bfloat16", layout)
+        if plan is None:
+            continue
         module = emit_triton(plan, plan.symbol)
         functions = execute_text(module.source, plan.symbol)
-        sizes = module.shape((2, 4, 3, 35))
+        sizes = module.shape((2, 4, 3, 9))
         for launch in module.launches:
             values, blocks, _ = arguments(launch, sizes, aligned=False)
             parameters = list(inspect.signature(functions[launch.kernel].fn).parameters)
-            assert parameters == [*launch.pointers, *launch.sizes, *blocks]
-            assert len(values) == len(launch.sizes)
+            assert parameters == [*launch.pointers, *launch.size_names, *blocks]
+            assert len(values) == len(launch.size_names)
 
 
 def test_a_misaligned_view_never_meets_an_aligned_kernel() -> None:
-    """x at every offset, the others aligned: each class goes through the front first, and is kept apart."""
+    """x at every offset, the others aligned: both classes go through the front first, and are kept apart."""
     plan = make_plan(program(nf.layers["gn-silu"], 1, True), "triton", "float32", "nchw")
     object_, log = recording(plan)
     given, dims = tensors("gn-silu", 1, SHAPES[0])
     room = torch.empty(given[0].numel() + 8)
-    seen: set[tuple[bool, ...]] = set()
+    seen: set[bool] = set()
     for which in (0, next(i for i, t in enumerate(given) if i and t.shape == given[0].shape)):
         for offset in (0, 1, 2, 3, 4, 7, 0, 1):
             moved = list(given)
             moved[which] = room[offset : offset + room.numel() - 8].view(given[0].shape)
-            key = alignment_of([t.data_ptr() for t in moved])
+            key = aligned([t.data_ptr() for t in moved])
             log.clear()
             object_(moved, dims)
             assert {kind for kind, *_ in log} == {"direct" if key in seen else "front"}
             seen.add(key)
-    assert len(seen) == 3  # all aligned; x not; dy not
+    assert seen == {True, False}
 
 
-def test_the_alignment_classes_are_triton_s() -> None:
-    """Tensors of one class are specialised for alike by Triton itself."""
+def test_triton_specialises_alike_within_an_alignment_class() -> None:
+    """Aligned tensors all as aligned, and tensors of which one is not as if none were."""
     from triton.backends.compiler import BaseBackend
     from triton.runtime.jit import native_specialize_impl
 
-    found: dict[tuple[bool, ...], set[tuple[Any, ...]]] = {}
+    found: dict[tuple[torch.dtype, bool], set[tuple[Any, ...]]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         room = torch.empty(256, dtype=dtype)
         for first in range(20):
             for second in (0, 1, 8, 9):
                 pair = [room[first:], room[second:]]
-                key = alignment_of([t.data_ptr() for t in pair])
-                kinds = tuple(native_specialize_impl(BaseBackend, t, False, True, True) for t in pair)
-                found.setdefault((dtype == torch.float32, *key), set()).add(kinds)
-                assert any(key) == any(t.data_ptr() % ALIGNMENT for t in pair)
-    assert all(len(kinds) == 1 for kinds in found.values())
+                key = aligned([t.data_ptr() for t in pair])
+                kinds = tuple(native_specialize_impl(BaseBackend, t, False, True, key) for t in pair)
+                found.setdefault((dtype, key), set()).add(kinds)
+                assert key == all(t.data_ptr() % ALIGNMENT == 0 for t in pair)
+    assert len(found) == 4 and all(len(kinds) == 1 for kinds in found.values())
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")
+def test_kernels_for_any_address_ask_no_pointer() -> None:
+    plan = make_plan(program(nf.layers["gn-silu"], 1, True), "triton", "float32", "nchw")
+    module = emit_triton(plan, plan.symbol)
+    functions = execute_text(module.source, plan.symbol)
+    for launch in module.launches:
+        usual = functions[launch.kernel]
+        other = at_any_address(usual, launch.pointers)
+        for a, b in zip(usual.params, other.params, strict=True):
+            assert (a.name, a.is_constexpr, a.do_not_specialize) == (b.name, b.is_constexpr, b.do_not_specialize)
+            assert not a.do_not_specialize_on_alignment
+            assert b.do_not_specialize_on_alignment == (b.name in launch.pointers)
 
 
 def test_one_block_of_workspace_holds_every_array_apart() -> None:

@@ -15,45 +15,60 @@ import normforge as nf
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
-NESTED = ["two-levels", "columns-and-rows", "nested-columns", "columns-by-group", "small-output", "constant"]
 NO_INTERPRETER = 77
-SMOOTH = ["bn-silu", "gn-silu", "ln-relu", "in-relu", "layernorm-gelu", "evonorm-s0", "evonorm-b0"]
+# One of each structure; starting a process takes as long as a layer, so those of a test share one.
+STRUCTURES = "bn-relu,gn-silu,layernorm-gelu,evonorm-b0,evonorm-s0,dyt,two-levels,nested-columns,small-output,constant"
+SLABS = "gn-silu,bn-relu,layernorm-gelu"
+NESTED = ["two-levels", "columns-and-rows", "nested-columns", "columns-by-group", "small-output", "constant"]
+SMOOTH = "bn-silu,gn-silu,ln-relu,in-relu,layernorm-gelu,evonorm-s0,evonorm-b0"
 
 
-def run(check: str, layers: str) -> None:
+def run(*checks: str, kind: str = "multi-launch") -> None:
+    """Checks of `interpreted.py`, each as `check:layer,layer`."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("interpreted.py")
-    done = subprocess.run([sys.executable, str(script), check, layers], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, str(script), kind, *checks], capture_output=True, text=True, env=environment)
     if done.returncode == NO_INTERPRETER:
         pytest.skip("the interpreter of this triton does not work with this numpy")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_usual() -> None:
+    run(f"usual:{STRUCTURES}")
+
+
+@pytest.mark.parametrize("kind", ["resident", "swept"])
+def test_slabs(kind: str) -> None:
+    run(f"usual:{SLABS}", "extreme:gn-silu", "not_finite:bn-relu", kind=kind)
+
+
+def test_special_values_and_types() -> None:
+    """Large means, NaN and infinities, 16 bits, chunks of several tiles."""
+    run("extreme:gn-silu,evonorm-b0", "not_finite:gn-relu,bn-relu,dyt", "low_precision:gn-silu", "chunks:bn-relu")
+
+
+def test_cooperative() -> None:
+    run("cooperative:bn-relu")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*nf.layers, *NESTED])
-def test_usual(name: str) -> None:
-    run("usual", name)
+def test_more_usual(name: str) -> None:
+    run(f"usual:{name}")
 
 
-@pytest.mark.parametrize("name", ["gn-silu", "evonorm-b0"])
-def test_chunks_of_several_tiles(name: str) -> None:
-    run("chunks", name)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
+def test_more_special_values(kind: str) -> None:
+    run(f"extreme:{SMOOTH}", "not_finite:gn-relu,bn-relu,frn-tlu,evonorm-b0", kind=kind)
 
 
-def test_low_precision() -> None:
-    run("low_precision", "gn-silu,evonorm-b0")
-
-
-def test_large_mean() -> None:
-    run("extreme", ",".join(SMOOTH))
-
-
-def test_not_finite() -> None:
-    run("not_finite", "gn-relu,bn-relu,frn-tlu,dyt,evonorm-b0")
-
-
-@pytest.mark.parametrize("name", ["bn-relu", "gn-silu"])
-def test_cooperative(name: str) -> None:
-    run("cooperative", name)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resident", "swept"])
+@pytest.mark.parametrize("check", ["usual", "more", "low_precision"])
+def test_more_slabs(check: str, kind: str) -> None:
+    """What no program can hold is left out: layers without sums, and for swept plans moments of several sizes."""
+    run(f"{check}:{','.join([*nf.layers, *NESTED])}", kind=kind)
 
 
 @pytest.mark.slow
@@ -61,17 +76,16 @@ def test_cooperative(name: str) -> None:
     "name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "batch-levels"]
 )
 def test_more_cooperative(name: str) -> None:
-    run("more_cooperative", name)
+    run(f"cooperative:{name}", f"more_cooperative:{name}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*nf.layers, *NESTED])
 def test_more_shapes(name: str) -> None:
-    run("more", name)
+    run(f"more:{name}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*nf.layers, *NESTED])
 def test_more_precision(name: str) -> None:
-    run("low_precision", name)
-    run("chunks", name)
+    run(f"low_precision:{name}", f"chunks:{name}")

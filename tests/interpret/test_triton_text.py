@@ -8,10 +8,13 @@ import re
 import pytest
 
 import normforge as nf
+from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.resident import slabs_of
+from normforge.codegen.shapes import plan_dims
 from normforge.codegen.triton import emit_triton, launch_count
-from normforge.codegen.triton_launch import ladder, sweep_blocks
+from normforge.codegen.triton_launch import arguments, ladder, sweep_blocks, warps
 from normforge.codegen.triton_names import CODE
 from normforge.errors import BackendError
 from normforge.ir.ops import CORE, LEAF, REDUCE
@@ -89,3 +92,47 @@ def test_few_block_classes(layout: str, walk: str) -> None:
         for s in (1, 2, 49, 3136):
             for c in (1, 3, 64, 1000):
                 assert sweep_blocks(layout, walk, tile, {"S": s, "C": c, "K": c}) in rungs
+
+
+SHAPES = [(n, c, s) for n in (1, 3, 8, 64) for c in (6, 32, 64, 96, 320, 1024) for s in (1, 7, 16, 49, 196, 784, 3136)]
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("kind", ["resident", "swept"])
+@pytest.mark.parametrize("name", ["gn-silu", "bn-relu", "ln-relu", "in-relu", "layernorm-gelu"])
+def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> None:
+    """Over many shapes a kernel has at most five classes of blocks, each aligned or not."""
+    for order in range(3):
+        plan = plan_of_kind(kind, program(nf.parse(name), order, True), "bfloat16", layout)
+        assert plan is not None
+        module = emit_triton(plan, "t")
+        variants: dict[str, set[tuple[tuple[str, int], ...]]] = {}
+        for n, c, s in SHAPES:
+            dims = plan_dims((n, c, s))
+            if slabs_of(plan).blocks(dims) is None:
+                continue
+            sizes = module.shape(dims)
+            for aligned in (False, True):
+                for launch in module.launches:
+                    _, blocks, programs = arguments(launch, sizes, aligned=aligned)
+                    constants = (*sorted(blocks.items()), ("warps", warps(launch, sizes)))
+                    variants.setdefault(launch.kernel, set()).add(constants)
+                    assert programs > 0
+        for constants in variants.values():
+            assert len({tuple(v for v in c if v[0] != "ALIGNED") for c in constants}) <= 5
+            assert len(constants) <= 10
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("name", nf.layers)
+def test_slabs_load_and_store_what_the_plan_says(name: str, layout: str) -> None:
+    for kind in ("resident", "swept"):
+        for order in range(3):
+            plan = plan_of_kind(kind, program(nf.parse(name), order, True), "float32", layout)
+            if plan is None:
+                continue
+            source = emit_triton(plan, "t", name).source
+            assert len(FULL_LOAD.findall(source)) == plan.loads
+            assert len(FULL_STORE.findall(source)) == plan.writes
+            assert plan.loads == plan.reads or kind == "swept"
+            assert launch_count(plan) <= (1 if order == 0 else 2)

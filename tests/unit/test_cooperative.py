@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import Device, choose_kind
+from normforge.codegen.kinds import Device, choose_plan
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.triton import emit_triton
@@ -107,14 +107,18 @@ def test_only_what_can_be_cut() -> None:
         emit_triton(plan_of("dyt", 0), "nf")
 
 
+def chosen(layer: str, dims: tuple[int, int, int, int], layout: str = "nchw", *, cooperative: bool = True) -> str:
+    device = replace(H200, cooperative=cooperative)
+    return choose_plan(program(nf.parse(layer), 0, True), "float32", layout, dims, device).kind
+
+
 def test_which_shapes() -> None:
-    plan = plan_of("bn-relu", 0, "multi-launch")
-    assert choose_kind(plan, DIMS, H200) == "cooperative"
-    assert choose_kind(plan, DIMS, replace(H200, cooperative=False)) == "multi-launch"
-    assert choose_kind(plan, (8, 32, 2, 28 * 28), H200) == "multi-launch"  # stays in the level-2 cache anyway
-    assert choose_kind(plan, (256, 32, 2, 224 * 224), H200) == "multi-launch"  # one channel of the batch does not
-    for layer, layout in (("rmsnorm", "nchw"), ("bn-relu", "nhwc")):
-        assert choose_kind(plan_of(layer, 0, "multi-launch", layout), DIMS, H200) == "multi-launch"
+    assert chosen("bn-relu", DIMS) == "cooperative"
+    assert chosen("bn-relu", DIMS, cooperative=False) == "multi-launch"
+    assert chosen("bn-relu", (8, 32, 2, 28 * 28)) == "resident"
+    assert chosen("bn-relu", (16, 32, 2, 56 * 56)) != "cooperative"  # stays in the level-2 cache anyway
+    assert chosen("bn-relu", (256, 32, 2, 224 * 224)) == "multi-launch"  # one channel of the batch does not
+    assert chosen("bn-relu", DIMS, "nhwc") != "cooperative"
 
 
 def test_programs_at_once() -> None:

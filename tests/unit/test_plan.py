@@ -21,6 +21,9 @@ TWO_LEVELS = [
     "tanh(x / rms[w,h](x - mean[b,w,h](x))) / std[w,h,c](x * sigmoid(v1 * x / std[w,h,c/g](x))) * gamma + beta",
 ]
 COLUMN_LAYERS = {"layernorm-gelu", "rmsnorm"}
+WITHOUT_SUMS = {"dyt", "derf"}
+# Moments of each sample beside those of the batch, where channels are contiguous: no tile holds both.
+NOT_RESIDENT = {(name, "nhwc") for name in ("evonorm-b0", "evonorm-b1", "evonorm-b2")}
 GOLDEN = Path(__file__).parents[1] / "goldens" / "plans.txt"
 
 
@@ -42,7 +45,8 @@ def test_derivatives_take_one_reducing_sweep(layer: str) -> None:
 
 @pytest.mark.parametrize("layer", TWO_LEVELS)
 def test_forward_pays_a_read_a_level(layer: str) -> None:
-    assert nf.plan(nf.parse(layer), 0).loads == 3
+    """Where slabs do not stay in registers."""
+    assert nf.plan(nf.parse(layer), 0, target="c").loads == 3
 
 
 @pytest.mark.parametrize("name", list(nf.layers))
@@ -53,6 +57,21 @@ def test_residency(name: str) -> None:
     if name in ("ln-relu",):  # one sample is one slab
         large = nf.plan(g, 1, shape=(2, 256, 128, 128), target="c")
         assert large.resident_in is None and large.reads == large.loads == 4
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("name", list(nf.layers))
+def test_resident_floors(name: str, layout: str) -> None:
+    """Where a slab fits registers each full tensor is read once and written once, in at most two launches."""
+    g = nf.layers[name]
+    for shape in ((64, 128, 7, 7), (16, 64, 4, 4)):
+        for order, (reads, writes) in enumerate(((1, 1), (2, 1), (3, 2))):
+            p = nf.plan(g, order, shape=shape, dtype="bfloat16", layout=layout)
+            if p.kind == "resident":
+                assert p.resident_in == "registers" and p.loads == p.reads == reads and p.writes == writes
+                assert p.launches <= (1 if order == 0 else 2)
+    if name not in WITHOUT_SUMS and (name, layout) not in NOT_RESIDENT:
+        assert nf.plan(g, 0, shape=(2, 32, 4, 4), layout=layout).kind == "resident"
 
 
 @pytest.mark.parametrize("layer", [*nf.layers, *TWO_LEVELS])

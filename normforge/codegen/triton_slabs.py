@@ -1,0 +1,245 @@
+"""How a slab lies in the tile of one program, and which tiles there are. Frozen data and pure functions of the shape.
+
+A program of a resident plan owns whole slabs and holds them in one tile [BLOCK_A, BLOCK_E], whose second axis is
+contiguous in memory. Which axes of the layer lie along which axis of the tile is decided by layout and slab:
+
+walk        layout  slab      along BLOCK_A                        along BLOCK_E
+rows        nchw    without s rows over space, in chunks           the positions of a chunk
+columns     nchw    with s    all channels (of a group)            a block of positions
+positions   nhwc    with s    a block of positions                 all channels (of a group)
+channels    nhwc    without s all positions (of the batch)         a block of channels, or of whole groups
+
+Blocks come from a ladder of at most five rungs, so that new shapes soon compile nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from normforge.ir.node import Node
+from normforge.ir.ops import REDUCE
+from normforge.ir.types import FULL, B, C, G, K, S
+
+Dims = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Attributes:
+    name: see the module's text.
+    slab: the axes that a program does not cross.
+    on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
+    """
+
+    name: str
+    slab: int
+    on_a: int
+    on_e: int
+
+    @property
+    def crossed(self) -> int:
+        """The axes that lie in a program as a whole."""
+        return FULL & ~self.slab
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Attributes:
+    a, e: BLOCK_A and BLOCK_E.
+    many: a program may own several slabs along BLOCK_A.
+    """
+
+    a: int
+    e: int
+    many: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Of the tile."""
+        return self.a * self.e
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a shape gets.
+
+    Attributes:
+        rung: the tile.
+        warps: of a program.
+        slabs: slabs that a program owns along BLOCK_A (rows) or channels along BLOCK_E (channels); else 1.
+        programs: their number.
+        chunks: parts of a row over space, in one program or several: partial sums are as many.
+    """
+
+    rung: Rung
+    warps: int
+    slabs: int
+    programs: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """How the programs of a plan own slabs.
+
+    Attributes:
+        walk: how a slab lies in a tile.
+        tile: elements of the largest tile.
+        order: of the derivative; more values live at once in higher ones.
+        loop: a program walks its slab tile by tile, so that any length fits.
+    """
+
+    walk: Walk
+    tile: int
+    order: int
+    loop: bool = False
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The tiles that there are, in ascending order."""
+        if not self.loop:
+            return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
+        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
+
+    def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
+        """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
+        return tuple(r for r in self.rungs if not half or r == self.rungs[0] or 2 * r.elements <= self.tile)
+
+    def blocks(self, dims: Dims) -> Blocks | None:
+        """The smallest rung that holds a slab; None where none does.
+
+        Args:
+            dims: N, groups, channels a group, positions.
+        """
+        for rung in self.rungs:
+            found = self._fit(dims, rung)
+            if found is not None:
+                return found
+        return None
+
+    def _warps(self, rung: Rung) -> int:
+        if rung.elements <= 1024:
+            return 4 if self.order < 2 else 8
+        return 8 if rung.elements <= 16384 else 16
+
+    def _fit(self, dims: Dims, rung: Rung) -> Blocks | None:
+        walk, (n, g, k, s) = self.walk, dims
+        warps = self._warps(rung)
+        if walk.name == "rows":
+            chunks = extent(walk.crossed & ~S, dims) * cdiv(s, rung.e)
+            if self.loop and rung != self.rungs[-1] and s <= rung.e // 2:
+                return None
+            if not self.loop and chunks > rung.a:
+                return None
+            each = rung.a // chunks if rung.many else 1
+            return Blocks(rung, warps, each, cdiv(extent(walk.slab, dims), each), cdiv(s, rung.e))
+        owned = n * (g if walk.slab & G else 1)
+        if walk.slab & S:
+            whole, split = (rung.a, rung.e) if walk.name == "columns" else (rung.e, rung.a)
+            if not self.loop and extent(walk.crossed, dims) > whole:
+                return None
+            return Blocks(rung, warps, 1, owned * cdiv(s, split), cdiv(s, split))
+        width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
+        if not 0 < width <= rung.e or (not self.loop and (s if walk.slab & B else n * s) > rung.a):
+            return None
+        return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
+
+
+def make_walk(layout: str, slab: int) -> Walk | None:
+    """The walk over slabs; None where one program a slab is no use: nothing is summed, or only along the batch and
+    channels."""
+    if slab == FULL:
+        return None
+    if slab & S:
+        if not slab & B:
+            return None
+        channels = K if slab & G else C
+        return Walk("columns", slab, channels, S) if layout == "nchw" else Walk("positions", slab, S, channels)
+    if layout == "nchw":
+        return Walk("rows", slab, B | C | S, S)
+    return Walk("channels", slab, S if slab & B else B | S, C)
+
+
+def along_loop(walk: Walk, axes: int) -> bool:
+    """Does a value of these axes change from tile to tile where a program walks its slab? The walk is along BLOCK_E
+    for positions, and along BLOCK_A otherwise."""
+    return bool(axes & walk.crossed & (walk.on_e if walk.name == "positions" else walk.on_a))
+
+
+def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *, loop: bool) -> int:
+    """Elements of the largest tile of a plan; `nodes` are its sums, `loop` says that a program walks its slab."""
+    if loop:
+        return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
+    keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in nodes)
+    found = TILES["keyed" if keyed else walk.name][min(order, 2)]
+    if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
+        found = min(found, 16384)
+    return found if itemsize == 2 or found == 1024 else found // 2
+
+
+def loops(walk: Walk, nodes: Iterable[Node]) -> bool:
+    """True when every sum is one value for all tiles of a slab; of small values, those that a program stores too."""
+    return not any(along_loop(walk, n.axes) for n in nodes)
+
+
+def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
+    """True when every sum can be taken along one axis of the tile after the other.
+
+    What cannot be: a sum that ends in several values along an axis of the tile (of each group, of each sample)
+    and is not taken along the other axis; and of each group where all groups lie in one program.
+    """
+    for node in nodes:
+        if node.op not in REDUCE:
+            continue
+        axes = node.args[0].axes
+        kept = axes & ~node.reduced
+        over = node.reduced & axes
+        stays = walk.slab | kept
+        sum_a, sum_e = bool(over & walk.on_a), bool(over & walk.on_e)
+        if sum_a and stays & walk.on_a and axes & walk.on_e and not (sum_e and not stays & walk.on_e):
+            return False
+        if sum_e and stays & walk.on_e:
+            if axes & walk.on_a and not (sum_a and not stays & walk.on_a):
+                return False
+            if not walk.slab & G or walk.slab & S:
+                return False
+    return True
+
+
+LADDERS: dict[str, tuple[Rung, ...]] = {
+    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256), Rung(64, 512)),
+    "columns": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
+    "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
+    "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
+}
+# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
+# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills; for sm_100 see `Device.half_tiles`. "keyed"
+# is a walk over rows some of whose sums end in rows.
+TILES: dict[str, tuple[int, int, int]] = {
+    "rows": (32768, 16384, 4096),
+    "keyed": (16384, 8192, 1024),
+    "columns": (16384, 4096, 1024),
+    "positions": (16384, 4096, 1024),
+    "channels": (8192, 4096, 1024),
+}
+# Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
+LOOPS: dict[str, tuple[Rung, ...]] = {
+    "rows": (Rung(8, 512), Rung(64, 64)),
+    "columns": (Rung(128, 32),),
+    "positions": (Rung(4, 1024),),
+    "channels": (Rung(128, 32), Rung(64, 64)),
+}
+
+
+def extent(axes: int, dims: Dims) -> int:
+    """Number of elements along axes."""
+    total = 1
+    for axis, length in zip((B, G, K, S), dims, strict=True):
+        total *= length if axes & axis else 1
+    return total
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)

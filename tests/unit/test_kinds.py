@@ -1,0 +1,52 @@
+"""The rule that chooses a kind of plan: what fits registers, what sweeps well, and the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+import normforge as nf
+from normforge.codegen.kinds import TYPICAL_DEVICE, Device, choose_plan
+from normforge.codegen.orders import program
+
+Dims = tuple[int, int, int, int]
+
+
+def kind(name: str, dims: Dims, *, order: int = 0, dtype: str = "bfloat16", device: Device = TYPICAL_DEVICE) -> str:
+    return choose_plan(program(nf.parse(name), order, True), dtype, "nchw", dims, device).kind
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_small_slabs_are_resident(order: int) -> None:
+    assert kind("gn-silu", (8, 32, 2, 196), order=order) == "resident"
+    assert kind("bn-relu", (16, 8, 4, 64), order=order) == "resident"
+
+
+def test_a_device_of_half_tiles() -> None:
+    tight = Device(148, 126 << 20, half_tiles=True)
+    large: Dims = (64, 32, 1, 160 * 160)
+    assert kind("in-relu", large) == "resident" and kind("in-relu", large, device=tight) == "swept"
+    for order in range(3):
+        assert kind("gn-silu", (8, 32, 2, 196), order=order, device=tight) == "resident"
+
+
+def test_a_slab_too_long_for_registers_is_swept_where_there_are_enough() -> None:
+    many: Dims = (64, 32, 1, 160 * 160)
+    assert kind("in-relu", many) == "resident"  # forward holds twice what backward does
+    assert kind("in-relu", many, order=1) == "swept"
+    assert kind("in-relu", (1, 8, 1, 160 * 160 * 4), order=1) == "multi-launch"  # eight slabs for all processors
+    assert kind("in-relu", many, order=1, device=Device(132, 4 << 20)) == "multi-launch"  # a small cache
+
+
+def test_moments_of_large_batches_are_divided_among_processors() -> None:
+    assert kind("bn-relu", (64, 32, 2, 56 * 56)) == "multi-launch"
+
+
+def test_layers_without_sums_are_one_launch_anyway() -> None:
+    p = choose_plan(program(nf.parse("dyt"), 0, True), "float32", "nchw", (8, 32, 2, 196), TYPICAL_DEVICE)
+    assert p.kind == "multi-launch" and p.loads == p.writes == 1
+
+
+def test_reads_of_a_swept_plan() -> None:
+    p = nf.plan(nf.parse("in-relu"), 1, shape=(64, 32, 160, 160), dtype="bfloat16")
+    assert (p.kind, p.loads, p.reads, p.writes, p.resident_in) == ("swept", 4, 2, 1, "L2")
+    assert p.launches == 2
