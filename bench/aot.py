@@ -205,7 +205,7 @@ def main() -> int:
     if args.sample is not None:
         combinations = random.Random(args.seed).sample(combinations, min(args.sample, len(combinations)))
     rows: list[dict[str, Any]] = []
-    options = {k: str(v) for k, v in vars(args).items()}
+    options = {k: str(v) for k, v in vars(args).items() if k not in ("out", "output")}
     report: dict[str, Any] = {"machine": machine(), "options": options, "status": "stopped", "rows": rows}
 
     def save() -> None:
