@@ -57,17 +57,23 @@ NESTED = {
 }
 IMAGE_LAYERS = ("evonorm-b0", "evonorm-s0", "bn-relu", "bn-silu", "gn-silu", "frn-tlu", *NESTED)
 TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt")
-# Networks on CIFAR, a stage of ResNet-50 at 224; one tensor above any cache. Channels second.
-IMAGES: tuple[Shape, ...] = ((128, 64, 16, 16), (128, 256, 8, 8), (16, 64, 56, 56), (8, 64, 112, 112))
+# Networks on CIFAR, a stage of ResNet-50 at 224. Channels second.
+IMAGES: tuple[Shape, ...] = ((128, 64, 16, 16), (128, 256, 8, 8), (16, 64, 56, 56))
+# Above 32 MB eager takes seconds a call: some of the layers.
+LARGE: Shape = (16, 64, 112, 112)
+LARGE_LAYERS = ("evonorm-s0", "bn-relu", "gn-silu", "rmsnorm")
 MORE_IMAGES: tuple[Shape, ...] = (
-    (128, 64, 32, 32), (32, 512, 7, 7), (32, 96, 28, 28), (32, 32, 112, 112), (1, 128, 512, 512),
+    LARGE, (128, 64, 32, 32), (32, 512, 7, 7), (32, 96, 28, 28), (32, 32, 112, 112), (1, 128, 512, 512),
 )  # fmt: skip
 # Tokens of a transformer, channels last.
-TOKENS: tuple[Shape, ...] = ((8, 256, 1024), (8, 2048, 1024))
-MORE_TOKENS: tuple[Shape, ...] = ((64, 197, 768), (8, 2048, 4096))
+TOKENS: tuple[Shape, ...] = ((8, 256, 1024),)
+LARGE_TOKENS: Shape = (8, 2048, 1024)
+MORE_TOKENS: tuple[Shape, ...] = (LARGE_TOKENS, (64, 197, 768), (8, 2048, 4096))
+TWICE = (IMAGES[0], TOKENS[0])  # shapes of double backward
 SETS = 3  # of inputs, taken in turns
 RUNS = 3
-BLOCK_SECONDS, BLOCK_CALLS = 0.06, 12  # of a peer's turn, whichever ends first; at least three calls
+SECONDS = 0.12  # of each peer and run, about
+BLOCK_SECONDS, BLOCK_CALLS = 0.05, 12  # of a peer's turn, whichever ends first; at least two calls
 SMALL = 32 << 20  # bytes of x
 WRONG = {
     "normforge": 1e-3
@@ -190,17 +196,16 @@ def deviation(got: list[Tensor], want: list[Tensor]) -> float:
 
 
 def measure(steps: dict[str, Step], budget: float) -> dict[str, float]:
-    """Median milliseconds of peers that take turns by blocks of calls, until each has had `budget` seconds or three
-    turns, whichever is later reached by the quicker ones."""
+    """Median milliseconds of peers that take turns by blocks of calls, until each has had `budget` seconds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(64):
-        waiting = {n: s for n, s in steps.items() if turn < 2 or (sum(times[n]) < budget and len(times[n]) < 200)}
+        waiting = {n: s for n, s in steps.items() if turn < 1 or (sum(times[n]) < budget and len(times[n]) < 200)}
         if not waiting:
             break
         for name, step in waiting.items():
             step(0)
             spent, calls = 0.0, 0
-            while calls < 3 or (spent < BLOCK_SECONDS and calls < BLOCK_CALLS):
+            while calls < 2 or (spent < BLOCK_SECONDS and calls < BLOCK_CALLS):
                 start = time.perf_counter()
                 step(calls)
                 times[name].append(time.perf_counter() - start)
@@ -256,7 +261,7 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
             if not errors[name] < WRONG.get(name, 1e-2):
                 raise SystemExit(f"{name} is wrong for {layer} {shape} {pass_name}: error {errors[name]:.1e}")
     del want, wide, got
-    measured = [measure(steps_of(layer, shape, pass_name, made), 0.25) for _ in range(runs)]
+    measured = [measure(steps_of(layer, shape, pass_name, made), SECONDS) for _ in range(runs)]
     times = {name: statistics.median(m[name] for m in measured) for name in measured[0]}
     ratios = {
         name: statistics.median(m[name] / m["normforge"] for m in measured) for name in made if name != "normforge"
@@ -280,29 +285,29 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
 
 
 def compile_seconds(layer: str) -> float:
-    """Seconds from a new layer to all three orders compiled, in a new process with an empty cache; median of three."""
-    found = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as cache:
-            environment = os.environ | {"NORMFORGE_CACHE": cache}
-            command = [sys.executable, __file__, "--compile-one", layer]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            found.append(float(done.stdout))
-    return statistics.median(found)
+    """Seconds from a new layer to all three orders compiled, in a new process with an empty cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"NORMFORGE_CACHE": cache}
+        command = [sys.executable, __file__, "--compile-one", layer]
+        return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def compile_one(layer: str) -> float:
-    """The first double backward of a process less the second."""
+    """The first double backward of a layer less the second; median of three layers that differ in ε alone."""
     x, dy, v = (torch.randn(4, 32, 4, 4) for _ in range(3))
     x.requires_grad_(), dy.requires_grad_()
     double_backward(nf.compile("derf", 32, backend="c"), x, dy, v)  # imports and first uses
-    module = nf.compile(graph_of(layer), 32, backend="c")
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        double_backward(module, x, dy, v)
-        seconds.append(time.perf_counter() - start)
-    return seconds[0] - seconds[1]
+    found = []
+    for eps in (1e-5, 1.1e-5, 1.2e-5):
+        graph = graph_of(layer)
+        module = nf.compile(nf.Graph(graph.outputs, graph.inputs, eps), 32, backend="c")
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            double_backward(module, x, dy, v)
+            seconds.append(time.perf_counter() - start)
+        found.append(seconds[0] - seconds[1])
+    return statistics.median(found)
 
 
 def recompiles(layer: str) -> int:
@@ -310,7 +315,7 @@ def recompiles(layer: str) -> int:
     generator = torch.Generator().manual_seed(0)
     counts = []
     for _ in range(20):
-        n, c, h, w = (int(torch.randint(1, high, (), generator=generator)) for high in (9, 17, 20, 20))
+        n, c, h, w = (int(torch.randint(2, high, (), generator=generator)) for high in (9, 17, 20, 20))
         x, dy, v = (torch.randn(n, 4 * c, h, w) for _ in range(3))
         double_backward(nf.compile(graph_of(layer), 4 * c, backend="c"), x.requires_grad_(), dy.requires_grad_(), v)
         counts.append(len(launch_c._objects))
@@ -495,14 +500,15 @@ def main() -> None:
     chosen = [tuple(map(int, s.split("x"))) for s in filter(None, options.shapes.split(","))]
     images = [s for s in chosen if len(s) == 4] if chosen else IMAGES + (MORE_IMAGES if options.full else ())
     tokens = [s for s in chosen if len(s) == 3] if chosen else TOKENS + (MORE_TOKENS if options.full else ())
-    work = [
-        (layer, shape, name)
-        for layer in layers
-        for shape in (tokens if layer in TOKEN_LAYERS else images)
-        for name in options.passes.split(",")
-        # Double backward of large tensors takes eager seconds a call.
-        if name == "forward+backward" or options.full or chosen or shape in (IMAGES[0], IMAGES[2], TOKENS[0])
-    ]
+    work = []
+    for layer in layers:
+        shapes = [*(tokens if layer in TOKEN_LAYERS else images)]
+        if not chosen and not options.full and layer in LARGE_LAYERS:
+            shapes.append(LARGE_TOKENS if layer in TOKEN_LAYERS else LARGE)
+        for shape in shapes:
+            for name in options.passes.split(","):
+                if name == "forward+backward" or options.full or chosen or shape in TWICE:
+                    work.append((layer, shape, name))
     console = Console(width=None if sys.stdout.isatty() else 200)
     report: dict[str, Any] = {"machine": machine(), "rows": [], "compile_seconds": {}, "recompiles": {}, "networks": {}}
     with Progress(console=Console(stderr=True)) as progress:
