@@ -167,14 +167,17 @@ def along_loop(walk: Walk, axes: int) -> bool:
     return bool(axes & walk.crossed & (walk.on_e if walk.name == "positions" else walk.on_a))
 
 
-def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *, loop: bool) -> int:
-    """Elements of the largest tile of a plan; `nodes` are its sums, `loop` says that a program walks its slab."""
+def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *, loop: bool, divides: bool) -> int:
+    """Elements of the largest tile of a plan; `nodes` are its sums, `loop` says that a program walks its slab,
+    `divides` that full values are divided by full values, which takes registers of its own."""
     if loop:
         return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
     keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in nodes)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
         found = min(found, 16384)
+    if divides and not keyed:  # the limits of "keyed" are of layers that do
+        found = min(found, max(1024, TILES["keyed"][min(order, 2)] // 2))
     return found if itemsize == 2 or found == 1024 else found // 2
 
 
