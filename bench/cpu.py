@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,9 @@ import normforge as nf
 from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
 from normforge.kernels.job import Job, allocate
+from normforge.timing import Step, measure
 
 Shape = tuple[int, ...]
-Step = Callable[[int], Any]
 
 RESULT = Path(__file__).parent / "results" / "cpu.json"
 # Two of the layers that a search keeps: moments of what moments have scaled.
@@ -73,7 +72,6 @@ TWICE = (IMAGES[0], TOKENS[0])  # shapes of double backward
 SETS = 3  # of inputs, taken in turns
 RUNS = 3
 SECONDS = 0.12  # of each peer and run, about
-BLOCK_SECONDS, BLOCK_CALLS = 0.05, 12  # of a peer's turn, whichever ends first; at least two calls
 SMALL = 32 << 20  # bytes of x
 WRONG = {
     "normforge": 1e-3
@@ -193,24 +191,6 @@ def deviation(got: list[Tensor], want: list[Tensor]) -> float:
         scale = float(w.detach().abs().max()) + 1e-3 * w.numel() ** 0.5
         worst = max(worst, float((g.double() - w).detach().abs().max()) / scale)
     return worst
-
-
-def measure(steps: dict[str, Step], budget: float) -> dict[str, float]:
-    """Median milliseconds of peers that take turns by blocks of calls, until each has had `budget` seconds."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(64):
-        waiting = {n: s for n, s in steps.items() if turn < 1 or (sum(times[n]) < budget and len(times[n]) < 200)}
-        if not waiting:
-            break
-        for name, step in waiting.items():
-            step(0)
-            spent, calls = 0.0, 0
-            while calls < 2 or (spent < BLOCK_SECONDS and calls < BLOCK_CALLS):
-                start = time.perf_counter()
-                step(calls)
-                times[name].append(time.perf_counter() - start)
-                spent, calls = spent + times[name][-1], calls + 1
-    return {name: statistics.median(seconds) * 1e3 for name, seconds in times.items()}
 
 
 def draw(shape: Shape, pass_name: str) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from normforge.kernels.module import compile as compile_layer
 PASSES = ("forward", "forward+backward", "double backward")
 # Full tensors that the passes so far move at least: 2 forward, 3 more backward, 5 more for the second derivative.
 FLOOR = (2, 5, 10)
-CALLS = 5  # of a peer before the next has its turn
-Step = Callable[[], object]
+# A peer's turn: until either is reached, and two calls at least.
+TURN_SECONDS, TURN_CALLS = 0.05, 12
+MAX_TURNS, MAX_CALLS = 64, 200
+Step = Callable[[int], object]  # is told the number of the call in its turn
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,12 @@ def time_layer(
             peers["torch.compile"] = torch.compile(compile_layer(graph, shape[1], backend="eager").to(device))
         steps = {peer: _step(module, name, x, dy, v) for peer, module in peers.items()}
         start = time.perf_counter()
-        steps["normforge"]()
+        steps["normforge"](0)
         _wait(device)
         first = time.perf_counter() - start
         target = torch.empty_like(x)
-        steps["copy"] = lambda target=target: target.copy_(x)
-        ms = _measure(steps, seconds, device)
+        steps["copy"] = lambda _, target=target: target.copy_(x)
+        ms = measure(steps, seconds, lambda: _wait(device))
         timings.append(Timing(name, ms, first, ms.pop("copy") * tensors / 2))
     return timings
 
@@ -91,36 +93,45 @@ def _step(module: nn.Module, name: str, x: Tensor, dy: Tensor, v: Tensor) -> Ste
     dy = dy.detach().requires_grad_(name == PASSES[2])
     parameters = list(module.parameters())
 
-    def forward() -> object:
+    def forward(_: int) -> object:
         with torch.no_grad():
             return module(x)
 
-    def backward() -> object:
+    def backward(_: int) -> object:
         return torch.autograd.grad(module(x), [x, *parameters], dy)
 
-    def twice() -> object:
+    def twice(_: int) -> object:
         (dx,) = torch.autograd.grad(module(x), [x], dy, create_graph=True)
         return torch.autograd.grad(dx, [x, *parameters, dy], v, allow_unused=True)
 
     return dict(zip(PASSES, (forward, backward, twice), strict=True))[name]
 
 
-def _measure(steps: dict[str, Step], seconds: float, device: str) -> dict[str, float]:
-    for step in steps.values():
-        step()
+def measure(steps: Mapping[str, Step], seconds: float, wait: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Median milliseconds of peers that take turns by blocks of calls, the first of each untimed, until each has had
+    its seconds. Call by call, a peer would pay for the caches and the heap that another leaves behind.
+
+    Args:
+        steps: by name.
+        seconds: for each, about; every peer has one turn at least.
+        wait: returns when what was asked of the device is done.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    while any(sum(t) < seconds and len(t) < 200 for t in times.values()):
+    for turn in range(MAX_TURNS):
         for name, step in steps.items():
-            step()
-            for _ in range(CALLS):
-                _wait(device)
+            taken = times[name]
+            if turn and (sum(taken) >= seconds or len(taken) >= MAX_CALLS):
+                continue
+            step(0)
+            spent, calls = 0.0, 0
+            while calls < 2 or (spent < TURN_SECONDS and calls < TURN_CALLS):
+                wait()
                 start = time.perf_counter()
-                step()
-                _wait(device)
-                times[name].append(time.perf_counter() - start)
-        if min(len(t) for t in times.values()) >= CALLS and sum(map(sum, times.values())) > seconds * len(times):
-            break
-    return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+                step(calls)
+                wait()
+                taken.append(time.perf_counter() - start)
+                spent, calls = spent + taken[-1], calls + 1
+    return {name: statistics.median(taken) * 1e3 for name, taken in times.items()}
 
 
 def _wait(device: str) -> None:

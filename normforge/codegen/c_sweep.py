@@ -41,12 +41,10 @@ def kept(plan: Plan) -> list[Node]:
     variances = any(n.op is Op.VAR for s in plan.sweeps for n in s.sums)
     if plan.layout == "nhwc" and (not plan.slab & S or variances or any(n.axes & G for n in columns)):
         return []  # a slab of whole positions is too large, or a position is walked more than once
-    walks = [below(plan, [n.args[0] for n in s.sums] + [n for _, n in s.stores]) for s in plan.sweeps]
-    if not plan.slab & B:
-        walks = []
-    for sweep in plan.sweeps:
-        pairs = [n.args[0] for n in sweep.sums if n.op is Op.VAR and n.reduced & S]
-        walks += [below(plan, pairs)] * (2 if not plan.slab & B else 1) if pairs else []
+    pairs = [[n.args[0] for n in s.sums if n.op is Op.VAR and n.reduced & S] for s in plan.sweeps]
+    again = [below(plan, roots) for roots in pairs if roots]
+    first = [below(plan, [n.args[0] for n in s.sums] + [n for _, n in s.stores]) for s in plan.sweeps]
+    walks = [*(first if plan.slab & B else again), *again]
     seen = Counter(n for walk in walks for n in walk if is_full(n.axes) and not is_full_input(n))
     costly: set[Node] = set()
     for node in plan.graph.nodes:
@@ -95,6 +93,15 @@ def _counts_all(node: Node) -> bool:
     return bool(node.reduced & S or node.args[0].axes & K)
 
 
+def _load(place: str, *, tail: bool) -> str:
+    """A vector of the arithmetic type, or the `some` elements of a tail."""
+    return f"load_n({place}, some)" if tail else f"load({place})"
+
+
+def _store(place: str, value: str, *, tail: bool) -> str:
+    return f"store_n({place}, {value}, some);" if tail else f"store({place}, {value});"
+
+
 @dataclass
 class SweepEmitter:
     """Emits `static void sweepN(const Ctx *x, Region r, T *keep, int slab)` for one sweep.
@@ -123,15 +130,15 @@ class SweepEmitter:
     def values(self, roots: Iterable[Node], *, tail: bool) -> None:
         """Emit the full values below `roots` as vectors: W elements from the index on, or `some` in a tail."""
         out, st = self.out, self.storage
-        suffix, count = ("_N", ", some") if tail else ("", "")
         for node in self.below(roots):
             v = st.var(node)
             if is_full_input(node):
-                out(f"const V {v} = GET{suffix}({st.array(node)} + at + {self.step}{count});")
+                place = f"{st.array(node)} + at + {self.step}"
+                out(f"const V {v} = GET_N({place}, some);" if tail else f"const V {v} = GET({place});")
             elif self.varies(node):
                 self._load_varying(node, tail=tail)
             elif node in self.kept and node not in self.filling:
-                out(f"const V {v} = load{suffix.lower()}(k{v} + {self.step} - first{count});")
+                out(f"const V {v} = {_load(f'k{v} + {self.step} - first', tail=tail)};")
             elif not is_stored(node) and node not in self.fused:
                 out(f"const V {v} = {self._expression(node)};")
 
@@ -139,7 +146,7 @@ class SweepEmitter:
         """A stored value that changes along the inner axis; one by group does so in steps."""
         out, v, text = self.out, self.storage.var(node), self.stored(node)
         if "c / K" not in text:
-            out(f"const V {v} = load_n(&{text}, some);" if tail else f"const V {v} = load(&{text});")
+            out(f"const V {v} = {_load(f'&{text}', tail=tail)};")
             return
         out(f"T b{v}[W];")
         with out.block("for (int64_t l = 0, from_c = c; l < W; ++l) {"):
@@ -177,11 +184,8 @@ class SweepEmitter:
     def _add(self, target: str, node: Node, *, tail: bool) -> None:
         """Add the operand of a sum over the middle axis to an array, in place."""
         v = f"o{self.storage.index[node]}"
-        if tail:
-            self.out(f"const V {v} = load_n(&{target}, some);")
-            self.out(f"store_n(&{target}, {self._plus(v, node, tail=False)}, some);")
-        else:
-            self.out(f"const V {v} = load(&{target});", f"store(&{target}, {self._plus(v, node, tail=False)});")
+        self.out(f"const V {v} = {_load(f'&{target}', tail=tail)};")
+        self.out(_store(f"&{target}", self._plus(v, node, tail=False), tail=tail))
 
     def hoisted(self, roots: Iterable[Node]) -> None:
         """Emit the small values that do not change along the inner axis."""
@@ -264,12 +268,12 @@ class SweepEmitter:
 
                 def body(_: int, tail: bool) -> None:
                     self.values(roots, tail=tail)
-                    suffix, count = ("_n", ", some") if tail else ("", "")
                     for node in self.outer_pairs:
-                        d, m, q = f"e{self.storage.var(node)}", self._column(node, "cm"), self._column(node, "cq")
-                        out(f"const V {d} = {self.value(node.args[0])} - load{suffix}(&{m}{count});")
+                        d = f"e{self.storage.var(node)}"
+                        m, q = (f"&{self._column(node, kind)}" for kind in ("cm", "cq"))
+                        out(f"const V {d} = {self.value(node.args[0])} - {_load(m, tail=tail)};")
                         square = self._once(node, f"{d} * {d}")
-                        out(f"store{suffix}(&{q}, load{suffix}(&{q}{count}) + {square}{count});")
+                        out(_store(q, f"{_load(q, tail=tail)} + {square}", tail=tail))
 
                 self._strips("s", "lo", "hi", [], 1, body)
             self.kept = kept
@@ -410,9 +414,8 @@ class SweepEmitter:
 
             def body(_: int, tail: bool, nodes: list[Node] = nodes) -> None:
                 self.values(nodes, tail=tail)
-                suffix, count = ("_n", ", some") if tail else ("", "")
                 for node in nodes:
-                    out(f"store{suffix}(k{st.var(node)} + {self.step} - first, {st.var(node)}{count});")
+                    out(_store(f"k{st.var(node)} + {self.step} - first", st.var(node), tail=tail))
 
             self.filling = nodes
             with out.block("if (!slab) {" if there else "{"):
@@ -444,13 +447,12 @@ class SweepEmitter:
 
                 def body(_: int, tail: bool) -> None:
                     self.values(roots, tail=tail)
-                    suffix, count = ("_n", ", some") if tail else ("", "")
                     for node in self.outer_pairs:
                         m, q, k = (f"{st.partial(node.args[0], kind)} + row + c" for kind in "mqk")
                         d = f"e{st.var(node)}"
-                        out(f"const V {d} = {self.value(node.args[0])} - load{suffix}({m}{count});")
-                        out(f"store{suffix}({q}, fma_({d}, {d}, load{suffix}({q}{count})){count});")
-                        out(f"store{suffix}({k}, load{suffix}({k}{count}) + {d}{count});")
+                        out(f"const V {d} = {self.value(node.args[0])} - {_load(m, tail=tail)};")
+                        out(_store(q, f"fma_({d}, {d}, {_load(q, tail=tail)})", tail=tail))
+                        out(_store(k, f"{_load(k, tail=tail)} + {d}", tail=tail))
 
                 out("const int64_t first = r.c0, last = r.c1;")
                 self._strips("c", "first", "last", [], 1, body)

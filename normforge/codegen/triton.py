@@ -14,9 +14,18 @@ from functools import lru_cache
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.resident import SLAB_KINDS, slabs_of
-from normforge.codegen.text import Lines, wrapped
+from normforge.codegen.text import Lines
 from normforge.codegen.triton_cooperative import cooperative_launch, cooperative_text
-from normforge.codegen.triton_launch import DIMS, Launch, TritonModule, constexprs, merge, part_block, stage_call
+from normforge.codegen.triton_launch import (
+    DIMS,
+    Launch,
+    TritonModule,
+    constexprs,
+    kernel_head,
+    merge,
+    part_block,
+    stage_call,
+)
 from normforge.codegen.triton_names import Storage, extents
 from normforge.codegen.triton_prelude import prelude
 from normforge.codegen.triton_resident import ResidentText
@@ -148,10 +157,7 @@ def _stage_text(launch: Launch, body: str, storage: Storage) -> str:
 def _kernel_text(launch: Launch) -> str:
     """A kernel that runs one stage, or several whose programs follow each other."""
     out = Lines("    ")
-    names = ", ".join(f'"{s}"' for s in launch.size_names)
-    out("", f"@triton.jit(do_not_specialize=[{names}])")
-    parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
-    *lines, last = wrapped(f"def {launch.kernel}", parameters, ":")
+    *lines, last = kernel_head(launch)
     out(*lines)
     with out.block(last, ""):
         if not launch.parts:

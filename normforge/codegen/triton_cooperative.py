@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.text import Lines, wrapped
+from normforge.codegen.text import Lines
 from normforge.codegen.triton_launch import (
     Launch,
     TritonModule,
     arguments,
-    constexprs,
+    kernel_head,
     part_block,
     stage_call,
 )
@@ -155,12 +155,9 @@ def cooperative_text(plan: Plan, launch: Launch) -> str:
     stages = [stage for part in launch.parts for stage in (part.parts or (part,))]
     slots = {number: i for i, number in enumerate(division.counted)}
     out = Lines("    ")
-    names = ", ".join(f'"{s}"' for s in launch.size_names)
-    out("", f"@triton.jit(do_not_specialize=[{names}])")
-    parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
-    *lines, head = wrapped(f"def {launch.kernel}", parameters, ":")
+    *lines, last = kernel_head(launch)
     out(*lines)
-    with out.block(head, ""):
+    with out.block(last, ""):
         out("grid = tl.num_programs(0)", "first = tl.program_id(0)  # the next item of a stage that this program takes")
         out("C = G * K", f"channels = {'N * C' if plan.slab & B else 'C'}", "tiles = tl.cdiv(channels, TILE)")
         out("row = tiles.to(tl.int64)  # counters of a stage, one a tile")

@@ -208,6 +208,13 @@ def constexprs(names: tuple[str, ...]) -> list[str]:
     return [f"{name}: tl.constexpr" for name in names]
 
 
+def kernel_head(launch: Launch) -> list[str]:
+    """The lines that open a kernel, the last of them the one that its body stands under."""
+    names = ", ".join(f'"{s}"' for s in launch.size_names)
+    parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
+    return ["", f"@triton.jit(do_not_specialize=[{names}])", *wrapped(f"def {launch.kernel}", parameters, ":")]
+
+
 def small_blocks(launches: Sequence[Launch], sizes: dict[str, int]) -> list[dict[str, int]]:
     """BLOCK_P, BLOCK_R and BLOCK_Q of the small stages of a launch: one of five for each, and decided for all together,
     so that merging does not multiply the variants of a kernel."""

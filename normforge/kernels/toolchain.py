@@ -28,9 +28,10 @@ FLAGS = (
     "-shared",
     "-w",
 )
-# Loops that pay are marked `omp simd`, which gcc vectorises at -O1 too; of what -O2 adds, two passes keep constants in
-# registers, and the rest doubles the time for the same speed. Threading of jumps would copy whole loop bodies for a
-# maximum and its gates before they become branch-free.
+# Sweeps are written in vectors, loops over small values marked `omp simd`, which gcc vectorises at -O1 too, and once is
+# enough: not what is left over as well. Of what -O2 adds, two passes keep constants in registers, and the rest doubles
+# the time for the same speed. Threading of jumps would copy whole loop bodies for a maximum and its gates before they
+# become branch-free.
 GCC_FLAGS = (
     "-O1",
     "-fexpensive-optimizations",
