@@ -27,10 +27,11 @@ import numpy as np
 from normforge.ir.graph import Graph
 from normforge.passes import Degeneracy, Stage
 from normforge.search.config import Config
-from normforge.search.space import Genotype, from_json, random_genotype, to_graph, to_json
+from normforge.search.space import PAPER, Genotype, from_json, to_json
 from normforge.search.streams import stream
 
 FIRST = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
+PASS = Config().quality.threshold / 10  # of ten classes
 RESULTS = Path(__file__).parent / "results" / "honesty.jsonl"
 
 
@@ -38,7 +39,7 @@ def drawn(seed: int, start: int) -> Iterator[tuple[int, Genotype]]:
     """Random genotypes with their numbers, without end."""
     index = start
     while True:
-        yield index, random_genotype(stream(seed, "honesty", index), 10)
+        yield index, PAPER.random(stream(seed, "honesty", index))
         index += 1
 
 
@@ -46,34 +47,24 @@ def train(graph: Graph, config: Config) -> tuple[float, str]:
     """Validation accuracy after the quality steps, and why it stopped before, if it did."""
     import torch
 
-    from normforge.search.data import CLASSES, digits
-    from normforge.search.proxy import resnet_v2
-    from normforge.search.streams import torch_seed
-    from normforge.search.train import Diverged, Training, evaluate
+    from normforge.search.evaluate import Evaluation
+    from normforge.search.tasks import Task
+    from normforge.search.train import Diverged, evaluate
 
     torch.set_num_threads(1)
-    import normforge as nf
-
-    data = digits(config.seed)
-    model = resnet_v2(
-        config.network,
-        lambda channels: nf.compile(graph, channels=channels, backend="eager"),
-        in_channels=data.train.images.shape[1],
-        classes=CLASSES,
-        seed=torch_seed(config.seed, "weights", 0),
-    )
-    training = Training(model, data.train, config.recipe, stream(config.seed, "batches", 0))
+    evaluation = Evaluation(Task("0", graph.to_json(), config), backend="eager")
+    training = evaluation.training("resnet")
     try:
         training.advance(config.quality.steps)
     except Diverged as diverged:
         return 0.0, str(diverged)
-    loss, accuracy = evaluate(training.model, data.validation)
+    loss, accuracy = evaluate(training.model, evaluation.data.validation, config.recipe)
     return (accuracy, "") if np.isfinite(loss) else (0.0, f"validation loss {loss}")
 
 
 def job(index: int, genes: list[list[Any]]) -> dict[str, Any]:
     """One row of the results."""
-    graph = to_graph(from_json(genes))
+    graph = PAPER.to_graph(from_json(genes))
     accuracy, why = train(graph, Config())
     return {"index": index, "genes": genes, "accuracy": round(accuracy, 4), "why": why}
 
@@ -96,10 +87,10 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     counts: Counter[tuple[str, bool]] = Counter()
     surprises = []
     for r in track(rows, "asking the stages", disable=not sys.stderr.isatty()):
-        graph = to_graph(from_json(r["genes"]))
+        graph = PAPER.to_graph(from_json(r["genes"]))
         if FIRST.run(graph):
             continue  # refused before, by the code as it is now
-        stage, passed = verdict(graph), r["accuracy"] >= Config().quality.threshold
+        stage, passed = verdict(graph), r["accuracy"] >= PASS
         counts[stage, passed] += 1
         if passed and stage not in ("kept", "form"):
             surprises.append({"layer": str(graph), "stage": stage, "accuracy": r["accuracy"]})
@@ -156,7 +147,7 @@ def main() -> None:
 
 def more(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train layers, after those that are there, until enough are refused."""
-    graphs = [to_graph(from_json(r["genes"])) for r in rows]
+    graphs = [PAPER.to_graph(from_json(r["genes"])) for r in rows]
     seen = {g.hash for g in graphs}
     refused = sum(verdict(g) in ("range", "probing") for g in graphs)
     queue = drawn(options.seed, max((r["index"] for r in rows), default=-1) + 1)
@@ -166,7 +157,7 @@ def more(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[s
         while refused < options.refused:
             while len(waiting) < 2 * options.workers:
                 index, genotype = next(queue)
-                graph = to_graph(genotype)
+                graph = PAPER.to_graph(genotype)
                 if FIRST.run(graph) or graph.hash in seen:
                     continue
                 seen.add(graph.hash)
@@ -177,7 +168,7 @@ def more(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[s
                 rows.append(row)
                 out.write(json.dumps(row) + "\n")
                 out.flush()
-                refused += verdict(to_graph(from_json(row["genes"]))) in ("range", "probing")
+                refused += verdict(PAPER.to_graph(from_json(row["genes"]))) in ("range", "probing")
                 if len(rows) % 20 == 0:
                     print(f"{len(rows)} layers trained, {refused} refused by range and probing", flush=True)
         for future in waiting:

@@ -24,10 +24,10 @@ from rich.progress import track
 
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
-from normforge.ir.ops import ARITY, MOMENT, Op
+from normforge.ir.ops import MOMENT, Op
 from normforge.passes import Degeneracy, fingerprint, simplify
 from normforge.passes.identity import value_of
-from normforge.search.space import INITIAL, PRIMITIVES, Gene, Genotype, random_genotype, to_graph
+from normforge.search.space import INITIAL, PAPER, Gene, Genotype
 from normforge.search.streams import stream
 
 RESULTS = Path(__file__).parent / "results" / "passes.json"
@@ -36,20 +36,20 @@ LEAST_PER_SECOND, MOST_AT_99 = 300, 50  # layers; ms
 
 
 def deep_genotype(rng: np.random.Generator, nodes: int) -> Genotype:
-    """Like `random_genotype`, operands among the last four nodes, or x."""
-    names = tuple(PRIMITIVES)
+    """Like `PAPER.random`, operands among the last four nodes, or x."""
+    names = tuple(PAPER.primitives)
     genes = []
     for k in range(nodes):
         name = names[rng.integers(len(names))]
         latest = [0, *range(max(INITIAL, INITIAL + k - 3), INITIAL + k)]
-        genes.append(Gene(name, tuple(int(rng.choice(latest)) for _ in range(ARITY[PRIMITIVES[name][0]]))))
+        genes.append(Gene(name, tuple(int(rng.choice(latest)) for _ in range(PAPER.primitives[name].arity))))
     return tuple(genes)
 
 
 def draw(seed: int, index: int) -> Graph:
     """The layer with this number."""
     rng = stream(seed, "passes", index)
-    return to_graph(random_genotype(rng, 10) if index % 10 else deep_genotype(rng, 10))
+    return PAPER.to_graph(PAPER.random(rng) if index % 10 else deep_genotype(rng, 10))
 
 
 def depends_and_nests(graph: Graph) -> tuple[bool, bool]:

@@ -17,7 +17,7 @@ from normforge.cli_arguments import DtypeOption, LayerArgument, Layout, parse_dt
 from normforge.cli_bench import bench
 from normforge.cli_check import check
 from normforge.cli_layers import find_layer
-from normforge.cli_search import report, search
+from normforge.cli_search import plan, report, search, show
 from normforge.errors import NormforgeError, OptionError
 
 app = typer.Typer(
@@ -129,7 +129,9 @@ def doctor() -> None:
 app.command()(check)
 app.command()(bench)
 app.command()(search)
+app.command()(plan)
 app.command()(report)
+app.command()(show)
 
 
 def main() -> None:

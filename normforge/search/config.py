@@ -1,9 +1,11 @@
-"""What a run is: one validated configuration, made from a preset and `a.b=c` overrides, saved with the run."""
+"""What a run is: one validated configuration, made from a preset, a TOML file and `a.b=c` overrides, saved with it."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,62 +17,185 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+OPERATIONS = (
+    "add", "mul", "div", "max", "neg", "sigmoid", "tanh", "exp", "log", "abs", "square", "sqrt", "mean", "rms", "std",
+)  # fmt: skip
+INDEX_SETS = ("b,w,h", "w,h,c", "w,h", "w,h,c/g")
+
+
 class Space(_Section):
     """The search space (EvoNorm, section 3)."""
 
     nodes: int = Field(default=10, ge=1, le=40, description="drawn nodes on top of x, 0, v0 and v1")
+    operations: tuple[str, ...] = Field(default=OPERATIONS, min_length=1, description="surface operations of the IR")
+    index_sets: tuple[str, ...] = Field(default=INDEX_SETS, description="of moments; c and b,w,h,c may be added")
+    batch: bool = Field(default=True, description="moments over the batch (B layers); false leaves S layers")
+    custom: dict[str, str] = Field(default={}, description="further primitives: name = formula of a, or of a and b")
 
 
 class Evolution(_Section):
     """Tournament with aging (EvoNorm, section 4.3)."""
 
+    selection: Literal["pareto", "average", "first", "nsga2"] = Field(
+        default="pareto",
+        description="winner of a tournament: a random member of its Pareto front; least mean rank; best on the first "
+        "network; or NSGA-II's rank and crowding distance, by which the population is then kept too",
+    )
     window: int = Field(default=2500, ge=1, description="only the most recent scored layers can be parents")
     tournament: float = Field(default=0.05, gt=0, le=1, description="share of the population in a tournament")
     tournament_least: int = Field(default=5, ge=1, description="members of a tournament in a small population")
-    fresh: float = Field(default=0.5, ge=0, le=1, description="share of fresh random layers")
-    attempts: int = Field(default=20, ge=1, description="mutations tried until the function changes")
+    fresh: float = Field(default=0.5, ge=0, le=1, description="share of fresh random layers; 1 is random search")
+    crossover: float = Field(default=0.0, ge=0, le=1, description="share of children mutated from two parents' mix")
+    attempts: int = Field(default=20, ge=1, description="mutations tried until the canonical hash changes")
+    start: tuple[str, ...] = Field(default=(), description="named layers or formulas that are proposed first")
+    order: Literal["fixed", "arrival"] = Field(
+        default="fixed",
+        description="what a proposal knows: all evaluations but the last `lag`, the same for any number of workers; "
+        "or whatever has arrived, which keeps every worker busy and is recorded",
+    )
     lag: int = Field(default=8, ge=1, description="evaluations under way that a proposal does not wait for")
 
 
-class Network(_Section):
-    """ResNet-v2 bottleneck blocks, one stage a width, the layer under search in every norm-act place."""
+class Objectives(_Section):
+    """What a layer is scored by: its loss on each network, and more if asked for. Smaller is better for all."""
 
-    widths: tuple[int, ...] = Field(default=(32, 64, 128), min_length=1, description="output channels of each block")
-    stem: int = Field(default=8, ge=1, description="channels after the 3x3 stem")
+    score: Literal["loss", "error"] = Field(default="loss", description="validation cross-entropy, or error rate")
+    also: tuple[Literal["traffic", "small_batch", "margin"], ...] = Field(
+        default=(),
+        description="traffic: bytes that forward and backward move, in sizes of the input; small_batch: score of a "
+        "training with batches of `small_batch`; margin: log10 of the largest gradient norm under attack",
+    )
+    small_batch: int = Field(default=4, ge=1)
+
+
+class ResNet(_Section):
+    """ResNet-v2 with bottleneck blocks; (3, 4, 6, 3) and 0.25 are the paper's."""
+
+    width: float = Field(default=0.125, gt=0, le=4, description="of 64 channels in the stem, 256, 512, ... after it")
+    depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4, description="blocks of each stage")
+
+
+class MobileNet(_Section):
+    """MobileNetV2."""
+
+    width: float = Field(default=0.25, gt=0, le=4)
+    depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 3, 4, 3, 3, 1 blocks, rounded up")
+
+
+class EfficientNet(_Section):
+    """EfficientNet-B0."""
+
+    width: float = Field(default=0.25, gt=0, le=4)
+    depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 2, 3, 3, 4, 1 blocks, rounded up")
+
+
+class NFResNet(_Section):
+    """A plain normalizer-free ResNet: scaled weight standardization, residual branches of size alpha."""
+
+    width: float = Field(default=0.125, gt=0, le=4)
+    depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4)
+    alpha: float = Field(default=0.2, gt=0, le=1)
+
+
+class ViT(_Section):
+    """A vision transformer, the layer in place of LayerNorm, over channels last."""
+
+    dim: int = Field(default=48, ge=8)
+    depth: int = Field(default=3, ge=1)
+    heads: int = Field(default=3, ge=1)
+    patch: int = Field(default=2, ge=1, description="pixels of a patch's side")
+
+
+NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit")
+
+
+class Networks(_Section):
+    """The proxy networks, the layer under search in every norm-act place."""
+
+    use: tuple[Literal["resnet", "mobilenet", "efficientnet", "nf_resnet", "vit"], ...] = Field(
+        default=("resnet",), min_length=1, description="a layer is scored on each of them"
+    )
+    resnet: ResNet = ResNet()
+    mobilenet: MobileNet = MobileNet()
+    efficientnet: EfficientNet = EfficientNet()
+    nf_resnet: NFResNet = NFResNet()
+    vit: ViT = ViT()
+
+
+class Fractals(_Section):
+    """Images of iterated function systems, drawn by the program (after FractalDB, ACCV 2020)."""
+
+    size: int = Field(default=12, ge=4, le=256, description="pixels of a side")
+    classes: int = Field(default=10, ge=2, le=1000)
+    train: int = Field(default=6000, ge=1, description="images")
+    held_out: int = Field(default=4000, ge=3, description="images for validation, re-ranking and test together")
+    difficulty: float = Field(default=1.0, ge=0, description="scale of jitter, rotation and noise")
+
+
+class Data(_Section):
+    """Images and their labels."""
+
+    source: str = Field(
+        default="digits",
+        description="digits, fractals, cifar10:DIR, cifar100:DIR, mnist:DIR, fashion:DIR, imagefolder:DIR or npz:FILE",
+    )
+    seed: int = Field(default=0, ge=0, description="of the split, and of the fractals")
+    size: int | None = Field(default=None, ge=4, le=1024, description="resize images of a folder to this side")
+    crop: int | None = Field(default=None, ge=1, description="side of random crops in training; evaluation is whole")
+    pad: int = Field(default=0, ge=0, description="pixels of zeros around an image before it is cropped")
+    flip: bool = Field(default=False, description="mirror training images at random")
+    fractals: Fractals = Fractals()
 
 
 class Recipe(_Section):
-    """Training inside the proxy network."""
+    """Training inside a proxy network."""
 
+    seed: int = Field(default=0, ge=0, description="of weights and batches, the same for every layer")
     steps: int = Field(default=200, ge=1)
     batch: int = Field(default=64, ge=1)
-    rate: float = Field(default=0.1, gt=0, description="learning rate at the first step of the cosine")
+    rate: float = Field(default=0.1, gt=0, description="learning rate at the first step")
+    schedule: Literal["cosine", "constant"] = "cosine"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=1e-4, ge=0, description="of matrices and filters only")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 is by autocast")
+    layout: Literal["nchw", "nhwc"] = Field(default="nchw", description="memory layout of images and filters")
 
 
 class Quality(_Section):
-    """Rejection after a short training (EvoNorm, section 4.2)."""
+    """Rejection after a short training on every network (EvoNorm, section 4.2)."""
 
     steps: int = Field(default=100, ge=1, description="the first steps of the full training")
-    threshold: float = Field(default=0.2, ge=0, le=1, description="least validation accuracy")
+    threshold: float = Field(default=2.0, ge=0, description="least validation accuracy, in multiples of chance")
 
 
 class Stability(_Section):
-    """Rejection by gradient ascent on the squared gradient norm (EvoNorm, section 4.2)."""
+    """Rejection by gradient ascent on the squared gradient norm, on every network (EvoNorm, section 4.2)."""
 
-    steps: int = Field(default=100, ge=0)
-    rate: float = Field(default=1.0, gt=0, description="length of a step along the unit-normalised direction")
+    steps: int = Field(default=100, ge=0, description="0 leaves the stage out")
+    direction: Literal["unit", "raw"] = Field(
+        default="unit", description="the normalised gradient; or the gradient as it is, as in the paper"
+    )
+    rate: float = Field(default=1.0, gt=0, description="length of a unit step, or factor of the raw gradient")
     batch: int = Field(default=16, ge=2)
     threshold: float = Field(default=1e8, gt=0, description="largest gradient norm")
 
 
-class Final(_Section):
-    """The comparison at the end, every layer trained alike."""
+class Early(_Section):
+    """Full trainings stopped on the way: where a layer is among the worst of those before it on every network."""
 
-    best: int = Field(default=3, ge=1, description="distinct layers found")
-    seeds: int = Field(default=3, ge=1, description="trainings of each layer")
+    at: float = Field(default=0.5, gt=0, lt=1, description="share of the steps after which layers are compared")
+    keep: float = Field(default=1.0, gt=0, le=1, description="share of earlier layers to be among; 1 stops none")
+    least: int = Field(default=20, ge=1, description="scored layers before any is stopped")
+
+
+class Final(_Section):
+    """The end: the best are ranked again on a longer recipe and held-out images, then compared with known layers."""
+
+    candidates: int = Field(default=10, ge=1, description="distinct layers that are ranked again")
+    best: int = Field(default=3, ge=1, description="of these, kept for the comparison")
+    seeds: int = Field(default=3, ge=1, description="trainings of each layer in the comparison; one in the ranking")
+    longer: float = Field(default=1.0, ge=1, le=100, description="factor of the recipe's steps in both")
     baselines: tuple[str, ...] = ("bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
 
 
@@ -79,70 +204,109 @@ class Budget(_Section):
 
     minutes: float = Field(default=6.0, ge=0, description="of search, the final training not counted")
     candidates: int | None = Field(default=None, ge=1, description="layers drawn, refused ones included")
+    evaluations: int | None = Field(default=None, ge=1, description="layers that came to the stages with numbers")
 
 
 class Workers(_Section):
-    """Processes of one thread each."""
+    """Processes that evaluate candidates."""
 
-    count: int = Field(default=2, ge=1, le=256)
-    time_limit: float = Field(
-        default=90.0, gt=0, description="seconds for one task, after which its worker is replaced"
-    )
+    on: str = Field(default="local", description="local, ray (a cluster started before or here) or ray://HOST:PORT")
+    count: int = Field(default=2, ge=1, le=4096)
+    threads: int = Field(default=1, ge=1, le=256, description="of each process")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    time_limit: float = Field(default=180.0, gt=0, description="seconds for one task, then its process is replaced")
+    memory_limit: float = Field(default=4.0, gt=0, description="GiB of one process and what it started")
+
+
+class Cache(_Section):
+    """Evaluations kept across runs."""
+
+    file: str = Field(default="", description="SQLite file shared by any number of runs; empty keeps none")
+    lease: float = Field(default=300.0, gt=0, description="seconds that a run waits for another's evaluation")
 
 
 class Config(_Section):
-    """Everything that a run depends on. `budget` and `workers` may change when a run is continued."""
+    """Everything that a run depends on; `MAY_CHANGE` may differ when a run is continued."""
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("budget.", "workers.")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("budget.", "workers.", "cache.")
 
     preset: str = "demo"
     seed: int = Field(default=0, ge=0)
     space: Space = Space()
     evolution: Evolution = Evolution()
-    network: Network = Network()
+    objectives: Objectives = Objectives()
+    networks: Networks = Networks()
+    data: Data = Data()
     recipe: Recipe = Recipe()
     quality: Quality = Quality()
     stability: Stability = Stability()
+    early: Early = Early()
     final: Final = Final()
     budget: Budget = Budget()
     workers: Workers = Workers()
+    cache: Cache = Cache()
 
 
-PRESETS: dict[str, dict[str, Any]] = {"demo": {}}
+_THREE = {"use": ["resnet", "mobilenet", "efficientnet"]}
+_PAPER: dict[str, Any] = {
+    "networks": _THREE
+    | {
+        "resnet": {"width": 0.25, "depths": [3, 4, 6, 3]},
+        "mobilenet": {"width": 0.5, "depth": 1.0},
+        "efficientnet": {"width": 0.5, "depth": 1.0},
+    },
+    "data": {"source": "cifar10:data", "crop": 24, "flip": True},
+    "final": {"longer": 4.0},
+    "budget": {"minutes": 60 * 24 * 2},
+    "workers": {"time_limit": 7200.0, "memory_limit": 16.0},
+}
+_SGD = {"batch": 128, "rate": 0.1, "nesterov": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "fractals": {"networks": _THREE, "data": {"source": "fractals"}, "budget": {"minutes": 120.0}},
+    "paper-b": {**_PAPER, "recipe": _SGD | {"steps": 2000, "schedule": "constant"}},
+    "paper-s": {**_PAPER, "space": {"batch": False}, "recipe": _SGD | {"steps": 5000}},
+}
 
 
-def load(preset: str, overrides: Iterable[str] = ()) -> Config:
-    """The configuration of a preset after overrides such as `recipe.steps=100`.
+def load(preset: str = "demo", overrides: Iterable[str] = (), file: Path | None = None) -> Config:
+    """The configuration of a preset, changed by a file and then by overrides such as `recipe.steps=100`.
+
+    Args:
+        preset: a key of `PRESETS`; one that the file names comes before it.
+        overrides: `section.key=value`; lists are separated by commas (by semicolons where a value has commas),
+            `none` is no value.
+        file: TOML with the sections and keys of `Config`.
 
     Raises:
-        OptionError: an unknown preset, key or value; the nearest known key is named.
+        OptionError: an unknown preset, key or value, or a file that cannot be read; the nearest known key is named.
     """
+    from_file = _read(file) if file else {}
+    preset = from_file.pop("preset", preset)
     if preset not in PRESETS:
         raise OptionError(
-            f"there is no preset {preset!r}{nearest(preset, PRESETS)}: choose one of {', '.join(PRESETS)}"
+            f"there is no preset {preset!r}{nearest(str(preset), PRESETS)}: choose one of {', '.join(PRESETS)}"
         )
-    values: dict[str, Any] = {**PRESETS[preset], "preset": preset}
+    values = _merge({}, PRESETS[preset]) | {"preset": preset}
     known = dict(flat(Config()))
+    for key, value in _leaves("", from_file):
+        _place(values, key, value, known)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        key = key.strip()
+        key, equals, text = override.partition("=")
         if not equals:
             raise OptionError(f"{override!r} sets nothing: write key=value, such as recipe.steps=100")
-        if key not in known or key == "preset":
-            raise OptionError(f"there is no setting {key!r}{nearest(key, known)}")
-        *path, last = key.split(".")
-        section = values
-        for name in path:
-            section = section.setdefault(name, {})
-        text = value.strip()
-        listed = isinstance(known[key], list)
-        section[last] = [v.strip() for v in text.split(",")] if listed else None if text == "none" else text
+        _place(values, key.strip(), _value(text.strip(), known.get(key.strip())), known)
     try:
         config = Config.model_validate(values)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         raise OptionError(f"{where} = {first['input']!r} cannot be: {_lower(first['msg'])}") from None
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
     for name in config.final.baselines:
         if name not in layers:
             raise OptionError(f"final.baselines: there is no layer named {name!r}{nearest(name, layers)}")
@@ -152,20 +316,75 @@ def load(preset: str, overrides: Iterable[str] = ()) -> Config:
         raise OptionError(
             f"quality.steps = {config.quality.steps} are the first of recipe.steps = {config.recipe.steps}: lower them"
         )
-    return config
+    if len(set(config.networks.use)) < len(config.networks.use):
+        raise OptionError("networks.use names a network twice")
+    if "margin" in config.objectives.also and not config.stability.steps:
+        raise OptionError("objectives.also = margin is measured by the stability stage: give stability.steps above 0")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as e:
+        raise OptionError(f"the configuration {file} cannot be read: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise OptionError(f"the configuration {file} is not TOML: {_lower(str(e))}") from None
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        into[key] = _merge(into.get(key, {}), value) if isinstance(value, dict) else value
+    return into
+
+
+def _leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _place(values: dict[str, Any], key: str, value: Any, known: dict[str, Any]) -> None:
+    if key == "preset" or (key not in known and not key.startswith("space.custom.")):
+        raise OptionError(f"there is no setting {key!r}{nearest(key, known)}")
+    *path, last = key.split(".")
+    section = values
+    for name in path:
+        section = section.setdefault(name, {})
+    section[last] = value
+
+
+def _value(text: str, default: Any) -> Any:
+    if isinstance(default, list):
+        return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]
+    return None if text == "none" else text
 
 
 def flat(config: BaseModel) -> Iterator[tuple[str, Any]]:
     """(dotted key, JSON value) of every setting."""
+    return _leaves("", config.model_dump(mode="json"))
 
-    def walk(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from walk(f"{prefix}{name}.", value)
-            else:
-                yield f"{prefix}{name}", value
 
-    return walk("", config.model_dump(mode="json"))
+def unflat(values: dict[str, Any]) -> Config:
+    """The inverse of `flat`, for what a run has stored.
+
+    Raises:
+        RunError: another version's settings.
+    """
+    nested: dict[str, Any] = {}
+    custom = "space.custom."
+    for key, value in values.items():
+        path = ["space", "custom", key.removeprefix(custom)] if key.startswith(custom) else key.split(".")
+        section = nested
+        for name in path[:-1]:
+            section = section.setdefault(name, {})
+        section[path[-1]] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as e:
+        where = ".".join(str(part) for part in e.errors()[0]["loc"])
+        raise RunError(f"the run was made by another version, which knows {where!r} differently") from None
 
 
 def check_same(saved: dict[str, Any], config: Config, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -11,23 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from normforge.search.funnel import Fate
-from normforge.search.progress import Progress
+from normforge.search.progress import Leader, Progress
 
 _REDRAW_SECONDS = 0.25
 _LINE_SECONDS = 10.0
+_PACE_SECONDS = 5.0  # of a session before it has a pace
+_LEADERS = 3
 
-_MEANING = {
+MEANING = {
     Fate.DEGENERATE: "refused by types and dependence alone",
     Fate.DUPLICATE: "the same function as an earlier one",
     Fate.PROBING: "values or gradients not finite on noise",
     Fate.QUALITY: "does not learn in a short training",
     Fate.STABILITY: "gradients explode under attack",
+    Fate.EARLY: "stopped on the way, among the worst on every network",
     Fate.FULL: "full training not finite",
     Fate.ERROR: "raised an error",
     Fate.CRASHED: "its worker died",
     Fate.TIMEOUT: "stopped at the time limit",
+    Fate.MEMORY: "stopped at the memory limit",
     Fate.SCORED: "scored: may become a parent",
 }
+# Shown when there are any.
+_RARE = (Fate.EARLY, Fate.ERROR, Fate.CRASHED, Fate.TIMEOUT, Fate.MEMORY)
 
 
 class Display:
@@ -56,36 +63,74 @@ class Display:
         if self._live:
             self._live.update(self._table(), refresh=True)
         else:
-            self._console.print(self._line(), highlight=False, markup=False, soft_wrap=True)
+            say(self._console, self._line())
 
     def _clock(self) -> str:
         p = self._progress
-        if p.phase == "search":
-            left = max(0, round(p.limit - p.elapsed))
-            return f"search: {p.drawn} layers, {left // 60}:{left % 60:02d} left"
-        return f"{p.phase}: {p.done} of {p.total}"
-
-    def _best(self) -> str:
-        best = self._progress.best
-        if best is None:
-            return "no layer scored yet"
-        return f"best #{best.index}: loss {best.loss:.3f}, accuracy {best.accuracy:.1%}: {_short(best.formula)}"
+        if p.phase != "search":
+            return f"{p.phase}: {p.done} of {p.total}"
+        of = "" if p.candidates is None else f" of {p.candidates}"
+        pace = f", {p.rate:.0f} an hour" if p.elapsed - p.before[0] >= _PACE_SECONDS else ""
+        return f"{p.phase}: {p.drawn}{of} layers, {p.evaluated} evaluated{pace}, {clock(time_left(p))} left"
 
     def _line(self) -> str:
-        fates = self._progress.fates
-        counts = ", ".join(f"{fates[f]} {f}" for f in Fate if fates[f])
-        return f"{self._clock()} | {counts} | {self._best()}" if self._progress.phase == "search" else self._clock()
+        p = self._progress
+        if p.phase != "search":
+            return self._clock()
+        counts = ", ".join(f"{p.fates[f]} {f}" for f in Fate if p.fates[f])
+        best = [f"best {_leader(leader)}" for leader in leaders(p)[:1]]
+        return " | ".join([self._clock(), counts or "no layer drawn", *(best or ["no layer scored yet"])])
 
     def _table(self) -> Group:
-        table = Table(title=self._clock(), title_justify="left", box=None, show_header=False)
-        table.add_column(justify="right")
+        fates = Table(box=None, show_header=False)
+        fates.add_column(justify="right")
         for fate in Fate:
             count = self._progress.fates[fate]
-            if count or fate not in (Fate.ERROR, Fate.CRASHED, Fate.TIMEOUT):
-                table.add_row(str(count), fate.value, Text(_MEANING[fate], style="dim"))
-        return Group(table, Text(self._best()))
+            if count or fate not in _RARE:
+                fates.add_row(str(count), fate.value, Text(MEANING[fate], style="dim"))
+        best = [Text(_leader(leader)) for leader in leaders(self._progress)]
+        return Group(Text(self._clock(), "italic"), fates, *(best or [Text("no layer scored yet")]))
 
 
-def _short(formula: str, width: int = 160) -> str:
-    line = formula.replace("\n", " ")
-    return line if len(line) <= width else line[: width - 1] + "…"
+def time_left(p: Progress) -> float:
+    """Seconds of search that are left: to the time limit, or to the last candidate if that comes first at this pace."""
+    left = max(0.0, p.limit - p.elapsed)
+    if p.candidates is not None and p.drawn and p.elapsed > 0:
+        left = min(left, max(0, p.candidates - p.drawn) * p.elapsed / p.drawn)
+    return left
+
+
+def leaders(p: Progress) -> list[Leader]:
+    """The best of the Pareto front; of those with the same scores, which are most often one layer, the first."""
+    distinct: dict[tuple[float, ...], Leader] = {}
+    for leader in p.leaders:
+        distinct.setdefault(tuple(round(s, 6) for s in leader.scores.values()), leader)
+    return list(distinct.values())[:_LEADERS]
+
+
+def _leader(leader: Leader) -> str:
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in leader.scores.items())
+    return f"#{leader.index}: {scores}: {short(plain(leader.formula))}"
+
+
+def clock(seconds: float) -> str:
+    """`4:05`, `1:02:30`."""
+    whole = math.ceil(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def short(formula: str, width: int = 160) -> str:
+    """In one line, and not a long one."""
+    text = " ".join(formula.split("\n"))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: no markup, no control characters, no line breaks of the console's own."""
+    console.print(Text(plain(text), style), soft_wrap=True, highlight=False)

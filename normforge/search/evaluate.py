@@ -1,25 +1,40 @@
-"""The stages that need numbers: probing, quality, stability, full training. Runs in a worker process."""
+"""The stages that need numbers: probing, quality, stability, early, full training. Runs in a worker process.
+
+Each stage goes through all networks before the next and dearer one begins, so a layer that one network refuses costs
+no full training on the others. What a stage finds on a network is a piece: a pure function of the layer, the network,
+the recipe and the data, by which the cache keeps it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from normforge.errors import NormforgeError
 from normforge.ir.graph import Graph
-from normforge.search.config import Config
-from normforge.search.data import CLASSES, Data, digits
+from normforge.search.config import Recipe
+from normforge.search.data import Data, Part, load_data
 from normforge.search.funnel import Fate, Outcome
+from normforge.search.networks import build, compiled
+from normforge.search.objectives import margin, traffic
 from normforge.search.probing import probe
-from normforge.search.proxy import compiled, resnet_v2
 from normforge.search.stability import gradient_ascent
 from normforge.search.streams import stream, torch_seed
-from normforge.search.tasks import Task
-from normforge.search.train import Diverged, Training, evaluate
+from normforge.search.tasks import Piece, Task
+from normforge.search.train import Diverged, Training, evaluate, memory_format
+
+# The fate of a layer whose loss stops being finite in a stage.
+_FATES = {
+    "quality": Fate.QUALITY, "halfway": Fate.FULL, "full": Fate.FULL, "final": Fate.FULL, "small_batch": Fate.FULL,
+}  # fmt: skip
 
 
 class _Refused(Exception):
@@ -32,98 +47,276 @@ def run_task(task: Task) -> Outcome:
     """Evaluate a layer. The outcome depends on the layer, the configuration and the repeat, and on nothing else:
     every candidate starts from the same weights and sees the same batches, so that they differ by the layer alone.
     """
-    graph, run = Graph.from_json(task.graph), _Evaluation(task)
-    try:
+    return Evaluation(task).run()
+
+
+class Evaluation:
+    """One task on its way through the stages.
+
+    Args:
+        task: what to evaluate; its `known` pieces are not computed again.
+        backend: of the layers, as `nf.compile` names them.
+    """
+
+    def __init__(self, task: Task, backend: str = "auto") -> None:
+        self.task, self.config = task, task.config
+        self.graph = Graph.from_json(task.graph)
+        self.layer = compiled(self.graph, backend)
+        self.recipe: Recipe = self.config.recipe
         if task.final:
-            run.train(graph)
-        else:
-            run.funnel(graph)
-    except _Refused as refused:
-        return Outcome(refused.fate, str(refused), accuracy=run.accuracy, seconds=run.seconds)
-    except Diverged as diverged:
-        return Outcome(run.stage, str(diverged), accuracy=run.accuracy, seconds=run.seconds)
-    except (RuntimeError, NormforgeError) as e:
-        reason = f"{type(e).__name__} in {run.stage}: {str(e).strip().splitlines()[0]}"
-        return Outcome(Fate.ERROR, reason, seconds=run.seconds)
-    return Outcome(Fate.SCORED, "", run.loss, run.accuracy, run.test, run.seconds)
-
-
-class _Evaluation:
-    def __init__(self, task: Task) -> None:
-        self.config: Config = task.config
-        self.repeat = task.repeat
-        self.data: Data = digits(task.config.seed)
+            steps = round(self.recipe.steps * self.config.final.longer)
+            self.recipe = self.recipe.model_copy(update={"steps": steps})
+        self.device = torch.device(device_of(self.config.workers.device))
+        self.data: Data = _on(load_data(self.config.data), self.device)
         self.stage = Fate.PROBING
+        self.trainings: dict[str, Training] = {}
+        self.pieces: dict[str, Piece] = dict(task.known)
+        self.out: dict[str, dict[str, float]] = {
+            k: {} for k in ("loss", "accuracy", "holdout", "test", "halfway", "gradient")
+        }
         self.seconds: dict[str, float] = {}
-        self.loss: float | None = None
-        self.accuracy: float | None = None
-        self.test: float | None = None
+        self.cached = 0
 
-    def funnel(self, graph: Graph) -> None:
-        with self.timed(Fate.PROBING):
-            self.probe(graph)
-        with self.timed(Fate.QUALITY):
-            training = self.training(graph)
-            training.advance(self.config.quality.steps)
-            loss, self.accuracy = evaluate(training.model, self.data.validation)
-            if not math.isfinite(loss):
-                raise _Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
-            if self.accuracy < self.config.quality.threshold:
-                raise _Refused(
-                    Fate.QUALITY,
-                    f"validation accuracy {self.accuracy:.1%} after {training.done} steps, "
-                    f"below {self.config.quality.threshold:.0%}",
-                )
-        with self.timed(Fate.STABILITY):
-            self.attack(graph)
-        with self.timed(Fate.FULL):
-            self.finish(training)
+    def run(self) -> Outcome:
+        """The outcome, whatever happens on the way."""
+        peak_memory(self.device, reset=True)
+        try:
+            scores = self.train() if self.task.final else self.funnel()
+        except _Refused as refused:
+            return self._outcome(refused.fate, str(refused))
+        except (RuntimeError, NormforgeError) as e:
+            if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+                raise MemoryError(str(e)) from None
+            if _lost_device(e):
+                raise
+            message = (str(e).strip() or "no message").splitlines()[0]
+            return self._outcome(Fate.ERROR, f"{type(e).__name__} in {self.stage}: {message}")
+        return self._outcome(Fate.SCORED, "", scores)
 
-    def train(self, graph: Graph) -> None:
-        """Full training alone, judged on the test images too."""
-        with self.timed(Fate.FULL):
-            training = self.training(graph)
-            self.finish(training)
-            _, self.test = evaluate(training.model, self.data.test)
+    def funnel(self) -> dict[str, float]:
+        """All stages; scores by objective.
 
-    def finish(self, training: Training) -> None:
-        training.advance(self.config.recipe.steps)
-        loss, self.accuracy = evaluate(training.model, self.data.validation)
+        Raises:
+            _Refused: by one of them.
+        """
+        networks = self.config.networks.use
+        with self._timed(Fate.PROBING):
+            # Eager, since most of what fails here is not worth compiling.
+            if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
+                raise _Refused(Fate.PROBING, findings[0].reason)
+        for network in networks:
+            with self._timed(Fate.QUALITY):
+                self._pass("quality", network)
+        for network in networks if self.config.stability.steps else ():
+            with self._timed(Fate.STABILITY):
+                self._pass("stability", network)
+        if self.config.early.keep < 1:
+            with self._timed(Fate.EARLY):
+                for network in networks:
+                    self._pass("halfway", network)
+                self._stop_early()
+        for network in networks:
+            with self._timed(Fate.FULL):
+                self._pass("full", network)
+        return self._scores()
+
+    def train(self) -> dict[str, float]:
+        """Full training alone, judged on the held-out and the test images too."""
+        for network in self.config.networks.use:
+            with self._timed(Fate.FULL):
+                self._pass("final", network)
+        return dict(self.out["holdout"])
+
+    # -- stages: each returns its piece
+
+    def _quality(self, network: str) -> Piece:
+        rules, training = self.config.quality, self.training(network)
+        training.advance(rules.steps)
+        loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
-            raise _Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
-        self.loss = loss
+            raise _Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
+        threshold = rules.threshold / self.data.classes
+        reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {threshold:.1%}"
+        return {"accuracy": accuracy} | ({} if accuracy >= threshold else {"refused": [Fate.QUALITY, reason]})
 
-    def training(self, graph: Graph) -> Training:
-        model = self.model(graph)
-        batches = stream(self.config.seed, "batches", self.repeat)
-        return Training(model, self.data.train, self.config.recipe, batches)
-
-    def model(self, graph: Graph) -> torch.nn.Module:
-        return resnet_v2(
-            self.config.network,
-            compiled(graph),
-            in_channels=self.data.train.images.shape[1],
-            classes=CLASSES,
-            seed=torch_seed(self.config.seed, "weights", self.repeat),
-        )
-
-    def attack(self, graph: Graph) -> None:
+    def _stability(self, network: str) -> Piece:
         rules, part = self.config.stability, self.data.train
-        batch = torch.from_numpy(stream(self.config.seed, "attack", 0).permutation(len(part.labels))[: rules.batch])
-        largest, steps, stable = gradient_ascent(self.model(graph), part.images[batch], part.labels[batch], rules)
+        order = stream(self.config.recipe.seed, "attack", 0).permutation(len(part.labels))
+        batch = torch.from_numpy(order[: rules.batch]).to(self.device)
+        images = part.images[batch].contiguous(memory_format=memory_format(self.recipe))
+        largest, steps, stable = gradient_ascent(self.model(network), images, part.labels[batch], rules)
         if not stable:
             raise _Refused(Fate.STABILITY, f"gradient norm {largest:.1e} after {steps} steps of ascent")
+        return {"gradient": largest}
 
-    def probe(self, graph: Graph) -> None:
-        """Eager, since most of what fails here is not worth compiling."""
-        if findings := probe(graph, seed=self.config.seed).findings:
-            raise _Refused(Fate.PROBING, findings[0].reason)
+    def _halfway(self, network: str) -> Piece:
+        training = self.training(network)
+        training.advance(max(self.config.quality.steps, round(self.config.early.at * self.recipe.steps)))
+        loss, _ = evaluate(training.model, self.data.validation, self.recipe)
+        return {"halfway": loss} if math.isfinite(loss) else {}
+
+    def _stop_early(self) -> None:
+        limits, halfway = self.task.limits, self.out["halfway"]
+        if limits and all(halfway.get(n, math.inf) > limit for n, limit in limits.items()):
+            losses = ", ".join(f"{halfway.get(n, math.inf):.3f} on {n}" for n in limits)
+            share = self.config.early.keep
+            raise _Refused(Fate.EARLY, f"halfway losses {losses}: not among the best {share:.0%} on any network")
+
+    def _full(self, network: str) -> Piece:
+        training = self.training(network)
+        training.advance(self.recipe.steps)
+        loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
+        if not math.isfinite(loss):
+            raise _Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
+        del self.trainings[network]
+        return {"loss": loss, "accuracy": accuracy}
+
+    def _final(self, network: str) -> Piece:
+        training = self.training(network)
+        piece = self._full(network)
+        holdout, _ = evaluate(training.model, self.data.holdout, self.recipe)
+        _, test = evaluate(training.model, self.data.test, self.recipe)
+        if not math.isfinite(holdout):
+            raise _Refused(Fate.FULL, f"the held-out loss is {holdout} after {training.done} steps")
+        return piece | {"holdout": holdout, "test": test}
+
+    def _scores(self) -> dict[str, float]:
+        by = self.out["loss"] if self.config.objectives.score == "loss" else self.out["accuracy"]
+        scores = {n: v if self.config.objectives.score == "loss" else 1 - v for n, v in by.items()}
+        for name in self.config.objectives.also:
+            with self._timed(Fate.FULL):
+                scores[name] = self._further(name)
+        return scores
+
+    def _further(self, name: str) -> float:
+        if name == "traffic":
+            return traffic(self.graph)
+        if name == "margin":
+            return margin(self.out["gradient"])
+        network = self.config.networks.use[0]
+        self._pass("small_batch", network)
+        return self.pieces[f"small_batch/{network}"]["score"]
+
+    def _small_batch(self, network: str) -> Piece:
+        recipe = self.recipe.model_copy(update={"batch": self.config.objectives.small_batch})
+        training = self._new_training(network, recipe)
+        training.advance(recipe.steps)
+        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
+        if not math.isfinite(loss):
+            raise _Refused(Fate.FULL, f"the validation loss is {loss} after training with batches of {recipe.batch}")
+        return {"score": loss if self.config.objectives.score == "loss" else 1 - accuracy}
+
+    # -- their parts
+
+    def piece(self, stage: str, network: str) -> Piece:
+        """What a stage finds on a network, from the cache if it is there. A refusal is a piece too, with the key
+        `refused`: fate and reason."""
+        key = f"{stage}/{network}"
+        if key in self.pieces:
+            self.cached += 1
+        else:
+            try:
+                self.pieces[key] = getattr(self, f"_{stage}")(network)
+            except _Refused as refused:
+                self.pieces[key] = {"refused": [refused.fate, str(refused)]}
+            except Diverged as diverged:
+                self.pieces[key] = {"refused": [_FATES[stage], str(diverged)]}
+        return self.pieces[key]
+
+    def _pass(self, stage: str, network: str) -> None:
+        """Go through a stage on a network."""
+        piece = self.piece(stage, network)
+        for name, value in piece.items():
+            if name in self.out:
+                self.out[name][network] = value
+        if refusal := piece.get("refused"):
+            where = f" ({network})" if len(self.config.networks.use) > 1 else ""
+            raise _Refused(Fate(refusal[0]), f"{refusal[1]}{where}")
+
+    def training(self, network: str) -> Training:
+        """The training on a network, begun if it was not."""
+        if network not in self.trainings:
+            self.trainings[network] = self._new_training(network, self.recipe)
+        return self.trainings[network]
+
+    def _new_training(self, network: str, recipe: Recipe) -> Training:
+        batches = stream(self.config.recipe.seed, "batches", self.task.repeat)
+        return Training(self.model(network), self.data.train, recipe, batches, self.config.data)
+
+    def model(self, network: str) -> torch.nn.Module:
+        """A network with the layer in it, from the weights of this repeat."""
+        images = self.data.train.images
+        model = build(
+            network,
+            self.config.networks,
+            self.layer,
+            in_channels=images.shape[1],
+            classes=self.data.classes,
+            size=self.config.data.crop or images.shape[2],
+            seed=torch_seed(self.config.recipe.seed, "weights", self.task.repeat),
+        )
+        return model.to(self.device, memory_format=memory_format(self.recipe))
+
+    def _outcome(self, fate: Fate, reason: str, scores: dict[str, float] | None = None) -> Outcome:
+        peak = peak_memory(self.device)
+        return Outcome(
+            fate,
+            reason,
+            scores or {},
+            **self.out,
+            seconds=self.seconds,
+            peak=peak,
+            cached=self.cached,
+            pieces=self.pieces,
+        )
 
     @contextmanager
-    def timed(self, stage: Fate) -> Iterator[None]:
+    def _timed(self, stage: Fate) -> Iterator[None]:
         self.stage = stage
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage.value] = round(time.perf_counter() - start, 4)
+            spent = self.seconds.get(stage.value, 0.0) + time.perf_counter() - start
+            self.seconds[stage.value] = round(spent, 4)
+
+
+def device_of(asked: str) -> str:
+    """`cpu` or `cuda`; `auto` is the latter where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def peak_memory(device: torch.device, *, reset: bool = False) -> float:
+    """MiB that this process has held at most since the last reset: on the GPU, or resident (Linux; else 0)."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return round(torch.cuda.max_memory_reserved(device) / 2**20, 1)
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return round(int(found.group(1)) / 1024, 1) if found else 0.0
+
+
+def _on(data: Data, device: torch.device) -> Data:
+    """The data on a device; moved once a process."""
+    if device.type == "cpu":
+        return data
+    if (data.digest, device) not in _MOVED:
+        _MOVED.clear()
+        parts: dict[str, Part] = {k: getattr(data, k).to(device) for k in ("train", "validation", "holdout", "test")}
+        _MOVED[data.digest, device] = dataclasses.replace(data, **parts)
+    return _MOVED[data.digest, device]
+
+
+_MOVED: dict[tuple[str, torch.device], Data] = {}
+
+
+def _lost_device(error: Exception) -> bool:
+    """A CUDA error that outlives the task, so that its worker must be replaced."""
+    kind: Any = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, kind) or "CUDA error" in str(error)

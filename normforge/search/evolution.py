@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import moocore
 import numpy as np
 
 from normforge.search.config import Evolution
-from normforge.search.space import Genotype, mutate, random_genotype
+from normforge.search.selection import WINNER, nsga2_order
+from normforge.search.space import Genotype, SearchSpace
 from normforge.search.streams import stream
 
 
@@ -26,10 +25,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A layer to try; `parent` is the index of the layer it was mutated from, None for a fresh one."""
+    """A layer to try; `parents` are the indices of the layers it was made from, none for a fresh one."""
 
     genotype: Genotype
-    parent: int | None = None
+    parents: tuple[int, ...] = ()
 
 
 @dataclass
@@ -37,45 +36,56 @@ class TournamentEvolution:
     """Proposals depend on (seed, index) and on what was told before, and on nothing else.
 
     Attributes:
-        rules: window, tournament share and least size, share of fresh layers, attempts at a mutation.
-        nodes: drawn nodes of a layer.
+        rules: selection, window, tournament, shares of fresh layers and of crossover, attempts at a mutation.
+        space: what is drawn from.
         seed: of the run.
         identity: the function of a genotype, by which a mutation that changes nothing is known.
+        start: proposed first, in this order.
+        population: scored layers that can be parents, the oldest first.
     """
 
     rules: Evolution
-    nodes: int
+    space: SearchSpace
     seed: int
     identity: Callable[[Genotype], str]
-    population: deque[Member] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.population = deque(maxlen=self.rules.window)
+    start: Sequence[Genotype] = ()
+    population: list[Member] = field(init=False, default_factory=list)
 
     def ask(self, index: int) -> Proposal:
-        """The proposal with this index: a fresh layer, or a mutation of a tournament's winner."""
+        """The proposal with this index: one to start with, a fresh layer, or a child of a tournament's winner."""
         rng = stream(self.seed, "ask", index)
+        if index < len(self.start):
+            return Proposal(self.start[index])
         if not self.population or rng.random() < self.rules.fresh:
-            return Proposal(random_genotype(rng, self.nodes))
-        parent = self.winner(rng)
-        before = self.identity(parent.genotype)
-        child = mutate(rng, parent.genotype)
-        for _ in range(self.rules.attempts - 1):
-            if self.identity(child) != before:
+            return Proposal(self.space.random(rng))
+        parents = [self.winner(rng)]
+        if rng.random() < self.rules.crossover:
+            parents.append(self.winner(rng))
+        known = {self.identity(p.genotype) for p in parents}
+        for _ in range(self.rules.attempts):
+            mixed = self.space.crossover(rng, *(p.genotype for p in parents)) if parents[1:] else parents[0].genotype
+            child = self.space.mutate(rng, mixed)
+            if self.identity(child) not in known:
                 break
-            child = mutate(rng, parent.genotype)
-        return Proposal(child, parent.index)
+        return Proposal(child, tuple(p.index for p in parents))
 
     def tell(self, member: Member) -> None:
-        """Add a scored layer; the oldest leaves when the window is full. Non-finite scores never enter."""
-        if all(math.isfinite(s) for s in member.scores):
-            self.population.append(member)
+        """Add a scored layer; when the window is full the oldest leaves, or under NSGA-II the last of its order.
+
+        Non-finite scores never enter.
+        """
+        if not all(math.isfinite(s) for s in member.scores):
+            return
+        self.population.append(member)
+        if len(self.population) > self.rules.window:
+            oldest = 0
+            if self.rules.selection == "nsga2":
+                oldest = nsga2_order([m.scores for m in self.population])[-1]
+            del self.population[oldest]
 
     def winner(self, rng: np.random.Generator) -> Member:
-        """A random member of the Pareto front of a random subset; with one objective, the best."""
+        """The winner of a tournament among a random subset of the population."""
         share = math.ceil(self.rules.tournament * len(self.population))
         size = min(len(self.population), max(share, self.rules.tournament_least))
         drawn = [self.population[i] for i in rng.choice(len(self.population), size, replace=False)]
-        first = moocore.is_nondominated([m.scores for m in drawn], keep_weakly=True)
-        front = [m for m, keep in zip(drawn, first, strict=True) if keep]
-        return front[rng.integers(len(front))]
+        return drawn[WINNER[self.rules.selection]([m.scores for m in drawn], rng)]

@@ -1,6 +1,6 @@
 """The funnel: what can become of a candidate, and the stages that need no numbers.
 
-The stages in order of rising cost are degenerate and duplicate, here; probing, quality, stability and full
+The stages in order of rising cost are degenerate and duplicate, here; probing, quality, stability, early and full
 training, in `evaluate`. Each refusal carries its reason.
 """
 
@@ -24,10 +24,12 @@ class Fate(enum.StrEnum):
     PROBING = "probing"  # the layer alone and in a stack of convolutions: not finite, dead or exploding
     QUALITY = "quality"  # short training
     STABILITY = "stability"  # gradient ascent on the gradient norm
+    EARLY = "early"  # on the way, among the worst on every network
     FULL = "full"  # full training not finite
     ERROR = "error"  # raised an exception
     CRASHED = "crashed"  # its worker died
     TIMEOUT = "timeout"  # its worker was stopped at the time limit
+    MEMORY = "memory"  # its worker was stopped at the memory limit
     SCORED = "scored"  # came through
 
 
@@ -37,27 +39,41 @@ UNDECIDED = (ArithmeticError, RecursionError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a layer.
+    """What became of a layer. Dictionaries are by network, in the order of `networks.use`, as far as it came.
 
     Attributes:
         fate: where its way ended.
         reason: one sentence for a refusal, empty for a scored layer.
-        loss: validation cross-entropy after full training, in nats; None before that.
-        accuracy: validation accuracy at the last training step done; None before that.
-        test: test accuracy, in the final comparison only.
-        seconds: by stage.
+        scores: by objective, smaller is better: the networks, then the further objectives; of a scored layer alone.
+        loss: validation cross-entropy at the end, in nats.
+        accuracy: validation accuracy at the last evaluation.
+        holdout: held-out cross-entropy; of the final trainings alone.
+        test: test accuracy; of the final trainings alone.
+        halfway: validation cross-entropy at `early.at`.
+        gradient: largest gradient norm under attack.
+        seconds: by stage, all networks together.
+        peak: most memory that its worker held meanwhile, in MiB: resident, or on the GPU; 0 where it is not known.
+        cached: pieces that came from the cache.
+        pieces: what each stage found on each network, for the cache; not stored with the run.
     """
 
     fate: Fate
     reason: str = ""
-    loss: float | None = None
-    accuracy: float | None = None
-    test: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    loss: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    holdout: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    halfway: dict[str, float] = field(default_factory=dict)
+    gradient: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak: float = 0.0
+    cached: int = 0
+    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; empty fields are left out."""
-        return {k: v for k, v in asdict(self).items() if v not in (None, "", {})}
+        """As JSON values; empty fields and pieces are left out."""
+        return {k: v for k, v in asdict(self).items() if k != "pieces" and v not in ("", {}, 0)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Outcome:

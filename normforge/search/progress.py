@@ -5,38 +5,44 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from normforge.search.funnel import Fate
+from normforge.search.funnel import Fate, Outcome
+from normforge.search.selection import best_first, front
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best layer so far."""
+class Leader:
+    """A scored layer that no other is better than."""
 
     index: int
-    loss: float
-    accuracy: float
+    scores: dict[str, float]
     formula: str
 
 
 @dataclass
 class Progress:
-    """Counts by fate, the best layer, and the clock of the phase.
+    """Counts by fate, the Pareto front, and the clock of the phase.
 
     Attributes:
-        phase: `search` or `final training`.
-        fates: candidates by fate.
-        best: by validation loss; None before the first scored layer.
-        elapsed: seconds of search.
         limit: seconds of search allowed.
-        done: tasks of the final training that have ended.
-        total: tasks of the final training.
+        candidates: layers to draw; None for as many as the time allows.
+        phase: `search`, `re-ranking` or `final training`.
+        fates: candidates by fate.
+        leaders: the Pareto front of all scored layers, the best mean rank first.
+        elapsed: seconds of search, earlier sessions included.
+        before: seconds and evaluations of earlier sessions.
+        evaluated: candidates that came to the stages with numbers.
+        done: tasks of the phase that have ended.
+        total: tasks of the phase, after the search.
     """
 
     limit: float
+    candidates: int | None = None
     phase: str = "search"
     fates: Counter[Fate] = field(default_factory=Counter)
-    best: Best | None = None
+    leaders: list[Leader] = field(default_factory=list)
     elapsed: float = 0.0
+    before: tuple[float, int] = (0.0, 0)
+    evaluated: int = 0
     done: int = 0
     total: int = 0
 
@@ -44,3 +50,17 @@ class Progress:
     def drawn(self) -> int:
         """Candidates whose fate is known."""
         return sum(self.fates.values())
+
+    @property
+    def rate(self) -> float:
+        """Evaluations an hour in this session."""
+        seconds = self.elapsed - self.before[0]
+        return 3600 * (self.evaluated - self.before[1]) / seconds if seconds > 0 else 0.0
+
+    def count(self, index: int, outcome: Outcome, formula: str) -> None:
+        """A candidate's fate is known."""
+        self.fates[outcome.fate] += 1
+        if outcome.scores:
+            leaders = [*self.leaders, Leader(index, outcome.scores, formula)]
+            leaders = [leaders[i] for i in front([list(m.scores.values()) for m in leaders])]
+            self.leaders = [leaders[i] for i in best_first([list(m.scores.values()) for m in leaders])]

@@ -1,7 +1,8 @@
-"""Reading a run: scored layers, the best distinct ones, the final comparison. Needs no torch."""
+"""Reading a run: its settings, scored layers, the best distinct ones, the final comparison. Needs no torch."""
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,25 +14,29 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import CATALOGUE, layers
 from normforge.passes import simplify
 from normforge.search import space
+from normforge.search.config import Config, unflat
 from normforge.search.funnel import Fate, Outcome, formula
-from normforge.search.store import Store
+from normforge.search.selection import best_first, mean_ranks
+from normforge.search.space import SearchSpace
+from normforge.search.store import Event, Store
 
-CHANCE_LIMIT = 0.2  # a training that ends below twice chance has failed
+FAILED = 2.0  # a training that ends below this many times chance has failed
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate that came through the funnel."""
+    """A candidate that came through the funnel. `scores` and `accuracy` are by objective and by network."""
 
     index: int
     genotype: space.Genotype
-    loss: float
-    accuracy: float
+    graph: Graph
+    scores: dict[str, float]
+    accuracy: dict[str, float]
 
     @property
-    def graph(self) -> Graph:
-        """The layer, as it was drawn."""
-        return space.to_graph(self.genotype)
+    def name(self) -> str:
+        """As in the comparison: #17."""
+        return f"#{self.index}"
 
 
 @dataclass
@@ -41,35 +46,51 @@ class Row:
     name: str
     formula: str
     found: bool
+    least: float
     outcomes: list[Outcome] = field(default_factory=list)
 
-    @property
-    def good(self) -> list[Outcome]:
-        """Trainings that did not fail; only these enter the means."""
-        return [o for o in self.outcomes if o.fate is Fate.SCORED and (o.accuracy or 0.0) >= CHANCE_LIMIT]
+    def good(self, network: str) -> list[Outcome]:
+        """Trainings that did not fail on the network; only these enter its means."""
+        return [o for o in self.outcomes if o.accuracy.get(network, 0.0) >= self.least and network in o.test]
 
-    @property
-    def failures(self) -> int:
+    def failures(self, network: str) -> int:
         """Trainings that ended early, or below twice chance."""
-        return len(self.outcomes) - len(self.good)
+        return len(self.outcomes) - len(self.good(network))
 
-    def mean(self, what: str) -> tuple[float, float]:
-        """Mean and sample deviation over the good trainings of `loss`, `accuracy` or `test`; NaN without any."""
-        values = [float(getattr(o, what)) for o in self.good]
+    def mean(self, what: str, network: str) -> tuple[float, float]:
+        """Mean and sample deviation over the good trainings of `loss`, `accuracy`, `holdout` or `test`; NaN without
+        any."""
+        values = [float(getattr(o, what)[network]) for o in self.good(network)]
         if not values:
-            return float("nan"), float("nan")
+            return math.nan, math.nan
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def scored(store: Store) -> list[Scored]:
-    """The scored candidates, best validation loss first."""
-    found = []
-    for event in store.events("candidate"):
-        outcome = Outcome.from_json(event.data)
-        if outcome.fate is Fate.SCORED and outcome.loss is not None:
-            genotype = space.from_json(event.data["genes"])
-            found.append(Scored(int(event.key), genotype, outcome.loss, outcome.accuracy or 0.0))
-    return sorted(found, key=lambda s: (s.loss, s.index))
+def settings(store: Store) -> Config:
+    """The configuration that a run was started with.
+
+    Raises:
+        RunError: it has not begun, or is another version's.
+    """
+    session = store.event("session", "0")
+    if session is None:
+        raise RunError(f"{store.path.parent} holds a run that has not begun: start it with normforge search")
+    return unflat(session.data["settings"])
+
+
+def candidate(event: Event, drawn: SearchSpace) -> Scored | None:
+    """The scored layer of a candidate's event."""
+    outcome = Outcome.from_json(event.data)
+    if outcome.fate is not Fate.SCORED:
+        return None
+    genotype = space.from_json(event.data["genes"])
+    return Scored(int(event.key), genotype, drawn.to_graph(genotype), outcome.scores, outcome.accuracy)
+
+
+def scored(store: Store, drawn: SearchSpace) -> list[Scored]:
+    """The scored candidates, by Pareto front and within a front by their mean rank over objectives."""
+    found = [c for event in store.events("candidate") if (c := candidate(event, drawn))]
+    return [found[i] for i in best_first([list(c.scores.values()) for c in found])]
 
 
 def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
@@ -80,30 +101,92 @@ def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
     """
     seen: set[object] = set()
     best: list[Scored] = []
-    for candidate in ranked:
+    for layer in ranked:
         if len(best) == count:
             break
-        keys = {candidate.graph.family_hash, round(candidate.loss, 6)}
+        keys = {layer.graph.family_hash, tuple(round(s, 6) for s in layer.scores.values())}
         if not keys & seen:
-            best.append(candidate)
+            best.append(layer)
         seen |= keys
     return best
 
 
+def reranked(store: Store, drawn: SearchSpace, count: int) -> list[Scored]:
+    """The best after the second ranking, by mean rank of the held-out losses; failed trainings come last."""
+    found: list[Scored] = []
+    losses: list[list[float]] = []
+    for event in store.events("rerank"):
+        source = store.event("candidate", event.key.removeprefix("#"))
+        layer = source and candidate(source, drawn)
+        if layer:
+            outcome = Outcome.from_json(event.data)
+            networks = layer.accuracy
+            found.append(layer)
+            losses.append([outcome.holdout.get(n, math.inf) for n in networks])
+    if not found:
+        return []
+    ranks = mean_ranks(losses)
+    order = sorted(range(len(found)), key=lambda i: (math.inf in losses[i], ranks[i], found[i].index))
+    return [found[i] for i in order[:count]]
+
+
 def final_layers(found: Sequence[Scored], baselines: Sequence[str]) -> list[tuple[str, Graph]]:
     """Names and graphs of the final comparison: `#index` for what was found, then the baselines."""
-    return [(f"#{s.index}", s.graph) for s in found] + [(name, layers[name]) for name in baselines]
+    return [(s.name, s.graph) for s in found] + [(name, layers[name]) for name in baselines]
 
 
-def comparison(store: Store, found: Sequence[Scored], baselines: Sequence[str]) -> list[Row]:
-    """The rows of the final comparison, fewest failures and then least validation loss first."""
-    rows = {f"#{s.index}": Row(f"#{s.index}", formula(simplify(s.graph)), True) for s in found}
-    rows |= {name: Row(name, CATALOGUE[name].formula, False) for name in baselines}
+def comparison(store: Store, found: Sequence[Scored], config: Config) -> list[Row]:
+    """The rows of the final comparison, fewest failures first and then the least mean rank of validation losses."""
+    session = store.event("session", "0")
+    least = FAILED / session.data["classes"] if session else 0.0
+    rows = {s.name: Row(s.name, formula(simplify(s.graph)), True, least) for s in found}
+    rows |= {name: Row(name, CATALOGUE[name].formula, False, least) for name in config.final.baselines}
     for event in store.events("final"):
         name, _, _ = event.key.rpartition("/")
         if name in rows:
             rows[name].outcomes.append(Outcome.from_json(event.data))
-    return sorted(rows.values(), key=lambda r: (r.failures, not r.good, r.mean("loss")[0]))
+    networks, all_rows = config.networks.use, list(rows.values())
+    losses = [[_or_inf(row.mean("loss", n)[0]) for n in networks] for row in all_rows]
+    ranks = mean_ranks(losses)
+    order = sorted(
+        range(len(all_rows)), key=lambda i: (sum(all_rows[i].failures(n) for n in networks), ranks[i], all_rows[i].name)
+    )
+    return [all_rows[i] for i in order]
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def split(reference: str) -> tuple[Path, str]:
+    """The directory and the candidate of `DIRECTORY#17` or `DIRECTORY#best`.
+
+    Raises:
+        UnknownNameError: not such a reference.
+    """
+    match = re.fullmatch(r"(.+)#(\d+|best)", reference.strip())
+    if match is None:
+        raise UnknownNameError(f"{reference!r} names no search result: write DIRECTORY#17 or DIRECTORY#best")
+    return Path(match.group(1)), match.group(2)
+
+
+def event_of(store: Store, which: str, drawn: SearchSpace) -> Event:
+    """The candidate with that index, or the best one: of the second ranking if there was one, else of the search.
+
+    Raises:
+        UnknownNameError: there is none with that index.
+        RunError: none is scored yet.
+    """
+    directory = store.path.parent
+    if which == "best":
+        ranked = reranked(store, drawn, 1) or scored(store, drawn)
+        if not ranked:
+            raise RunError(f"{directory} has no scored layer yet: let the search go on")
+        which = str(ranked[0].index)
+    event = store.event("candidate", which)
+    if event is None:
+        raise UnknownNameError(f"{directory} has no candidate #{which}: give a smaller number, or #best")
+    return event
 
 
 def layer_of(reference: str) -> Graph:
@@ -113,20 +196,10 @@ def layer_of(reference: str) -> Graph:
         UnknownNameError: not such a reference, or the run has no such candidate.
         RunError: the directory holds no readable run, or none of its layers is scored yet.
     """
-    match = re.fullmatch(r"(.+)#(\d+|best)", reference.strip())
-    if match is None:
-        raise UnknownNameError(f"{reference!r} names no search result: write DIRECTORY#17 or DIRECTORY#best")
-    directory, which = match.groups()
-    store = Store(Path(directory))
+    directory, which = split(reference)
+    store = Store(directory)
     try:
-        if which == "best":
-            ranked = scored(store)
-            if not ranked:
-                raise RunError(f"{directory} has no scored layer yet: let the search go on")
-            return ranked[0].graph
-        event = store.event("candidate", which)
-        if event is None:
-            raise UnknownNameError(f"{directory} has no candidate #{which}: give a smaller number, or #best")
-        return space.to_graph(space.from_json(event.data["genes"]))
+        drawn = SearchSpace(settings(store).space)
+        return drawn.to_graph(space.from_json(event_of(store, which, drawn).data["genes"]))
     finally:
         store.close()

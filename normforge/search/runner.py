@@ -1,12 +1,12 @@
-"""The main loop: propose, refuse, dispatch, tell, record; then train the best and the baselines alike.
+"""The main loop: propose, refuse, dispatch, tell, record; then rank the best again, and train them beside known ones.
 
-A run is a function of its configuration. Candidates that need numbers take slots in order, and the proposal for
-slot k knows the outcomes of slots 0 to k - lag, no more and no fewer, whichever worker ended first. So a run goes
-the same way with any number of workers, and resuming is replay: what is stored is not done again.
+A run is a function of its configuration (and, where proposals go by arrival, of the order that it records), so
+resuming is replay: what is stored is not done again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import threading
@@ -19,56 +19,76 @@ from types import FrameType
 
 from rich.console import Console
 
-from normforge.errors import RunError
+from normforge.errors import GraphError, OptionError, RunError
 from normforge.ir.graph import Graph
-from normforge.search import space
+from normforge.ir.layers import parse
+from normforge.search import objectives, results, space
+from normforge.search.cache import EvaluationCache
 from normforge.search.config import Config, check_same, flat
 from normforge.search.display import Display
 from normforge.search.evolution import Member, Proposal, TournamentEvolution
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
-from normforge.search.progress import Best, Progress
-from normforge.search.results import Scored, best_distinct, final_layers, scored
+from normforge.search.order import Arrival, Fixed, Order, Recorded
+from normforge.search.progress import Progress
+from normforge.search.space import Genotype, SearchSpace
 from normforge.search.store import Event, Store, run_lock
+from normforge.search.streams import stream
 from normforge.search.tasks import Task
-from normforge.search.workers import Pool
+from normforge.search.workers import WorkerPool, open_pool
 
 WORK = "normforge.search.evaluate:run_task"
 CONFIG_FILE = "config.json"
 
 
-def run(config: Config, directory: Path, console: Console, work: str = WORK) -> bool:
+def run(
+    config: Config,
+    directory: Path,
+    console: Console,
+    *,
+    work: str = WORK,
+    replay: Path | None = None,
+    download: bool = False,
+) -> bool:
     """Start a run, or go on with it, until it is finished or Ctrl-C is pressed.
 
     Args:
-        config: of the run; only its budget and workers may differ from those it was started with.
+        config: of the run; only its budget, workers and cache may differ from those it was started with.
         directory: of the run; made if need be.
         console: for the display.
         work: `module:function` that evaluates a task in a worker.
+        replay: a run whose proposals went by arrival, with the same configuration, whose order is followed.
+        download: fetch data that torchvision knows where to find.
 
     Returns:
         True when the run is finished, False when it was interrupted; what was finished is stored.
 
     Raises:
-        RunError: the directory cannot be used, or was started with another configuration.
+        RunError: the directory cannot be used, or was started with another configuration or other data.
+        OptionError: settings that cannot be, or data that cannot be read.
     """
     _check_directory(directory)
+    drawn = SearchSpace(config.space)
+    start = [_start_genotype(drawn, text, i, config.seed) for i, text in enumerate(config.evolution.start)]
+    digest, classes = _data(config, download)
     with ExitStack() as stack:
         store = Store(directory, write=True)
         stack.callback(store.close)
         stack.enter_context(run_lock(directory))
-        search = _Search(config, directory, store, work)
-        stack.callback(search.stop_workers)
+        search = _Search(config, directory, store, (digest, classes), drawn, start, replay)
+        stack.callback(search.stop)
+        search.begin(work)
         interrupted = stack.enter_context(_interruptible())
         with Display(console, search.progress) as display:
-            while not interrupted.is_set() and search.step():
-                display.update()
-            display.update(force=True)
-            if interrupted.is_set():
-                return False
-            search.begin_final()
-            while not interrupted.is_set() and search.step_final():
-                display.update()
-            display.update(force=True)
+            for begin, step in (
+                (None, search.step),
+                (search.begin_rerank, search.step_final),
+                (search.begin_final, search.step_final),
+            ):
+                if begin and not interrupted.is_set():
+                    begin()
+                while not interrupted.is_set() and step():
+                    display.update()
+                display.update(force=True)
         return not interrupted.is_set()
 
 
@@ -77,6 +97,22 @@ def _check_directory(directory: Path) -> None:
         raise RunError(f"{directory} is a file: give a directory as --out")
     if directory.is_dir() and not (directory / "search.db").exists() and any(directory.iterdir()):
         raise RunError(f"{directory} holds other files and no search run: give a new or empty directory as --out")
+
+
+def _start_genotype(drawn: SearchSpace, text: str, index: int, seed: int) -> Genotype:
+    try:
+        return drawn.encode(parse(text), stream(seed, "start", index))
+    except GraphError as e:
+        raise OptionError(f"evolution.start: {text!r} cannot be a candidate: {e}") from None
+
+
+def _data(config: Config, download: bool) -> tuple[str, int]:
+    """Digest and number of classes."""
+    from normforge.search.data import check_source, load_data  # imports torch
+
+    check_source(config.data, download)
+    data = load_data(config.data, download)
+    return data.digest, data.classes
 
 
 @contextmanager
@@ -102,127 +138,213 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 class _Search:
-    def __init__(self, config: Config, directory: Path, store: Store, work: str) -> None:
-        self.config, self.store, self.work = config, store, work
-        self.pool: Pool | None = None
-        self.stored: dict[int, Event] = {}
-        self.finals: set[str] = set()
-        self.offset = 0.0
-        sessions = self._read(str(directory))
-        store.append([Event("session", str(sessions), self.offset, dict(flat(config)))])
-        (directory / CONFIG_FILE).write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        self.last_stored = max(self.stored, default=-1)
-        self.start = time.monotonic()
-        self.progress = Progress(limit=config.budget.minutes * 60, elapsed=self.offset)
-
-        self.evolution = TournamentEvolution(config.evolution, config.space.nodes, config.seed, _identity)
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        store: Store,
+        data: tuple[str, int],
+        drawn: SearchSpace,
+        start: list[Genotype],
+        replay: Path | None,
+    ) -> None:
+        self.config, self.directory, self.store, self.space = config, directory, store, drawn
+        self.digest, self.classes = data
+        self.objectives = objectives.names(config)
+        self.evolution = TournamentEvolution(config.evolution, drawn, config.seed, self._identity, start)
+        self.order: Order = _order(config, replay)
+        self.pool: WorkerPool | None = None
+        self.cache: EvaluationCache | None = None
         self.index = 0  # of the next candidate
         self.slots: list[int] = []  # candidate of each slot
         self.told = 0  # slots that evolution knows
+        self.halfways: list[dict[str, float]] = []  # of those, as far as they were scored
         self.proposals: dict[int, Proposal] = {}  # of candidates with a slot, until they are told
         self.outcomes: dict[int, Outcome] = {}
+        self.held: dict[int, Task] = {}  # evaluated and not yet stored, since a recorded order is followed
         self.seen = Seen()
         self.keys: dict[int, dict[str, str]] = {}  # of candidates that have a slot and no outcome
+        self.known: dict[int, int] = {}  # slots that had been told when they were drawn
         self.pending: deque[Task] = deque()
+        self.cache_keys: dict[str, dict[str, str]] = {}  # of tasks under way
 
-    def _read(self, where: str) -> int:
-        sessions = 0
+    def begin(self, work: str) -> None:
+        """Read what is stored, and note that a session begins."""
+        self.work = work
+        sessions, offset, self.last_stored = 0, 0.0, -1
+        self.done: set[tuple[str, str]] = set()
         for event in self.store.events():
-            self.offset = max(self.offset, event.elapsed)
+            offset = max(offset, event.elapsed)
             if event.kind == "session":
                 if not sessions:
-                    check_same(event.data, self.config, where)
+                    self._check_same(event)
                 sessions += 1
             elif event.kind == "candidate":
-                self.stored[int(event.key)] = event
-            elif event.kind == "final":
-                self.finals.add(event.key)
-        return sessions
+                self.last_stored = max(self.last_stored, int(event.key))
+                if "hash" in event.data and isinstance(self.order, Arrival):
+                    self.order.ended(int(event.key))
+            elif event.kind != "asked":
+                self.done.add((event.kind, event.key))
+        session = {"settings": dict(flat(self.config)), "digest": self.digest, "classes": self.classes}
+        self.store.append([Event("session", str(sessions), offset, session)])
+        (self.directory / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+        self.offset, self.start = offset, time.monotonic()
+        budget = self.config.budget
+        self.progress = Progress(budget.minutes * 60, budget.candidates, elapsed=offset, before=(offset, 0))
+        if self.config.cache.file:
+            from normforge.search.evaluate import device_of
+
+            device = device_of(self.config.workers.device)
+            self.cache = EvaluationCache(Path(self.config.cache.file).expanduser(), self.config, self.digest, device)
+
+    def _check_same(self, first: Event) -> None:
+        check_same(first.data["settings"], self.config, str(self.directory))
+        if first.data["digest"] != self.digest:
+            raise RunError(
+                f"{self.directory} was started with other data: the files of {self.config.data.source} have changed"
+            )
 
     # -- the search
 
     def step(self) -> bool:
         """One move of the loop: tell, draw, dispatch or wait. False when the search is over."""
         self.progress.elapsed = self.offset + time.monotonic() - self.start
-        known = max(0, len(self.slots) - self.config.evolution.lag + 1)
-        while self.told < known and self.slots[self.told] in self.outcomes:
-            self._tell()
-        late = self.progress.elapsed >= self.progress.limit and self.index > self.last_stored
-        counted = self.config.budget.candidates
+        while (index := self.order.next(self.index, self.slots, self.told, self.outcomes)) is not None:
+            self._tell(index)
+        stored_left = self.index <= self.last_stored
+        late = self.progress.elapsed >= self.progress.limit and not stored_left
         if late:
             self.pending.clear()  # it is asked for again if the run is continued with a larger budget
-        can_draw = not late and self.told == known and (counted is None or self.index < counted)
-        if can_draw and not self.pending:
+        # What is stored needs no proposal, nor does what was asked for; in a fixed order a gap between does.
+        stored = stored_left and self.config.evolution.order == "arrival"
+        may_ask = stored or self.order.may_ask(self.index, self.slots, self.told)
+        may_draw = may_ask and not late and self._within_budget()
+        if may_draw and not self.pending:
             self._draw()
             return True
         if not self.pending and not self._busy():
+            for task in self.held.values():
+                self._record(int(task.key), self.outcomes[int(task.key)], task)
+            self.held.clear()
             return False
-        for task, outcome in self._exchange(more=can_draw):
-            self._record(int(task.key), self.proposals[int(task.key)], outcome, Graph.from_json(task.graph))
-            self.outcomes[int(task.key)] = outcome
+        for task, outcome in self._exchange(more=may_draw):
+            index = int(task.key)
+            self.outcomes[index] = outcome
+            self.order.ended(index)
+            if isinstance(self.order, Recorded):
+                self.held[index] = task
+            else:
+                self._record(index, outcome, task)
         return True
 
-    def _tell(self) -> None:
-        index = self.slots[self.told]
+    def _within_budget(self) -> bool:
+        budget = self.config.budget
+        drawn = budget.candidates is None or self.index < budget.candidates
+        return drawn and (budget.evaluations is None or len(self.slots) < budget.evaluations)
+
+    def _tell(self, index: int) -> None:
+        if task := self.held.pop(index, None):
+            self._record(index, self.outcomes[index], task)
         outcome, proposal = self.outcomes.pop(index), self.proposals.pop(index)
-        if outcome.fate is Fate.SCORED and outcome.loss is not None:
-            self.evolution.tell(Member(index, proposal.genotype, (outcome.loss,)))
+        if outcome.fate is Fate.SCORED:
+            scores = tuple(outcome.scores[name] for name in self.objectives)
+            self.evolution.tell(Member(index, proposal.genotype, scores))
+            self.halfways.append(outcome.halfway)
         self.told += 1
 
     def _draw(self) -> None:
-        index, event = self.index, self.stored.pop(self.index, None)
+        index, event = self.index, None
         self.index += 1
+        if index <= self.last_stored:
+            event = self.store.event("candidate", str(index))
         if event is not None:
-            outcome = Outcome.from_json(event.data)
-            self._count(index, outcome, event.data.get("formula", ""))
-            if "hash" in event.data:
-                self.proposals[index] = Proposal(space.from_json(event.data["genes"]), event.data.get("parent"))
-                self.seen.add(index, event.data)
-                self.slots.append(index)
-                self.outcomes[index] = outcome
+            self._take_stored(index, event)
             return
-        proposal = self.evolution.ask(index)
-        graph = space.to_graph(proposal.genotype)
+        # An evaluation that was under way when the run was stopped is asked for again as it was.
+        asked = self.store.event("asked", str(index)) if self.config.evolution.order == "arrival" else None
+        proposal = _proposal(asked) if asked else self.evolution.ask(index)
+        known = int(asked.data["known"]) if asked else self.told
+        graph = self.space.to_graph(proposal.genotype)
         start = time.perf_counter()
         refused, keys = refuse_static(graph, self.seen)
+        self.proposals[index], self.known[index] = proposal, known
         if refused is not None:
             refused.seconds["static"] = round(time.perf_counter() - start, 5)
-            self._record(index, proposal, refused, None)
+            self._record(index, refused, None)
+            del self.proposals[index]
             return
+        if self.config.evolution.order == "arrival" and not asked:
+            self.store.append([Event("asked", str(index), self.progress.elapsed, self._made(index))])
         self.seen.add(index, keys)
         self.keys[index] = keys
         self.slots.append(index)
-        self.proposals[index] = proposal
-        self.pending.append(Task(str(index), graph.to_json(), self.config))
+        self.progress.evaluated += 1
+        self.pending.append(Task(str(index), graph.to_json(), self.config, limits=self._limits()))
 
-    def _record(self, index: int, proposal: Proposal, outcome: Outcome, graph: Graph | None) -> None:
+    def _take_stored(self, index: int, event: Event) -> None:
+        outcome = Outcome.from_json(event.data)
+        self.progress.count(index, outcome, event.data.get("formula", ""))
+        if "hash" in event.data:
+            self.proposals[index] = _proposal(event)
+            self.seen.add(index, event.data)
+            self.slots.append(index)
+            self.outcomes[index] = outcome
+            self.progress.evaluated += 1
+        self.progress.before = (self.progress.elapsed, self.progress.evaluated)
+
+    def _limits(self) -> dict[str, float]:
+        """By network, the halfway loss of the worst layer that is among the share to keep."""
+        rules = self.config.early
+        if rules.keep == 1 or len(self.halfways) < rules.least:
+            return {}
+        limits = {}
+        for network in self.config.networks.use:
+            losses = sorted(h.get(network, float("inf")) for h in self.halfways)
+            limits[network] = losses[max(0, round(rules.keep * len(losses)) - 1)]
+        return limits
+
+    def _made(self, index: int) -> dict[str, object]:
+        """How a candidate came about."""
+        proposal = self.proposals[index]
+        made: dict[str, object] = {"genes": space.to_json(proposal.genotype), "parents": list(proposal.parents)}
+        return made | ({"known": self.known[index]} if self.config.evolution.order == "arrival" else {})
+
+    def _record(self, index: int, outcome: Outcome, task: Task | None) -> None:
         """Store what became of a candidate; one that was refused without numbers in short."""
-        data = {"genes": space.to_json(proposal.genotype), "parent": proposal.parent, **outcome.to_json()}
-        if graph is not None:
-            data |= self.keys.pop(index) | {"formula": formula(graph)}
+        data = {**self._made(index), **outcome.to_json()}
+        if task is not None:
+            data |= self.keys.pop(index) | {"formula": formula(Graph.from_json(task.graph))}
+        del self.known[index]
         self.store.append([Event("candidate", str(index), self.progress.elapsed, data)])
-        self._count(index, outcome, data.get("formula", ""))
+        self.progress.count(index, outcome, str(data.get("formula", "")))
 
-    def _count(self, index: int, outcome: Outcome, text: str) -> None:
-        self.progress.fates[outcome.fate] += 1
-        best = self.progress.best
-        if outcome.loss is not None and (best is None or outcome.loss < best.loss):
-            self.progress.best = Best(index, outcome.loss, outcome.accuracy or 0.0, text)
+    # -- the end
 
-    # -- the final training
+    def begin_rerank(self) -> None:
+        """Queue what is missing of the second ranking."""
+        final = self.config.final
+        found = results.best_distinct(results.scored(self.store, self.space), final.candidates)
+        repeat = final.seeds + 1  # weights and batches that neither the search nor the comparison uses
+        self._queue("rerank", "re-ranking", [self._final_task(s.name, s.graph, repeat) for s in found])
 
     def begin_final(self) -> None:
         """Queue what is missing of the final training."""
         final = self.config.final
-        found: list[Scored] = best_distinct(scored(self.store), final.best)
+        found = results.reranked(self.store, self.space, final.best)
         tasks = [
-            Task(f"{name}/{repeat}", graph.to_json(), self.config, repeat, final=True)
+            self._final_task(f"{name}/{repeat}", graph, repeat)
             for repeat in range(1, final.seeds + 1)
-            for name, graph in final_layers(found, final.baselines)
+            for name, graph in results.final_layers(found, final.baselines)
         ]
-        self.pending.extend(task for task in tasks if task.key not in self.finals)
-        self.progress.phase = "final training"
-        self.progress.total = len(tasks)
+        self._queue("final", "final training", tasks)
+
+    def _final_task(self, key: str, graph: Graph, repeat: int) -> Task:
+        return Task(key, graph.to_json(), self.config, repeat, final=True)
+
+    def _queue(self, kind: str, phase: str, tasks: list[Task]) -> None:
+        self.kind = kind
+        self.pending.extend(task for task in tasks if (kind, task.key) not in self.done)
+        self.progress.phase, self.progress.total = phase, len(tasks)
         self.progress.done = len(tasks) - len(self.pending)
 
     def step_final(self) -> bool:
@@ -230,7 +352,7 @@ class _Search:
         if not self.pending and not self._busy():
             return False
         for task, outcome in self._exchange(more=False):
-            self.store.append([Event("final", task.key, self.progress.elapsed, outcome.to_json())])
+            self.store.append([Event(self.kind, task.key, self.progress.elapsed, outcome.to_json())])
             self.progress.done += 1
         return True
 
@@ -243,21 +365,68 @@ class _Search:
         """Give pending tasks to free workers, then wait a moment for whatever ends: not at all where a worker is
         left idle and there is `more` to draw."""
         if self.pool is None:
-            workers = self.config.workers
-            self.pool = Pool(self.work, workers.count, workers.time_limit)
-        while self.pending and self.pool.free:
-            self.pool.submit(self.pending.popleft())
-        return self.pool.collect(0.0 if more and self.pool.free else 0.2)
+            self.pool = open_pool(self.work, self.config.workers)
+        for _ in range(len(self.pending)):
+            if not self.pool.free:
+                break
+            task = self.pending.popleft()
+            if (ready := self._with_cache(task)) is not None:
+                self.pool.submit(ready)
+            else:
+                self.pending.append(task)
+        ended = self.pool.collect(0.0 if more and self.pool.free and not self.pending else 0.2)
+        for task, outcome in ended:
+            if self.cache:
+                self.cache.keep(self.cache_keys.pop(task.key), outcome.pieces)
+        return ended
 
-    def stop_workers(self) -> None:
-        """End all workers, if there are any."""
+    def _with_cache(self, task: Task) -> Task | None:
+        """The task with the pieces that the cache has; None while another run evaluates the same layer."""
+        if self.cache is None:
+            return task
+        keys = self.cache.keys(Graph.from_json(task.graph), task.repeat, task.final)
+        if not self.cache.lease(keys.values()):
+            return None
+        self.cache_keys[task.key] = keys
+        return dataclasses.replace(task, known=self.cache.find(keys))
+
+    def stop(self) -> None:
+        """End all workers, if there are any, and give leases back."""
         if self.pool:
             self.pool.stop()
+        if self.cache:
+            self.cache.close()
+
+    def _identity(self, genotype: Genotype) -> str:
+        graph = self.space.to_graph(genotype)
+        try:
+            return graph.hash
+        except UNDECIDED:  # whatever is wrong with a drawn layer, the static stages say it
+            return graph.structure
 
 
-def _identity(genotype: space.Genotype) -> str:
-    graph = space.to_graph(genotype)
+def _proposal(event: Event) -> Proposal:
+    return Proposal(space.from_json(event.data["genes"]), tuple(event.data["parents"]))
+
+
+def _order(config: Config, replay: Path | None) -> Order:
+    if config.evolution.order == "fixed":
+        if replay:
+            raise OptionError("--replay follows a run with evolution.order = arrival; others go the same way by seed")
+        return Fixed(config.evolution.lag)
+    if replay is None:
+        return Arrival()
+    arrived: list[int] = []
+    known: dict[int, int] = {}
+    store = Store(replay)
     try:
-        return graph.hash
-    except UNDECIDED:  # whatever is wrong with a drawn layer, the static stages say it
-        return graph.structure
+        for event in store.events():
+            if event.kind == "session" and event.key == "0":
+                check_same(event.data["settings"], config, str(replay))
+            elif event.kind in ("asked", "candidate"):
+                known[int(event.key)] = int(event.data["known"])
+                if event.kind == "candidate" and "hash" in event.data:
+                    arrived.append(int(event.key))
+    finally:
+        store.close()
+    return Recorded(arrived, known)

@@ -2,7 +2,7 @@
 
 The weights climb along the gradient of the squared norm of the loss's gradient, which takes the second derivative
 of every layer. The paper climbs along the raw direction; its own size explodes first, for good layers too, so the
-direction is normalised here.
+direction is normalised unless `stability.direction` is raw.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def gradient_ascent(
         if not math.isfinite(length):
             return math.inf, step, False
         with torch.no_grad():
-            for weight, d in zip(weights, direction, strict=True):
-                weight.add_(d, alpha=config.rate / length)
+            scale = config.rate / length if config.direction == "unit" else config.rate
+            torch._foreach_add_(weights, list(direction), alpha=scale)
     return largest, step, True
 
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from normforge.errors import RunError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "search.db"
 _BUSY_SECONDS = 60.0
 
 _TABLES = """
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,       -- session, candidate, final
+    kind TEXT NOT NULL,       -- session, asked, candidate, rerank, final
     key TEXT NOT NULL,        -- what of its kind: the candidate's index, ...
     time REAL NOT NULL,       -- seconds since the epoch, for people
     elapsed REAL NOT NULL,    -- seconds of search up to this event, all sessions together

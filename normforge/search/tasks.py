@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from normforge.search.config import Config
+
+Piece = dict[str, Any]
+"""What one stage found on one network; see `evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class Task:
         graph: JSON of the layer.
         config: of the run.
         repeat: which initial weights and batches; 0 in the search.
-        final: full training alone, with test accuracy, instead of the funnel.
+        final: full training alone on the longer recipe, judged on held-out and test images, instead of the funnel.
+        limits: by network, the loss at `early.at` above which, on every network, the training is stopped.
+        known: pieces that need not be computed again, by `stage/network`.
     """
 
     key: str
@@ -24,3 +30,5 @@ class Task:
     config: Config
     repeat: int = 0
     final: bool = False
+    limits: dict[str, float] = field(default_factory=dict)
+    known: dict[str, Piece] = field(default_factory=dict)

@@ -1,165 +1,242 @@
-"""Workers: spawned processes of one thread each. A task that crashes, raises or hangs costs one worker at most."""
+"""Workers: processes that evaluate tasks. A task that crashes, raises, hangs or takes all memory costs itself alone."""
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
+import re
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
 
-from normforge.errors import RunError
+from normforge.errors import OptionError, RunError
+from normforge.search.config import Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
 
-_STARTUP_SECONDS = 120.0  # for importing torch and timm, on top of the first task's time limit
+STARTUP_SECONDS = 120.0  # for importing torch and timm, on top of the first task's time limit
+_END_SECONDS = 15.0  # a guard needs less, unless the kernel does not let go of a process
+_FAILED_STARTS = 3  # one after the other, before the run is given up
+_GUARD = Path(__file__).with_name("guard.py")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when the libraries are loaded
+# Signals that are sent by the kernel, an administrator or a batch system; a faulty computation raises others.
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
 
 
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    ready: bool = False
-    task: Task | None = None
-    deadline: float = 0.0
+class WorkerPool(Protocol):
+    """Where tasks are evaluated.
 
-
-class Pool:
-    """Processes that run `work` on one task at a time.
-
-    Args:
-        work: `module:function` from `Task` to `Outcome`, imported in the workers alone.
-        count: number of processes.
-        time_limit: seconds for one task.
+    What becomes of a task does not depend on where, or after which others, it was run, as far as time allows.
     """
-
-    def __init__(self, work: str, count: int, time_limit: float) -> None:
-        self._work, self._time_limit = work, time_limit
-        self._context = mp.get_context("spawn")
-        self._workers = [self._start() for _ in range(count)]
-        self._failed_starts = 0
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
-        return sum(w.task is None for w in self._workers)
+        """How many tasks can be submitted."""
 
     @property
     def busy(self) -> int:
         """How many tasks are under way."""
-        return len(self._workers) - self.free
 
     def submit(self, task: Task) -> None:
-        """Give a task to a free worker; there must be one."""
-        worker = next(w for w in self._workers if w.task is None)
-        worker.task = task
-        worker.deadline = time.monotonic() + self._time_limit + (0 if worker.ready else _STARTUP_SECONDS)
-        with suppress(OSError):  # it has died; `collect` will see the end of its pipe
-            worker.pipe.send(task)
+        """Begin a task; `free` must not be 0."""
 
     def collect(self, timeout: float) -> list[tuple[Task, Outcome]]:
-        """Tasks that ended within `timeout` seconds: with an outcome, by a crash, or at the time limit.
+        """Wait up to `timeout` seconds until at least one task has ended: with an outcome, by a crash, at a limit.
+
+        Raises:
+            RunError: no worker can be started or reached.
+        """
+
+    def stop(self) -> None:
+        """End all workers and what they started; tasks under way are lost."""
+
+
+def open_pool(work: str, config: Workers) -> WorkerPool:
+    """The pool that `config.on` names; its processes start with the first tasks.
+
+    Args:
+        work: `module:function` from `Task` to `Outcome`, imported in the workers alone. Where it may use a GPU, its
+            module imports torch.
+        config: of the workers.
+
+    Raises:
+        OptionError: there is no such place, or Ray is not installed.
+        RunError: the Ray cluster cannot be reached.
+    """
+    if config.on == "local":
+        return LocalPool(work, config)
+    if config.on == "ray" or re.fullmatch(r"ray://[^\s/]+:\d+", config.on):
+        from normforge.search.ray_workers import RayPool
+
+        return RayPool(work, config)
+    raise OptionError(f"workers.on = {config.on!r} is no place to work: write local, ray or ray://HOST:PORT")
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]  # the guard, which leads a session of its own
+    pipe: Connection  # to the worker: tasks and outcomes
+    control: Connection  # to its guard: closing it ends both, and the guard's verdict comes from it
+    ready: bool = False
+    fresh: bool = True  # no task has ended in it
+    mute: bool = False  # its pipe is closed; the guard will say why
+    task: Task | None = None
+    deadline: float = 0.0
+    killed: int = 0  # how often a worker of this task was killed from outside
+
+
+class LocalPool:
+    """Processes on this machine; see `open_pool` for the arguments."""
+
+    def __init__(self, work: str, config: Workers) -> None:
+        self._work, self._config = work, config
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+
+    @property
+    def free(self) -> int:
+        """How many tasks can be submitted."""
+        return self._config.count - self.busy
+
+    @property
+    def busy(self) -> int:
+        """How many tasks are under way."""
+        return sum(w.task is not None for w in self._workers)
+
+    def submit(self, task: Task) -> None:
+        """Give a task to a free worker, which is started if need be."""
+        for idle in [w for w in self._workers if w.task is None]:
+            if idle.pipe.poll() or idle.control.poll():  # it died after its last task
+                self._end(idle)
+        self._give(task, next((w for w in self._workers if w.task is None), None) or self._start())
+
+    def collect(self, timeout: float) -> list[tuple[Task, Outcome]]:
+        """Wait up to `timeout` seconds until at least one task has ended.
 
         Raises:
             RunError: workers die before they are ready, one after the other.
         """
         ended: list[tuple[Task, Outcome]] = []
-        nearest = min((w.deadline for w in self._workers if w.task is not None), default=float("inf"))
-        ready = wait([w.pipe for w in self._workers], max(0.0, min(timeout, nearest - time.monotonic())))
-        for i, worker in enumerate(self._workers):
-            if worker.pipe in ready:
-                try:
-                    message = worker.pipe.recv()
-                except (EOFError, OSError):
-                    self._replace(i, self._crash(worker), ended)
-                    continue
-                if message is None:
-                    worker.ready, self._failed_starts = True, 0
-                    if worker.task is not None:
-                        worker.deadline = time.monotonic() + self._time_limit
-                elif worker.task is not None:
-                    ended.append((worker.task, message))
-                    worker.task = None
-            elif worker.task is not None and time.monotonic() > worker.deadline:
-                reason = f"stopped at the time limit of {self._time_limit:g} s"
-                self._replace(i, Outcome(Fate.TIMEOUT, reason), ended)
-        return ended
+        end = time.monotonic() + timeout
+        while True:
+            nearest = min((w.deadline for w in self._workers if w.task is not None), default=end)
+            connections = [w.pipe for w in self._workers if not w.mute] + [w.control for w in self._workers]
+            ready = wait(connections, max(0.0, min(end, nearest) - time.monotonic()))
+            for worker in list(self._workers):
+                self._look(worker, worker.pipe in ready, worker.control in ready, ended)
+            if ended or time.monotonic() >= end:
+                return ended
 
     def stop(self) -> None:
         """End all workers and what they started; tasks under way are lost."""
-        for worker in self._workers:
-            self._kill(worker)
-        self._workers = []
+        for worker in self._workers:  # all are told before any is waited for
+            worker.control.close()
+        for worker in list(self._workers):
+            self._end(worker)
 
     def _start(self) -> _Worker:
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_main, args=(there, self._work, os.getpid()), daemon=True)
-        process.start()
-        there.close()
-        return _Worker(process, here)
+        (pipe, workers_end), (control, guards_end) = Pipe(), Pipe()
+        descriptors = (workers_end.fileno(), guards_end.fileno())
+        limit = round(self._config.memory_limit * 2**30)
+        process = subprocess.Popen(
+            # -P: or the modules of this folder would come before the standard library's
+            [sys.executable, "-P", str(_GUARD), *map(str, (*descriptors, os.getpid(), limit))],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env=os.environ | dict.fromkeys(_THREADS, str(self._config.threads)),
+            start_new_session=True,  # away from the terminal's Ctrl-C, which is for the main process to answer
+        )
+        workers_end.close()
+        guards_end.close()
+        worker = _Worker(process, pipe, control)
+        self._workers.append(worker)
+        with suppress(OSError):  # it has died; `collect` will hear of it
+            pipe.send(sys.path)
+            pipe.send((self._work, self._config))
+        return worker
 
-    def _crash(self, worker: _Worker) -> Outcome:
-        worker.process.join(5)
-        code = worker.process.exitcode
-        how = f"exit code {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
-        return Outcome(Fate.CRASHED, f"the worker died ({how})")
+    def _give(self, task: Task, worker: _Worker, killed: int = 0) -> None:
+        worker.task, worker.killed = task, killed
+        worker.deadline = time.monotonic() + self._config.time_limit + (0 if worker.ready else STARTUP_SECONDS)
+        with suppress(OSError):  # it has died; `collect` will hear of it
+            worker.pipe.send(task)
 
-    def _replace(self, i: int, outcome: Outcome, ended: list[tuple[Task, Outcome]]) -> None:
-        worker = self._workers[i]
-        self._kill(worker)
+    def _look(self, worker: _Worker, spoke: bool, gone: bool, ended: list[tuple[Task, Outcome]]) -> None:
+        """See to one worker, whose pipe and control have something to read or not."""
+        if spoke:
+            try:
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                worker.mute = True
+            else:
+                self._hear(worker, message, ended)
+            return  # the guard's word waits for the next round
+        if gone:
+            self._bury(worker, ended)
+        elif worker.task is not None and time.monotonic() > worker.deadline:
+            self._end(worker)
+            reason = f"stopped at the time limit of {self._config.time_limit:g} s"
+            self._settle(worker, Outcome(Fate.TIMEOUT, reason), ended)
+
+    def _hear(self, worker: _Worker, message: tuple[Outcome, bool] | None, ended: list[tuple[Task, Outcome]]) -> None:
+        if message is None:
+            worker.ready, self._failed_starts = True, 0
+            worker.deadline = time.monotonic() + self._config.time_limit
+            return
+        outcome, spent = message
+        if spent:
+            self._end(worker)
+        self._settle(worker, outcome, ended)
+        worker.task, worker.fresh = None, False
+
+    def _bury(self, worker: _Worker, ended: list[tuple[Task, Outcome]]) -> None:
+        """A worker is gone: hear from its guard why."""
+        code, over = None, False
+        with suppress(EOFError, OSError):  # the guard was killed itself
+            code, over = worker.control.recv()
+        self._end(worker)
+        if over:
+            outcome = Outcome(Fate.MEMORY, f"stopped at the memory limit of {self._config.memory_limit:g} GiB")
+        else:
+            code = worker.process.returncode if code is None else code
+            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            if worker.task is not None and worker.ready and code in _FROM_OUTSIDE:
+                if not worker.killed:  # not the task's fault, unless it happens again
+                    self._give(worker.task, self._start(), killed=1)
+                    return
+                how += " twice, by itself or from outside: the system may have run out of memory"
+            outcome = Outcome(Fate.CRASHED, f"the worker died ({how})")
+        self._settle(worker, outcome, ended)
+
+    def _settle(self, worker: _Worker, outcome: Outcome, ended: list[tuple[Task, Outcome]]) -> None:
+        """Record the end of a worker's task, or run it again where it may be the worker's fault."""
         if not worker.ready:
             self._failed_starts += 1
-            if self._failed_starts > len(self._workers):
+            if self._failed_starts >= _FAILED_STARTS:
                 raise RunError(f"worker processes do not start: {outcome.reason}; see the messages above")
-        replacement = self._start()
-        if worker.task is not None and worker.ready:
+        if worker.task is None:
+            return
+        # Earlier tasks may have left the worker with less memory.
+        if worker.ready and (worker.fresh or outcome.fate is not Fate.MEMORY):
             ended.append((worker.task, outcome))
-        self._workers[i] = replacement
-        if worker.task is not None and not worker.ready:  # not the task's fault
-            self.submit(worker.task)
+        else:
+            self._give(worker.task, self._start(), worker.killed)
 
-    @staticmethod
-    def _kill(worker: _Worker) -> None:
+    def _end(self, worker: _Worker) -> None:
+        """End a worker and whatever it started, and forget it."""
+        self._workers.remove(worker)
+        worker.control.close()
         worker.pipe.close()
-        if worker.process.pid is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                # A worker leads a group of its own, so the compilers that it runs end with it.
-                os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.kill()
-        worker.process.join(5)
-
-
-def _main(pipe: Connection, work: str, parent: int) -> None:
-    os.setsid()  # away from the terminal's Ctrl-C, which is for the main process to answer
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch and the compiled kernels are loaded, which is later
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    module, _, name = work.partition(":")
-    function: Callable[[Task], Outcome] = getattr(import_module(module), name)
-    pipe.send(None)
-    while True:
         try:
-            task = pipe.recv()
-        except EOFError:
-            return
-        try:
-            outcome = function(task)
-        except Exception as e:
-            message = (str(e).strip() or "no message").splitlines()[0]
-            outcome = Outcome(Fate.ERROR, f"{type(e).__name__}: {message}")
-        try:
-            pipe.send(outcome)
-        except OSError:
-            return
-
-
-def _end_with(parent: int) -> None:
-    """A worker whose main process was killed must not go on for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+            worker.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        with suppress(ProcessLookupError, PermissionError):  # what is left where the guard could not see to it
+            os.killpg(worker.process.pid, signal.SIGKILL)

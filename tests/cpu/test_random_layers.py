@@ -12,7 +12,7 @@ from normforge.ir.node import toposort
 from normforge.ir.ops import MOMENT, Op
 from normforge.kernels import toolchain
 from normforge.passes import Degeneracy, Stage
-from normforge.search.space import random_genotype, to_graph
+from normforge.search.space import PAPER
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
 
@@ -22,7 +22,7 @@ def draw(count: int, *, with_moment: bool, seed: int) -> list[nf.Graph]:
     rng = np.random.default_rng(seed)
     found: dict[str, nf.Graph] = {}
     while len(found) < count:
-        layer = to_graph(random_genotype(rng, 10))
+        layer = PAPER.to_graph(PAPER.random(rng))
         moments = [n for n in layer.nodes if n.op in MOMENT and any(m.op is Op.INPUT for m in toposort([n]))]
         if with_moment and not moments:
             continue

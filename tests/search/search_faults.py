@@ -1,24 +1,101 @@
 """Work functions that the tests plant in worker processes."""
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
+
+import numpy as np
+import psutil
 
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
 
+KEPT: list[np.ndarray] = []
+# A process that has freed itself of the worker's limit.
+GROW = """
+import resource, time
+resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))
+kept = []
+while True:
+    kept.append(bytearray(b"1") * 2**25)
+    time.sleep(0.02)
+"""
+
 
 def by_key(task: Task) -> Outcome:
-    """Does what the task's key says."""
-    if task.key == "raise":
-        raise ValueError("a fault that was planted")
-    if task.key == "exit":
-        os._exit(3)
-    if task.key == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if task.key == "hang":
-        time.sleep(3600)
-    return Outcome(Fate.SCORED, loss=1.0, accuracy=0.5)
+    """Does what the task's key says: `fault` or `fault:path`, where process ids are left for the test."""
+    fault, _, path = task.key.partition(":")
+    run = _note(path, os.getpid()) if "/" in path else 0
+    match fault:
+        case "raise":
+            raise ValueError("a fault that was planted")
+        case "exit":
+            os._exit(3)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "suicide":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "kill_host":  # the process that the worker's guard belongs to
+            os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+            time.sleep(3600)
+        case "cuda":
+            raise RuntimeError("CUDA error: device-side assert triggered\nand more")
+        case "hang":
+            time.sleep(3600)
+        case "spin":
+            while True:
+                pass
+        case "locked":
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter lock during the call
+        case "held":  # until the test lets go
+            while not Path(path).with_suffix(".go").exists():
+                time.sleep(0.05)
+        case "wait":  # to be killed, but for the second time
+            time.sleep(3600 if run == 1 else 0)
+        case "numpy":
+            _numpy_bomb(path)
+        case "fill":
+            KEPT.append(np.ones(10**7))  # 76 MiB
+        case "torch":
+            import torch
+
+            torch.ones(2**30)  # 4 GiB
+        case "grow":
+            subprocess.run([sys.executable, "-c", GROW], start_new_session=True)
+        case "leave" | "orphan" | "keep":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+            _note(path, child.pid)
+            if fault == "orphan":
+                os._exit(3)
+            if fault == "keep":
+                time.sleep(3600)
+        case "pid":
+            return Outcome(Fate.SCORED, reason=str(os.getpid()))
+        case "threads":
+            import torch
+
+            return Outcome(Fate.SCORED, reason=f"{os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}")
+    return Outcome(Fate.SCORED, loss={"resnet": 1.0}, accuracy={"resnet": 0.5})
+
+
+def _note(path: str, *numbers: int) -> int:
+    with Path(path).open("a") as f:
+        f.write(" ".join(map(str, numbers)) + "\n")
+    return len(Path(path).read_text().splitlines())
+
+
+def _numpy_bomb(path: str) -> None:
+    kept = []
+    try:
+        while True:
+            kept.append(np.ones(2**22))
+    except MemoryError:
+        _note(path, 0)  # it was the worker's own limit and not the guard
+        raise
 
 
 def real_but_for_one(task: Task) -> Outcome:

@@ -1,7 +1,7 @@
 import pytest
 
 from normforge.errors import OptionError, RunError
-from normforge.search.config import Config, check_same, flat, load
+from normforge.search.config import NETWORKS, PRESETS, Config, Networks, check_same, flat, load, unflat
 
 
 def test_a_preset_with_overrides():
@@ -9,6 +9,39 @@ def test_a_preset_with_overrides():
     assert (config.recipe.steps, config.final.baselines) == (150, ("bn-relu", "gn-silu"))
     assert (config.budget.candidates, config.seed, config.preset) == (7, 3, "demo")
     assert load("demo", ["budget.candidates=none"]).budget.candidates is None
+    assert load("demo", ["space.index_sets=w,h; b,w,h"]).space.index_sets == ("w,h", "b,w,h")
+    assert load("demo", ["space.custom.relu=max(a, 0)"]).space.custom == {"relu": "max(a, 0)"}
+
+
+def test_a_file_comes_after_the_preset_and_before_overrides(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'preset = "fractals"\nseed = 5\n[recipe]\nsteps = 120\nrate = 0.2\n'
+        '[networks]\nuse = ["vit"]\n[networks.vit]\ndim = 24\n[space.custom]\nrelu = "max(a, 0)"\n'
+    )
+    config = load("demo", ["recipe.rate=0.3"], file)
+    assert config.preset == "fractals" and config.data.source == "fractals"
+    assert (config.seed, config.recipe.steps, config.recipe.rate) == (5, 120, 0.3)
+    assert (config.networks.use, config.networks.vit.dim) == (("vit",), 24)
+    assert config.space.custom == {"relu": "max(a, 0)"}
+    for text, message in (("[recipe]\nstepz = 3", "did you mean 'recipe.steps'"), ("x = [", "is not TOML")):
+        file.write_text(text)
+        with pytest.raises(OptionError, match=message):
+            load("demo", [], file)
+    with pytest.raises(OptionError, match="cannot be read"):
+        load("demo", [], tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_stored_is_read_back(preset):
+    config = load(preset, ["space.custom.relu=max(a, 0)", "budget.candidates=3"])
+    assert unflat(dict(flat(config))) == config
+    with pytest.raises(RunError, match="another version"):
+        unflat({**dict(flat(config)), "space.old": 1})
+
+
+def test_every_network_has_a_section():
+    assert set(NETWORKS) == set(Networks.model_fields) - {"use"}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +57,10 @@ def test_a_preset_with_overrides():
         (["quality.steps=500"], "quality.steps"),
         (["recipe.nesterov=true", "recipe.momentum=0"], "needs recipe.momentum"),
         (["final.baselines=bn-rel"], "did you mean 'bn-relu'"),
-        (["network.widths="], "network.widths"),
+        (["networks.use="], "networks.use"),
+        (["networks.use=resnet,resnet"], "twice"),
+        (["networks.use=resnets"], "networks.use = 'resnets'"),
+        (["objectives.also=margin", "stability.steps=0"], "stability.steps above 0"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(overrides, message):
@@ -38,10 +74,10 @@ def test_an_unknown_preset():
         load("dem")
 
 
-def test_only_budget_and_workers_may_change():
+def test_only_budget_workers_and_cache_may_change():
     saved = dict(flat(Config()))
-    check_same(saved, load("demo", ["budget.minutes=9", "workers.count=1"]), "runs/demo")
-    for override in ("seed=1", "space.nodes=4", "recipe.rate=0.2", "final.seeds=1"):
+    check_same(saved, load("demo", ["budget.minutes=9", "workers.count=1", "cache.file=e.db"]), "runs/demo")
+    for override in ("seed=1", "space.nodes=4", "recipe.rate=0.2", "final.seeds=1", "data.source=fractals"):
         key = override.split("=")[0]
         with pytest.raises(RunError, match=f"{key} = "):
             check_same(saved, load("demo", [override]), "runs/demo")

@@ -1,59 +1,213 @@
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from normforge.errors import RunError
-from normforge.search.config import Config
+from normforge.errors import OptionError, RunError
+from normforge.search.config import Config, Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
-from normforge.search.workers import Pool
+from normforge.search.workers import LocalPool, WorkerPool, open_pool
 
 
 def task(key: str) -> Task:
     return Task(key, "", Config())
 
 
-def drain(pool: Pool, tasks: list[Task]) -> dict[str, Outcome]:
+def workers(**values: object) -> Workers:
+    given = {"count": 1, "time_limit": 5.0, "memory_limit": 0.25, "device": "cpu"} | values
+    return Workers.model_validate(given)
+
+
+def drain(pool: WorkerPool, keys: list[str], seconds: float = 50) -> dict[str, Outcome]:
+    """Run tasks to their ends."""
     outcomes: dict[str, Outcome] = {}
-    end = time.monotonic() + 50
+    tasks = [task(key) for key in keys]
+    end = time.monotonic() + seconds
     while (tasks or pool.busy) and time.monotonic() < end:
         while tasks and pool.free:
             pool.submit(tasks.pop(0))
         outcomes.update({t.key: o for t, o in pool.collect(0.2)})
+    assert outcomes.keys() == set(keys)
     return outcomes
 
 
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def pids(file: Path) -> list[int]:
+    """What the tasks have left there."""
+    return [int(n) for n in file.read_text().split()] if file.exists() else []
+
+
+def alive(numbers: list[int]) -> list[int]:
+    return [n for n in numbers if psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[LocalPool]:
+    pool = LocalPool("search_faults:by_key", workers())
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "pids"
+
+
 def test_faulty_tasks_cost_themselves_alone():
-    pool = Pool("search_faults:by_key", count=2, time_limit=1.5)
+    pool = open_pool("search_faults:by_key", workers(count=2, time_limit=1.5))
+    keys = ["a", "raise", "exit", "b", "segfault", "hang", "spin", "locked", "cuda", "c"]
     try:
-        keys = ["a", "raise", "exit", "b", "segfault", "hang", "c"]
-        outcomes = drain(pool, [task(k) for k in keys])
+        outcomes = drain(pool, keys)
     finally:
         pool.stop()
-    assert outcomes.keys() == set(keys)
     assert all(outcomes[k].fate is Fate.SCORED for k in "abc")
     assert outcomes["raise"] == Outcome(Fate.ERROR, "ValueError: a fault that was planted")
     assert outcomes["exit"] == Outcome(Fate.CRASHED, "the worker died (exit code 3)")
     assert outcomes["segfault"] == Outcome(Fate.CRASHED, "the worker died (killed by SIGSEGV)")
-    assert outcomes["hang"] == Outcome(Fate.TIMEOUT, "stopped at the time limit of 1.5 s")
+    assert outcomes["cuda"] == Outcome(Fate.ERROR, "RuntimeError: CUDA error: device-side assert triggered")
+    for key in ("hang", "spin", "locked"):
+        assert outcomes[key] == Outcome(Fate.TIMEOUT, "stopped at the time limit of 1.5 s")
 
 
-def test_workers_that_never_start_end_the_run():
-    pool = Pool("search_faults:missing", count=1, time_limit=5)
+def test_a_memory_bomb_is_refused_memory(pool: LocalPool, file: Path):
+    key = f"numpy:{file}"
+    assert drain(pool, [key])[key] == Outcome(Fate.MEMORY, "stopped at the memory limit of 0.25 GiB")
+    assert len(pids(file)) == 2  # it heard of the limit
+    assert drain(pool, ["a"])["a"].fate is Fate.SCORED
+
+
+def test_a_memory_bomb_in_a_child_is_stopped(pool: LocalPool):
+    assert drain(pool, ["grow"])["grow"] == Outcome(Fate.MEMORY, "stopped at the memory limit of 0.25 GiB")
+
+
+def test_a_full_worker_is_not_the_tasks_fault(pool: LocalPool):
+    """Each task leaves memory in use, and has enough in a fresh worker."""
+    outcomes = drain(pool, [f"fill:{n}" for n in range(4)])
+    assert all(outcome.fate is Fate.SCORED for outcome in outcomes.values())
+
+
+def test_a_limit_below_the_worker_itself_ends_the_run():
+    pool = LocalPool("search_faults:by_key", workers(memory_limit=0.05))
     try:
         pool.submit(task("a"))
         with pytest.raises(RunError, match="do not start"):
-            drain(pool, [])
+            pool.collect(30)
     finally:
         pool.stop()
 
 
-def test_stopped_workers_are_gone():
-    pool = Pool("search_faults:by_key", count=2, time_limit=5)
-    drain(pool, [task("a"), task("b"), task("c")])
-    pids = [w.process.pid for w in pool._workers]
+def test_torch_in_a_worker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pool = LocalPool("search_faults:by_key", workers(threads=2, memory_limit=2, time_limit=60))
+    try:
+        outcomes = drain(pool, ["threads", "torch"])
+    finally:
+        pool.stop()
+    assert outcomes["threads"].reason == "2 2"
+    assert outcomes["torch"] == Outcome(Fate.MEMORY, "stopped at the memory limit of 2 GiB")
+
+
+def test_a_worker_is_kept_unless_it_is_spoilt(pool: LocalPool, file: Path):
+    def pid() -> str:
+        return drain(pool, ["pid"])["pid"].reason
+
+    first = pid()
+    drain(pool, ["a", "raise"])
+    second = pid()
+    drain(pool, ["cuda"])
+    third = pid()
+    drain(pool, [f"leave:{file}"])
+    assert first == second != third != pid()
+
+
+@pytest.mark.parametrize("of", ["worker", "guard"])
+def test_a_kill_from_outside_is_not_the_tasks_fault(pool: LocalPool, file: Path, of: str):
+    pool.submit(task(f"wait:{file}"))
+    assert eventually(lambda: bool(pool.collect(0.05) or pids(file)))
+    [worker] = pids(file)
+    os.kill(worker if of == "worker" else psutil.Process(worker).ppid(), signal.SIGKILL)
+    [(_, outcome)] = pool.collect(20)
+    assert outcome.fate is Fate.SCORED and len(pids(file)) == 2
+    assert not alive([worker])
+
+
+def test_killed_twice_is_recorded(pool: LocalPool):
+    outcome = drain(pool, ["suicide"])["suicide"]
+    assert outcome.fate is Fate.CRASHED and "killed by SIGKILL twice" in outcome.reason
+
+
+def test_a_worker_that_dies_idle_costs_no_task(pool: LocalPool):
+    pid = int(drain(pool, ["pid"])["pid"].reason)
+    os.kill(pid, signal.SIGSEGV)
+    assert eventually(lambda: not alive([pid]))
+    assert drain(pool, ["a"])["a"].fate is Fate.SCORED
+
+
+@pytest.mark.parametrize(("fault", "fate"), [("leave", Fate.SCORED), ("orphan", Fate.CRASHED), ("keep", Fate.TIMEOUT)])
+def test_what_a_task_leaves_behind_ends_with_it(pool: LocalPool, file: Path, fault: str, fate: Fate):
+    key = f"{fault}:{file}"
+    assert drain(pool, [key])[key].fate is fate
+    assert len(pids(file)) == 2
+    assert not alive(pids(file))
+
+
+def test_nothing_survives_the_main_process(tmp_path: Path):
+    files = [tmp_path / "0", tmp_path / "1"]
+    code = f"""if True:
+        import sys
+        sys.path[:] = {sys.path!r}
+        from test_search_workers import *
+        pool = LocalPool("search_faults:by_key", workers(count=2, time_limit=100))
+        for file in {[str(f) for f in files]!r}:
+            pool.submit(task("keep:" + file))
+        while True:
+            pool.collect(1)
+    """
+    main = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert eventually(lambda: all(len(pids(f)) == 2 for f in files))
+        started = psutil.Process(main.pid).children(recursive=True)
+        assert len(started) == 6  # guards, workers and their children
+    finally:
+        main.kill()
+        main.wait()
+    assert eventually(lambda: not alive([p.pid for p in started]), 2)
+
+
+def test_workers_that_never_start_end_the_run():
+    pool = LocalPool("search_faults:missing", workers())
+    try:
+        pool.submit(task("a"))
+        with pytest.raises(RunError, match="do not start"):
+            pool.collect(30)
+    finally:
+        pool.stop()
+
+
+def test_workers_start_with_tasks_and_end_with_the_pool():
+    before = set(psutil.Process().children(recursive=True))
+    pool = LocalPool("search_faults:by_key", workers(count=2))
+    assert (pool.free, pool.busy) == (2, 0)
+    assert set(psutil.Process().children()) <= before
+    drain(pool, ["a", "b", "c"])
+    started = set(psutil.Process().children(recursive=True)) - before
     pool.stop()
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert len(started) == 4 and not alive([p.pid for p in started])
+
+
+def test_places_to_work():
+    with pytest.raises(OptionError, match="write local, ray or ray://"):
+        open_pool("search_faults:by_key", workers(on="slurm"))

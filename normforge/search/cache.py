@@ -1,0 +1,137 @@
+"""Evaluations kept across runs, in one SQLite file that any number of runs may share at the same time.
+
+An entry is what the stages found on one network, and it is found again by all that it depends on: the layer (its
+`hash`, and its `content_hash`, since layers that are one function up to rounding train differently), the network,
+the recipe, the rules of the stages, the data and the code. So a result from the cache is the result that the run
+would have computed, and a run comes out the same with a full cache as with an empty one.
+
+A run that is about to evaluate a layer takes a lease on it; another run that wants the same one meanwhile waits for
+the result until the lease expires.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from normforge.errors import RunError
+from normforge.ir.graph import Graph
+from normforge.search.config import Config
+from normforge.search.tasks import Piece
+
+SCHEMA = 1
+_BUSY_SECONDS = 60.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS pieces (key TEXT, stage TEXT, time REAL, data TEXT, PRIMARY KEY (key, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT, expires REAL) WITHOUT ROWID;
+"""
+
+
+class EvaluationCache:
+    """The pieces of one configuration's evaluations.
+
+    Args:
+        path: of the file; made if need be.
+        config: of the run.
+        data_digest: of its data.
+        device: that evaluates, `cpu` or `cuda`.
+
+    Raises:
+        RunError: the file cannot be used, or is of another version.
+    """
+
+    def __init__(self, path: Path, config: Config, data_digest: str, device: str) -> None:
+        self.path, self._config = path, config
+        self._owner = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        shared = [config.recipe, config.quality, config.stability, config.early.at, config.objectives, config.data]
+        self._shared = repr([*map(_plain, shared), config.final.longer, device, data_digest, code()])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA):
+                raise RunError(f"{path} is a cache of schema version {version}, not {SCHEMA}: give another cache.file")
+            self._db.execute("BEGIN IMMEDIATE")
+            for statement in filter(str.strip, _TABLES.split(";\n")):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={SCHEMA}")
+            self._db.execute("COMMIT")
+        except (OSError, sqlite3.Error) as e:
+            raise RunError(f"the cache {path} cannot be used ({e}): give another cache.file") from None
+
+    def keys(self, graph: Graph, repeat: int, final: bool) -> dict[str, str]:
+        """The key of a layer's evaluation on each network of the run."""
+        layer = (graph.hash, graph.content_hash, repeat, final)
+        networks = self._config.networks
+
+        def key(network: str) -> str:
+            parts = (layer, network, _plain(getattr(networks, network)), self._shared)
+            return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+        return {network: key(network) for network in networks.use}
+
+    def find(self, keys: Mapping[str, str]) -> dict[str, Piece]:
+        """The pieces that are there, by `stage/network`."""
+        found: dict[str, Piece] = {}
+        for network, key in keys.items():
+            for stage, data in self._db.execute("SELECT stage, data FROM pieces WHERE key = ?", (key,)):
+                found[f"{stage}/{network}"] = json.loads(data)
+        return found
+
+    def lease(self, keys: Iterable[str]) -> bool:
+        """Take the evaluations of these keys, all or none; False while another run has one of them."""
+        now, keys = time.time(), list(keys)
+        marks = ",".join("?" * len(keys))
+        self._db.execute("BEGIN IMMEDIATE")
+        held = self._db.execute(
+            f"SELECT 1 FROM leases WHERE key IN ({marks}) AND expires > ? AND owner != ?", (*keys, now, self._owner)
+        ).fetchone()
+        if not held:
+            expires = now + self._config.cache.lease
+            rows = [(key, self._owner, expires) for key in keys]
+            self._db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+        return not held
+
+    def keep(self, keys: Mapping[str, str], pieces: Mapping[str, Piece]) -> None:
+        """Store pieces and give the leases back."""
+        rows = []
+        for name, piece in pieces.items():
+            stage, _, network = name.partition("/")
+            rows.append((keys[network], stage, time.time(), json.dumps(piece, allow_nan=False)))
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?, ?)", rows)
+        gone = [(key, self._owner) for key in keys.values()]
+        self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", gone)
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Give all leases back and close the file."""
+        self._db.execute("DELETE FROM leases WHERE owner = ?", (self._owner,))
+        self._db.close()
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+@lru_cache(maxsize=1)
+def code() -> str:
+    """Digest of this package's source and of torch's version: what evaluates, may change every result."""
+    from importlib.metadata import version
+
+    root = Path(__file__).parent.parent
+    h = blake2b(version("torch").encode(), digest_size=16)
+    for path in sorted(root.rglob("*.py")):
+        h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return h.hexdigest()

@@ -1,0 +1,37 @@
+"""What a data set is to the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images (N, C, H, W) of float32 and their labels (N,) of int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Part:
+        """The same images and labels on a device."""
+        return Part(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Disjoint parts: weights are fitted on `train`, layers chosen on `validation`, the best of them ranked again on
+    `holdout`, and judged on `test`, which nothing is chosen by.
+
+    Attributes:
+        classes: number of labels.
+        digest: blake2b of all images, labels and the split, hex; the same on every machine.
+    """
+
+    train: Part
+    validation: Part
+    holdout: Part
+    test: Part
+    classes: int
+    digest: str

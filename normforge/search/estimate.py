@@ -1,0 +1,157 @@
+"""What a run would take: a few real candidates are drawn and evaluated, and their cost is scaled to the budget."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from normforge.ir.graph import Graph
+from normforge.ir.layers import layers
+from normforge.search import space
+from normforge.search.config import Config
+from normforge.search.funnel import Outcome, Seen, formula, refuse_static
+from normforge.search.space import SearchSpace
+from normforge.search.streams import stream
+from normforge.search.tasks import Task
+from normforge.search.workers import open_pool
+
+WORK = "normforge.search.evaluate:run_task"
+_ROW_BYTES = 2.5  # of the store for a byte of an event's JSON: the keys' index, pages half full; measured
+
+
+@dataclass
+class Estimate:
+    """Measured on one worker, with nothing else at work.
+
+    Attributes:
+        drawn: layers drawn to find the sample.
+        draw_seconds: of one draw with its static stages.
+        sample: outcomes of random candidates that came to the stages with numbers.
+        known: the outcome of bn-relu, which goes through all stages.
+        event_bytes: of a stored candidate, by whether it came to the stages with numbers.
+    """
+
+    config: Config
+    drawn: int
+    draw_seconds: float
+    sample: list[Outcome]
+    known: Outcome
+    event_bytes: dict[bool, float] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Of drawn layers, those that come to the stages with numbers."""
+        return len(self.sample) / self.drawn
+
+    @property
+    def seconds(self) -> float:
+        """Of a worker, for a random candidate."""
+        return statistics.fmean(sum(o.seconds.values()) for o in self.sample)
+
+    @property
+    def full_seconds(self) -> float:
+        """Of a worker, for a layer that comes through all stages."""
+        return sum(self.known.seconds.values())
+
+    @property
+    def evaluations(self) -> float:
+        """In the budget, as far as time and counts allow."""
+        config = self.config
+        by_time = config.budget.minutes * 60 * config.workers.count / self.seconds
+        limits = [by_time, config.budget.minutes * 60 * self.share / self.draw_seconds]
+        if config.budget.candidates is not None:
+            limits.append(config.budget.candidates * self.share)
+        if config.budget.evaluations is not None:
+            limits.append(config.budget.evaluations)
+        return min(limits)
+
+    @property
+    def final_seconds(self) -> float:
+        """Of re-ranking and comparison, all workers at work."""
+        final = self.config.final
+        trainings = final.candidates + (final.best + len(final.baselines)) * final.seeds
+        training = self.known.seconds["quality"] + self.known.seconds["full"]
+        return trainings * training * final.longer / self.config.workers.count
+
+    @property
+    def memory(self) -> float:
+        """Bytes of all workers together."""
+        return self.config.workers.count * 2**20 * max(o.peak for o in [*self.sample, self.known])
+
+    @property
+    def disk(self) -> float:
+        """Bytes of the store after the search."""
+        refused = self.evaluations * (1 / self.share - 1)
+        return _ROW_BYTES * (self.evaluations * self.event_bytes[True] + refused * self.event_bytes[False])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        config, count = self.config, self.config.workers.count
+        fates = Counter(o.fate for o in self.sample)
+        search = min(config.budget.minutes * 60, self.evaluations * self.seconds / count)
+        return [
+            f"{self.drawn} layers drawn at {1 / self.draw_seconds:.0f} a second; "
+            f"{self.share:.1%} are neither degenerate nor duplicate.",
+            f"{len(self.sample)} of those evaluated: {', '.join(f'{n} {f}' for f, n in fates.items())}; "
+            f"{self.seconds:.1f} s each on average, {self.full_seconds:.1f} s for bn-relu, which comes through "
+            f"({', '.join(f'{stage} {s:.1f} s' for stage, s in self.known.seconds.items())}).",
+            f"Search: about {self.evaluations:.0f} evaluations of {self.evaluations / self.share:.0f} layers in "
+            f"{_duration(search)} with {count} workers ({3600 * count / self.seconds:.0f} evaluations an hour).",
+            f"Re-ranking and comparison: about {_duration(self.final_seconds)}.",
+            f"Memory: about {self.memory / 2**30:.1f} GiB in all workers. Disk: about {self.disk / 2**20:.1f} MiB.",
+        ]
+
+
+def estimate(config: Config, sample: int = 8) -> Estimate:
+    """Draw and evaluate.
+
+    Args:
+        config: of the run.
+        sample: random candidates to evaluate, as many as a search would meet first.
+    """
+    drawn, seen = SearchSpace(config.space), Seen()
+    graphs: list[Graph] = []
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    index, seconds = 0, 0.0
+    while len(graphs) < sample:
+        start = time.perf_counter()
+        genotype = drawn.random(stream(config.seed, "ask", index))
+        graph = drawn.to_graph(genotype)
+        refused, keys = refuse_static(graph, seen)
+        if index:  # the first one imports what the others use
+            seconds += time.perf_counter() - start
+        data = {"genes": space.to_json(genotype), "parents": []}
+        if refused:
+            data |= refused.to_json()
+        else:
+            seen.add(index, keys)
+            graphs.append(graph)
+            data |= keys | {"formula": formula(graph)}
+        sizes[refused is None].append(len(json.dumps(data)))
+        index += 1
+    outcomes = _evaluate(config, [*graphs, layers["bn-relu"]])
+    event_bytes = {k: statistics.fmean(v) if v else 0.0 for k, v in sizes.items()}
+    event_bytes[True] += statistics.fmean(len(json.dumps(o.to_json())) for o in outcomes)
+    return Estimate(config, index, seconds / max(1, index - 1), outcomes[:-1], outcomes[-1], event_bytes)
+
+
+def _evaluate(config: Config, graphs: list[Graph]) -> list[Outcome]:
+    pool = open_pool(WORK, config.workers.model_copy(update={"count": 1, "on": "local"}))
+    outcomes: list[Outcome] = []
+    try:
+        for i, graph in enumerate(graphs):
+            pool.submit(Task(str(i), graph.to_json(), config))
+            while pool.busy:
+                outcomes += [outcome for _, outcome in pool.collect(1.0)]
+    finally:
+        pool.stop()
+    return outcomes
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

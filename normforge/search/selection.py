@@ -1,0 +1,77 @@
+"""Who wins a tournament, and who stays in the population, by several scores at once. Smaller is better.
+
+Scores that are not finite never come here: `TournamentEvolution.tell` refuses them, since libraries of
+multi-objective ranking put a row of NaN into the first front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import moocore
+import numpy as np
+
+Scores = Sequence[Sequence[float]]
+
+
+def front(scores: Scores) -> list[int]:
+    """Rows that no other row is better than in one score and at least as good in all; equal rows all stay."""
+    return np.flatnonzero(moocore.is_nondominated(np.asarray(scores, dtype=float), keep_weakly=True)).tolist()
+
+
+def mean_ranks(scores: Scores) -> np.ndarray:
+    """Of each row its rank under each score, ties sharing the middle, averaged over scores.
+
+    Ranks, since the losses of different networks differ in size and spread.
+    """
+    values = np.asarray(scores, dtype=float)
+    below = (values[:, None] > values[None]).sum(axis=1)
+    equal = (values[:, None] == values[None]).sum(axis=1)
+    return (below + (equal - 1) / 2).mean(axis=1)
+
+
+def crowding(scores: Scores) -> np.ndarray:
+    """Crowding distance of each row within its front (NSGA-II, Deb et al. 2002, section III-B): the larger, the
+    lonelier; infinite at the ends."""
+    values = np.asarray(scores, dtype=float)
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        sorted_ = column[order]
+        span = sorted_[-1] - sorted_[0]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (sorted_[2:] - sorted_[:-2]) / span
+    return distance
+
+
+def nsga2_order(scores: Scores) -> list[int]:
+    """All rows, the first front first and within a front the loneliest; equal ones in their own order."""
+    values = np.asarray(scores, dtype=float)
+    fronts = np.asarray(moocore.pareto_rank(values))
+    lonely = np.zeros(len(values))
+    for f in np.unique(fronts):
+        lonely[fronts == f] = crowding(values[fronts == f])
+    return np.lexsort((-lonely, fronts)).tolist()
+
+
+def best_first(scores: Scores) -> list[int]:
+    """All rows, by Pareto front and within a front by mean rank: the order in which a run reports its layers."""
+    if not len(scores):
+        return []
+    fronts = np.asarray(moocore.pareto_rank(np.asarray(scores, dtype=float)))
+    return np.lexsort((mean_ranks(scores), fronts)).tolist()
+
+
+def _pareto(scores: Scores, rng: np.random.Generator) -> int:
+    members = front(scores)
+    return members[rng.integers(len(members))]
+
+
+# The winner of a tournament, by rule.
+WINNER: dict[str, Callable[[Scores, np.random.Generator], int]] = {
+    "pareto": _pareto,
+    "average": lambda scores, rng: int(np.argmin(mean_ranks(scores))),
+    "first": lambda scores, rng: min(range(len(scores)), key=lambda i: scores[i][0]),
+    "nsga2": lambda scores, rng: nsga2_order(scores)[0],
+}

@@ -1,0 +1,235 @@
+"""What a run holds, read once for all reports: counts by fate, costs by stage, evaluated candidates, the comparison."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from normforge.errors import RunError
+from normforge.search import objectives, space
+from normforge.search.config import Config, unflat
+from normforge.search.funnel import Fate, Outcome
+from normforge.search.results import Row, Scored, best_distinct, comparison, reranked
+from normforge.search.selection import best_first, front
+from normforge.search.space import Genotype, SearchSpace
+from normforge.search.store import Event, Store
+
+# Stages in the order of the funnel, by the fate of those that each refuses; the static ones are timed together.
+STAGE = {
+    Fate.DEGENERATE: "static",
+    Fate.PROBING: "probing",
+    Fate.QUALITY: "quality",
+    Fate.STABILITY: "stability",
+    Fate.EARLY: "early",
+    Fate.FULL: "full",
+}
+_ENDS = {"rerank": "re-ranking", "final": "final training"}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate as its event tells it.
+
+    Attributes:
+        index: its number.
+        genotype: as drawn.
+        parents: the candidates that it was made from; none for a fresh one.
+        outcome: fate, reason, scores, seconds.
+        formula: as drawn; empty where the candidate was refused without numbers.
+        elapsed: seconds of search when its fate was known.
+        evaluated: it came to the stages with numbers.
+    """
+
+    index: int
+    genotype: Genotype
+    parents: tuple[int, ...]
+    outcome: Outcome
+    formula: str
+    elapsed: float
+    evaluated: bool
+
+    @property
+    def name(self) -> str:
+        """As in the comparison: #17."""
+        return f"#{self.index}"
+
+    @property
+    def seconds(self) -> float:
+        """Spent on it, all stages together."""
+        return sum(self.outcome.seconds.values())
+
+
+def read(event: Event) -> Candidate:
+    """The candidate of an event."""
+    data = event.data
+    return Candidate(
+        int(event.key),
+        space.from_json(data["genes"]),
+        tuple(data["parents"]),
+        Outcome.from_json(data),
+        data.get("formula", ""),
+        event.elapsed,
+        "hash" in data,
+    )
+
+
+class Cost(NamedTuple):
+    """Seconds, all workers together, and on how many layers they were spent."""
+
+    seconds: float = 0.0
+    layers: int = 0
+
+    def plus(self, seconds: float) -> Cost:
+        """One more layer."""
+        return Cost(self.seconds + seconds, self.layers + 1)
+
+
+class Step(NamedTuple):
+    """A row of the funnel: how many ended there, how many are left, and seconds of the stage that refuses them."""
+
+    fate: Fate
+    count: int
+    left: int
+    seconds: float | None
+
+
+@dataclass
+class Summary:
+    """A run, as far as it has come.
+
+    Attributes:
+        directory: of the run.
+        config: of its last session.
+        sessions: how often it was started.
+        classes: of its data.
+        elapsed: seconds of search, all sessions together.
+        fates: candidates by fate.
+        costs: by stage, in the order of the funnel, then those of the end.
+        evaluated: candidates that came to the stages with numbers, in the order in which they ended.
+        cached: pieces of evaluations that came from the cache.
+        ranked: the scored ones, by Pareto front and within a front by mean rank.
+        rows: of the final comparison; none before it has begun.
+    """
+
+    directory: Path
+    config: Config
+    sessions: int = 0
+    classes: int = 0
+    elapsed: float = 0.0
+    fates: Counter[Fate] = field(default_factory=Counter)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    evaluated: list[Candidate] = field(default_factory=list)
+    cached: int = 0
+    ranked: list[Candidate] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def drawn(self) -> int:
+        """Candidates whose fate is known."""
+        return sum(self.fates.values())
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """In the order of the scores: networks, then further ones."""
+        return objectives.names(self.config)
+
+    @property
+    def funnel(self) -> list[Step]:
+        """By fate, in the order of the stages; fates that no candidate met are left out, and so is `scored`."""
+        left, steps = self.drawn, []
+        for fate in Fate:
+            count = self.fates[fate]
+            if count and fate is not Fate.SCORED:
+                left -= count
+                cost = self.costs.get(STAGE.get(fate, ""))
+                steps.append(Step(fate, count, left, cost.seconds if cost else None))
+        return steps
+
+    @property
+    def front(self) -> list[tuple[Candidate, int]]:
+        """The Pareto front, the best mean rank first, and how many further candidates have the same scores."""
+        rows = [list(c.outcome.scores.values()) for c in self.ranked]
+        members: dict[tuple[float, ...], list[Candidate]] = {}
+        for i in front(rows) if rows else ():
+            members.setdefault(tuple(round(s, 6) for s in rows[i]), []).append(self.ranked[i])
+        return [(same[0], len(same) - 1) for same in members.values()]
+
+    def rate(self, count: int) -> float:
+        """An hour of search, when there were `count` in all of it."""
+        return 3600 * count / self.elapsed if self.elapsed else 0.0
+
+    def best(self, count: int) -> list[Scored]:
+        """The first that are distinct, as the second ranking takes them."""
+        drawn = SearchSpace(self.config.space)
+        return best_distinct(_scored(self.ranked, drawn), count)
+
+
+def _scored(ranked: list[Candidate], drawn: SearchSpace) -> Iterator[Scored]:
+    # One after the other, since graphs of all of them would take minutes in a long run.
+    for c in ranked:
+        yield Scored(c.index, c.genotype, drawn.to_graph(c.genotype), c.outcome.scores, c.outcome.accuracy)
+
+
+def summarise(store: Store) -> Summary:
+    """Read a run, finished or not.
+
+    Raises:
+        RunError: it has not begun, is another version's, or is damaged.
+    """
+    directory = store.path.parent
+    sessions: list[Event] = []
+    fates: Counter[Fate] = Counter()
+    costs: dict[str, Cost] = {}
+    evaluated: list[Candidate] = []
+    elapsed = 0.0
+    for event in store.events():
+        elapsed = max(elapsed, event.elapsed)
+        if event.kind == "session":
+            sessions.append(event)
+        elif event.kind == "candidate":
+            # Most are refused without numbers; what else is stored of them would only take time and memory.
+            fates[Fate(event.data["fate"])] += 1
+            for stage, seconds in event.data.get("seconds", {}).items():
+                costs[stage] = costs.get(stage, Cost()).plus(seconds)
+            if "hash" in event.data:
+                evaluated.append(read(event))
+        elif event.kind in _ENDS:
+            stage = _ENDS[event.kind]
+            costs[stage] = costs.get(stage, Cost()).plus(sum(Outcome.from_json(event.data).seconds.values()))
+    if not sessions:
+        raise RunError(f"{directory} holds a run that has not begun: start it with normforge search")
+    last = sessions[-1].data
+    summary = Summary(directory, unflat(last["settings"]), len(sessions), last["classes"], elapsed, fates)
+    summary.evaluated = evaluated
+    summary.costs = {stage: costs[stage] for stage in (*STAGE.values(), *_ENDS.values()) if stage in costs}
+    summary.cached = sum(c.outcome.cached for c in evaluated)
+    scored = [c for c in evaluated if c.outcome.fate is Fate.SCORED]
+    summary.ranked = [scored[i] for i in best_first([list(c.outcome.scores.values()) for c in scored])]
+    found = reranked(store, SearchSpace(summary.config.space), summary.config.final.best)
+    rows = comparison(store, found, summary.config)
+    summary.rows = rows if any(row.outcomes for row in rows) else []
+    return summary
+
+
+def summary_of(directory: Path) -> Summary:
+    """`summarise`, of a directory.
+
+    Raises:
+        RunError: it holds no run that can be read.
+    """
+    store = Store(directory)
+    try:
+        return summarise(store)
+    finally:
+        store.close()
+
+
+def plus_minus(row: Row, what: str, network: str) -> str:
+    """Mean and deviation of a comparison's row as text; no deviation of one training, nothing of none."""
+    mean, deviation = row.mean(what, network)
+    several = len(row.good(network)) > 1
+    return "-" if math.isnan(mean) else f"{mean:.3f} ± {deviation:.3f}" if several else f"{mean:.3f}"

@@ -1,0 +1,83 @@
+"""SIGKILL at random moments, of the main process and of workers: every resume goes on as if nothing had happened."""
+
+import random
+import signal
+import sqlite3
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from run_tools import FAULTY, TINY, contents, quiet, start
+
+from normforge.search import results
+from normforge.search.config import load
+from normforge.search.evolution import Member
+from normforge.search.runner import run
+from normforge.search.space import PAPER
+from normforge.search.store import FILE, Store
+
+KILLS = 50
+LONG = ("budget.candidates=1500", "final.seeds=3", "final.baselines=bn-relu,gn-relu")
+
+
+def front_and_population(directory) -> tuple[list[Member], list[str]]:
+    store = Store(directory)
+    try:
+        found = results.scored(store, PAPER)
+        best = [layer.name for layer in results.best_distinct(found, 10)]
+        return sorted((m.index, m.genotype, tuple(m.scores.values())) for m in found), best
+    finally:
+        store.close()
+
+
+def workers_of(process) -> list[psutil.Process]:
+    """The workers and their guards."""
+    found = []
+    with suppress(psutil.Error):
+        found = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in found if "guard.py" in cmdline(p)]
+
+
+def cmdline(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@pytest.mark.slow
+def test_fifty_kills(tmp_path):
+    rng = random.Random(0)
+    alone = tmp_path / "alone"
+    assert run(load("demo", [*TINY, *LONG]), alone, quiet(), work=FAULTY)
+    directory = tmp_path / "killed"
+    killed = {"main": 0, "worker": 0}
+    while sum(killed.values()) < KILLS:
+        before = contents(directory) if (directory / FILE).exists() else {}
+        process = start(directory, *LONG)
+        end = time.monotonic() + rng.uniform(0.0, 6.0)  # from the imports up to the middle of training
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break  # it has finished: fewer kills than asked for fail below
+        victims = workers_of(process)
+        if victims and rng.random() < 0.5:
+            with suppress(psutil.NoSuchProcess):
+                rng.choice(victims).kill()
+                killed["worker"] += 1
+            time.sleep(rng.uniform(0.0, 3.0))
+        process.send_signal(signal.SIGKILL)
+        killed["main"] += 1
+        process.wait(30)
+        assert before.items() <= (contents(directory).items() if (directory / FILE).exists() else set())
+        if (directory / FILE).exists():
+            db = sqlite3.connect(directory / FILE)
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            db.close()
+    print(f"killed {killed}")
+    assert killed["worker"] > 0 and sum(killed.values()) >= KILLS
+    assert start(directory, *LONG).wait(600) == 0
+    assert contents(directory) == contents(alone)
+    assert front_and_population(directory) == front_and_population(alone)
+    time.sleep(2.5)
+    assert [p for p in psutil.process_iter() if str(directory) in cmdline(p)] == []

@@ -1,0 +1,120 @@
+"""Runs by arrival and their replay; runs that share a cache of evaluations."""
+
+import signal
+import time
+
+import pytest
+from run_tools import FAULTY, TINY, contents, events, quiet, start, wait_for_candidates
+
+from normforge.errors import OptionError, RunError
+from normforge.ir import parse
+from normforge.search.cache import EvaluationCache
+from normforge.search.config import load
+from normforge.search.runner import run
+from normforge.search.store import Store
+
+ARRIVAL = "evolution.order=arrival"
+SHORT = [*TINY, "budget.candidates=100", "final.candidates=1"]
+
+
+def candidates(directory, part=events):
+    return [(key, data) for key, data in part(directory) if key[0] == "candidate"]
+
+
+@pytest.fixture(scope="module")
+def by_arrival(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "arrival"
+    assert run(load("demo", [*SHORT, ARRIVAL]), directory, quiet(), work=FAULTY)
+    return directory
+
+
+def test_a_recorded_order_can_be_replayed(by_arrival, tmp_path):
+    again = tmp_path / "again"
+    config = load("demo", [*SHORT, ARRIVAL, "workers.count=1"])
+    assert run(config, again, quiet(), work=FAULTY, replay=by_arrival)
+    known = [data["known"] for _, data in candidates(by_arrival)]
+    assert known != sorted(known) or max(known) > 2  # proposals knew different numbers of outcomes
+    assert dict(candidates(again)) == dict(candidates(by_arrival))
+    evaluated = [[key for key, data in candidates(d) if "hash" in data] for d in (again, by_arrival)]
+    assert evaluated[0] == evaluated[1]  # in the same order
+
+
+def test_only_arrival_can_be_replayed_and_only_with_the_same_settings(by_arrival, tmp_path):
+    with pytest.raises(OptionError, match=r"evolution\.order = arrival"):
+        run(load("demo", SHORT), tmp_path / "a", quiet(), work=FAULTY, replay=by_arrival)
+    with pytest.raises(RunError, match="seed = 0, not 1"):
+        run(load("demo", [*SHORT, ARRIVAL, "seed=1"]), tmp_path / "b", quiet(), work=FAULTY, replay=by_arrival)
+
+
+def test_by_arrival_a_kill_loses_nothing_either(tmp_path):
+    directory = tmp_path / "killed"
+    process = start(directory, ARRIVAL)
+    wait_for_candidates(directory, 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    kept = contents(directory)
+    assert start(directory, ARRIVAL).wait(120) == 0
+    after = contents(directory)
+    assert kept.items() <= after.items()
+    assert sorted(int(key) for kind, key in after if kind == "candidate") == list(range(150))
+    asked = {key: data for (kind, key), data in after.items() if kind == "asked"}
+    for key, data in asked.items():  # what was under way at the kill is evaluated as it was asked for
+        assert after["candidate", key].items() >= data.items()
+
+
+def cached(directory) -> int:
+    store = Store(directory)
+    found = sum(e.data.get("cached", 0) for e in store.events())
+    store.close()
+    return found
+
+
+def test_runs_share_evaluations_and_come_out_the_same(tmp_path):
+    cache = f"cache.file={tmp_path / 'cache.db'}"
+    for name, settings in (("alone", []), ("first", [cache]), ("second", [cache])):
+        assert run(load("demo", [*SHORT, *settings]), tmp_path / name, quiet(), work=FAULTY)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second") == contents(tmp_path / "alone")
+    assert cached(tmp_path / "alone") == cached(tmp_path / "first") == 0 < cached(tmp_path / "second")
+    # Another recipe shares nothing.
+    assert run(load("demo", [*SHORT, cache, "recipe.rate=0.05"]), tmp_path / "other", quiet(), work=FAULTY)
+    assert cached(tmp_path / "other") == 0
+
+
+def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
+    config = load("demo", ["cache.lease=0.5"])
+    one, other = (EvaluationCache(tmp_path / "c.db", config, "data", "cpu") for _ in range(2))
+    keys = one.keys(parse("bn-relu"), 0, False)
+    assert one.lease(keys.values()) and one.lease(keys.values())
+    assert not other.lease(keys.values())
+    assert other.lease(other.keys(parse("gn-silu"), 0, False).values())
+    one.keep(keys, {"quality/resnet": {"accuracy": 0.5}})
+    assert other.lease(keys.values())
+    assert other.find(keys) == {"quality/resnet": {"accuracy": 0.5}}
+    assert not one.lease(keys.values())
+    time.sleep(0.6)
+    assert one.lease(keys.values())  # whoever held it is gone
+    one.close()
+    assert other.lease(keys.values())
+
+
+def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
+    def key(*settings, layer="bn-relu", digest="data", device="cpu", repeat=0):
+        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), digest, device)
+        try:
+            return cache.keys(parse(layer), repeat, False)["resnet"]
+        finally:
+            cache.close()
+
+    same = [key(), key("seed=5"), key("networks.use=vit,resnet"), key("space.nodes=4"), key("networks.vit.dim=24")]
+    assert len(set(same)) == 1
+    changed = [
+        key("recipe.seed=1"), key("networks.resnet.depths=1"), key("stability.steps=3"), key("data.seed=1"),
+        key(layer="gn-relu"), key(digest="other"), key(device="cuda"), key(repeat=1),
+    ]  # fmt: skip
+    assert len({*changed, same[0]}) == len(changed) + 1
+
+
+def test_a_file_that_is_no_cache(tmp_path):
+    (tmp_path / "c.db").write_bytes(b"no database" * 100)
+    with pytest.raises(RunError, match=r"cache\.file"):
+        EvaluationCache(tmp_path / "c.db", load("demo"), "data", "cpu")
