@@ -92,7 +92,9 @@ def found(path: Path) -> results.Scored:
     """The best after re-ranking."""
     store = Store(path)
     try:
-        return results.reranked(store, PAPER, 1)[0]
+        layer = results.candidate(results.event_of(store, "best", PAPER), PAPER)
+        assert layer is not None
+        return layer
     finally:
         store.close()
 

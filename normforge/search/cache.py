@@ -16,8 +16,8 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from normforge.errors import RunError
 from normforge.ir.graph import Graph
 from normforge.search.config import Config
+from normforge.search.provenance import Provenance
 from normforge.search.tasks import Piece
 
 SCHEMA = 1
@@ -41,33 +42,51 @@ class EvaluationCache:
     Args:
         path: of the file; made if need be.
         config: of the run.
-        data_digest: of its data.
-        device: that evaluates, `cpu` or `cuda`.
+        provenance: its data, device, machine and code.
 
     Raises:
         RunError: the file cannot be used, or is of another version.
     """
 
-    def __init__(self, path: Path, config: Config, data_digest: str, device: str) -> None:
+    def __init__(self, path: Path, config: Config, provenance: Provenance) -> None:
         self.path, self._config = path, config
         self._owner = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         shared = [config.recipe, config.quality, config.stability, config.early.at, config.objectives, config.data]
-        self._shared = repr([*map(_plain, shared), config.final.longer, device, data_digest, code()])
+        self._shared = repr([*map(_plain, shared), config.final.longer, provenance])
+        self._lease = max(config.cache.lease, config.workers.time_limit)  # or it would end before what it is for
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise RunError(f"the cache {path} cannot be used ({e}): give another cache.file") from None
+        with self._usable():
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, SCHEMA):
                 raise RunError(f"{path} is a cache of schema version {version}, not {SCHEMA}: give another cache.file")
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for statement in filter(str.strip, _TABLES.split(";\n")):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={SCHEMA}")
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, json.JSONDecodeError) as e:
+            raise RunError(f"the cache {self.path} cannot be used ({e}): give another cache.file") from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._usable():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
             self._db.execute("COMMIT")
-        except (OSError, sqlite3.Error) as e:
-            raise RunError(f"the cache {path} cannot be used ({e}): give another cache.file") from None
 
     def keys(self, graph: Graph, repeat: int, final: bool) -> dict[str, str]:
         """The key of a layer's evaluation on each network of the run."""
@@ -83,24 +102,23 @@ class EvaluationCache:
     def find(self, keys: Mapping[str, str]) -> dict[str, Piece]:
         """The pieces that are there, by `stage/network`."""
         found: dict[str, Piece] = {}
-        for network, key in keys.items():
-            for stage, data in self._db.execute("SELECT stage, data FROM pieces WHERE key = ?", (key,)):
-                found[f"{stage}/{network}"] = json.loads(data)
+        with self._usable():
+            for network, key in keys.items():
+                for stage, data in self._db.execute("SELECT stage, data FROM pieces WHERE key = ?", (key,)):
+                    found[f"{stage}/{network}"] = json.loads(data)
         return found
 
     def lease(self, keys: Iterable[str]) -> bool:
         """Take the evaluations of these keys, all or none; False while another run has one of them."""
         now, keys = time.time(), list(keys)
         marks = ",".join("?" * len(keys))
-        self._db.execute("BEGIN IMMEDIATE")
-        held = self._db.execute(
-            f"SELECT 1 FROM leases WHERE key IN ({marks}) AND expires > ? AND owner != ?", (*keys, now, self._owner)
-        ).fetchone()
-        if not held:
-            expires = now + self._config.cache.lease
-            rows = [(key, self._owner, expires) for key in keys]
-            self._db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
-        self._db.execute("COMMIT")
+        with self._transaction():
+            held = self._db.execute(
+                f"SELECT 1 FROM leases WHERE key IN ({marks}) AND expires > ? AND owner != ?", (*keys, now, self._owner)
+            ).fetchone()
+            if not held:
+                rows = [(key, self._owner, now + self._lease) for key in keys]
+                self._db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
         return not held
 
     def keep(self, keys: Mapping[str, str], pieces: Mapping[str, Piece]) -> None:
@@ -109,29 +127,17 @@ class EvaluationCache:
         for name, piece in pieces.items():
             stage, _, network = name.partition("/")
             rows.append((keys[network], stage, time.time(), json.dumps(piece, allow_nan=False)))
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?, ?)", rows)
-        gone = [(key, self._owner) for key in keys.values()]
-        self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", gone)
-        self._db.execute("COMMIT")
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?, ?)", rows)
+            gone = [(key, self._owner) for key in keys.values()]
+            self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", gone)
 
     def close(self) -> None:
         """Give all leases back and close the file."""
-        self._db.execute("DELETE FROM leases WHERE owner = ?", (self._owner,))
+        with self._transaction():
+            self._db.execute("DELETE FROM leases WHERE owner = ?", (self._owner,))
         self._db.close()
 
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-@lru_cache(maxsize=1)
-def code() -> str:
-    """Digest of this package's source and of torch's version: what evaluates, may change every result."""
-    from importlib.metadata import version
-
-    root = Path(__file__).parent.parent
-    h = blake2b(version("torch").encode(), digest_size=16)
-    for path in sorted(root.rglob("*.py")):
-        h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return h.hexdigest()

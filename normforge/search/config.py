@@ -159,7 +159,7 @@ class Recipe(_Section):
     nesterov: bool = False
     weight_decay: float = Field(default=1e-4, ge=0, description="of matrices and filters only")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 is by autocast")
-    layout: Literal["nchw", "nhwc"] = Field(default="nchw", description="memory layout of images and filters")
+    layout: Literal["nchw", "nhwc"] = Field(default="nhwc", description="memory layout of images and filters")
 
 
 class Quality(_Section):
@@ -318,6 +318,8 @@ def _check(config: Config) -> None:
         )
     if len(set(config.networks.use)) < len(config.networks.use):
         raise OptionError("networks.use names a network twice")
+    if len(set(config.objectives.also)) < len(config.objectives.also):
+        raise OptionError("objectives.also names an objective twice")
     if "margin" in config.objectives.also and not config.stability.steps:
         raise OptionError("objectives.also = margin is measured by the stability stage: give stability.steps above 0")
 

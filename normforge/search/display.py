@@ -97,6 +97,8 @@ def time_left(p: Progress) -> float:
     left = max(0.0, p.limit - p.elapsed)
     if p.candidates is not None and p.drawn and p.elapsed > 0:
         left = min(left, max(0, p.candidates - p.drawn) * p.elapsed / p.drawn)
+    if p.evaluations is not None and p.evaluated and p.elapsed > 0:
+        left = min(left, max(0, p.evaluations - p.evaluated) * p.elapsed / p.evaluated)
     return left
 
 

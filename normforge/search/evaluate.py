@@ -121,10 +121,20 @@ class Evaluation:
         return self._scores()
 
     def train(self) -> dict[str, float]:
-        """Full training alone, judged on the held-out and the test images too."""
+        """Full training alone, on every network, judged on the held-out and the test images too.
+
+        Raises:
+            _Refused: the first failure, after all networks.
+        """
+        failure = None
         for network in self.config.networks.use:
-            with self._timed(Fate.FULL):
-                self._pass("final", network)
+            try:
+                with self._timed(Fate.FULL):
+                    self._pass("final", network)
+            except _Refused as refused:
+                failure = failure or refused
+        if failure:
+            raise failure
         return dict(self.out["holdout"])
 
     # -- stages: each returns its piece

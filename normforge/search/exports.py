@@ -107,7 +107,7 @@ def to_optuna(directory: Path, storage: str) -> None:
     with _run(directory) as (store, summary):
         times, distributions = _times(store), _distributions(SearchSpace(summary.config.space))
     trials = [_trial(c, summary, times[str(c.index)], distributions) for c in summary.evaluated]
-    directions = ["minimize"] * len(summary.objectives)
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(summary.objectives)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -8,7 +8,7 @@ from html import escape
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def picture(summary: Summary, path: Path) -> None:
         raise RunError(f"the plot {path} cannot be written ({e}): make the directory writable") from None
 
 
-def best_so_far(scores: Sequence[float]) -> np.ndarray:
+def best_so_far(scores: Sequence[float] | np.ndarray) -> np.ndarray:
     """The least of all values up to each."""
     return np.minimum.accumulate(np.asarray(scores, dtype=float))
 
@@ -55,18 +55,15 @@ def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
     scored = [summary.evaluated[k - 1].outcome.scores for k in at]
 
     def draw(axes: Axes) -> None:
-        lowest = np.inf
         for name in names if scored else ():
             color = _COLORS[summary.objectives.index(name) % len(_COLORS)]
             scores = np.array([s[name] for s in scored])
-            lowest = min(lowest, scores.min())
             axes.plot(*_thin(at, scores), ".", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
             best = best_so_far(scores)
             steps = np.flatnonzero(np.diff(best, prepend=np.inf))  # a step line needs no more
             x, y = np.append(np.array(at)[steps], len(summary.evaluated)), np.append(best[steps], best[-1])
             axes.step(x, y, where="post", color=color, label=name)
-        if 0 < lowest < np.inf:
-            _logarithmic(axes, "y")
+        _logarithmic_if_wide(axes, "y", np.array([[s[name] for name in names] for s in scored]))
         if len(names) > 1 and scored:
             axes.legend(loc="upper right")
         what = _axis(summary, names[0]) if len(names) == 1 else f"validation {summary.config.objectives.score}"
@@ -127,18 +124,19 @@ def draw_front(summary: Summary, x: str, y: str) -> Draw:
     def draw(axes: Axes) -> None:
         axes.plot(*_thin(scores[:, 0], scores[:, 1]), ".", color=_INK, alpha=0.4, markersize=4, markeredgewidth=0)
         axes.plot(front[:, 0], front[:, 1], "o", color="tab:red", markersize=5)
-        for which, column in (("x", scores[:, 0]), ("y", scores[:, 1])):
-            if len(column) and column.min() > 0 and column.max() > 5 * column.min():
-                _logarithmic(axes, which)
+        _logarithmic_if_wide(axes, "x", scores[:, 0])
+        _logarithmic_if_wide(axes, "y", scores[:, 1])
         axes.set(xlabel=_axis(summary, x), ylabel=_axis(summary, y))
 
     return draw
 
 
-def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """With ticks at 1, 2 and 5, written plainly: scores of layers span a factor of ten at most."""
+def _logarithmic_if_wide(axes: Axes, which: Literal["x", "y"], values: np.ndarray) -> None:
+    """A logarithmic axis for scores that span a factor of five, with ticks at 1, 2 and 5 that are written plainly."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    if not values.size or values.min() <= 0 or values.max() < 5 * values.min():
+        return
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -168,10 +166,11 @@ def svg(name: str, label: str, draw: Draw, size: tuple[float, float] = (4.6, 3.1
     import matplotlib
     from matplotlib.figure import Figure
 
-    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-    rules = {"svg.fonttype": "none", "svg.hashsalt": name, "legend.framealpha": 0.0, "font.family": "sans-serif"}
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    rules: dict[Any, Any] = dict.fromkeys(inked, _INK)
+    rules |= {"svg.fonttype": "none", "svg.hashsalt": name, "legend.framealpha": 0.0, "font.family": "sans-serif"}
     text = StringIO()
-    with matplotlib.rc_context({**ink, **rules}):
+    with matplotlib.rc_context(rules):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)

@@ -25,6 +25,7 @@ class Progress:
     Attributes:
         limit: seconds of search allowed.
         candidates: layers to draw; None for as many as the time allows.
+        evaluations: candidates to evaluate; None for as many as the time allows.
         phase: `search`, `re-ranking` or `final training`.
         fates: candidates by fate.
         leaders: the Pareto front of all scored layers, the best mean rank first.
@@ -37,6 +38,7 @@ class Progress:
 
     limit: float
     candidates: int | None = None
+    evaluations: int | None = None
     phase: str = "search"
     fates: Counter[Fate] = field(default_factory=Counter)
     leaders: list[Leader] = field(default_factory=list)

@@ -75,7 +75,8 @@ class RayPool:
             import ray
         except ImportError:
             raise OptionError(f"workers.on = {config.on!r} needs Ray: pip install 'normforge[ray]'") from None
-        self._ray, self._work, self._config = ray, work, config
+        self._ray: Any = ray
+        self._work, self._config = work, config
         self._queue: deque[Task] = deque()
         self._idle: list[_Actor] = []
         self._waiting: dict[Any, _Actor] = {}  # by the reference to its answer: its node at first, then an outcome
@@ -202,7 +203,8 @@ class RayPool:
             return
         key, errors = actor.task.key, self._ray.exceptions
         # Ray says "unavailable" of an actor whose node does not answer, and finds out later that the node is dead.
-        if not isinstance(error, errors.ActorUnavailableError | errors.NodeDiedError):
+        with_node = isinstance(error, errors.ActorUnavailableError | errors.NodeDiedError)
+        if not with_node and not getattr(error, "preempted", False):
             self._lost[key] += any(n["Alive"] and n["NodeID"] == actor.node for n in self._ray.nodes())
         if self._lost[key] < 2:
             self._queue.appendleft(actor.task)
@@ -244,8 +246,9 @@ def _started_cluster() -> str | None:
 
     "auto" alone would join any Ray on this machine, also one that another run started for itself and will take down.
     """
-    if ":" in os.environ.get("RAY_ADDRESS", ""):
-        return os.environ["RAY_ADDRESS"]
+    given = os.environ.get("RAY_ADDRESS", "auto") or "auto"
+    if given != "auto":
+        return None if given == "local" else given
     with suppress(OSError, ValueError):
         address = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
         _check_listens(address)  # the file outlives a cluster that was killed

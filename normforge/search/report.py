@@ -59,9 +59,9 @@ def _print_funnel(console: Console, summary: Summary) -> None:
         column.justify = "right"
     table.columns[5].justify = "right"
     for step in summary.funnel:
-        share, left = step.count / summary.drawn, math.ceil(_BAR * step.left / summary.drawn)
+        share, left = step.ended / summary.drawn, math.ceil(_BAR * step.left / summary.drawn)
         seconds = "" if step.seconds is None else f"{step.seconds:.0f}"
-        table.add_row(step.fate, str(step.count), f"{share:.1%}", str(step.left), "█" * left, seconds)
+        table.add_row(step.fate, str(step.ended), f"{share:.1%}", str(step.left), "█" * left, seconds)
     if scored:
         table.add_row("scored", str(scored), f"{scored / summary.drawn:.1%}", style="bold")
     console.print(table)

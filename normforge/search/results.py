@@ -111,18 +111,15 @@ def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
     return best
 
 
-def reranked(store: Store, drawn: SearchSpace, count: int) -> list[Scored]:
-    """The best after the second ranking, by mean rank of the held-out losses; failed trainings come last."""
+def reranked(store: Store, top: Iterable[Scored], count: int) -> list[Scored]:
+    """The best of `top` after the second ranking, by mean rank of the held-out losses; failed trainings come last,
+    and layers that were not ranked again are left out."""
     found: list[Scored] = []
     losses: list[list[float]] = []
-    for event in store.events("rerank"):
-        source = store.event("candidate", event.key.removeprefix("#"))
-        layer = source and candidate(source, drawn)
-        if layer:
-            outcome = Outcome.from_json(event.data)
-            networks = layer.accuracy
+    for layer in top:
+        if event := store.event("rerank", layer.name):
             found.append(layer)
-            losses.append([outcome.holdout.get(n, math.inf) for n in networks])
+            losses.append([Outcome.from_json(event.data).holdout.get(n, math.inf) for n in layer.accuracy])
     if not found:
         return []
     ranks = mean_ranks(losses)
@@ -179,10 +176,10 @@ def event_of(store: Store, which: str, drawn: SearchSpace) -> Event:
     """
     directory = store.path.parent
     if which == "best":
-        ranked = reranked(store, drawn, 1) or scored(store, drawn)
-        if not ranked:
+        top = best_distinct(scored(store, drawn), settings(store).final.candidates)
+        if not top:
             raise RunError(f"{directory} has no scored layer yet: let the search go on")
-        which = str(ranked[0].index)
+        which = str((reranked(store, top, 1) or top)[0].index)
     event = store.event("candidate", which)
     if event is None:
         raise UnknownNameError(f"{directory} has no candidate #{which}: give a smaller number, or #best")

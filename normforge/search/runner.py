@@ -30,6 +30,7 @@ from normforge.search.evolution import Member, Proposal, TournamentEvolution
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
 from normforge.search.order import Arrival, Fixed, Order, Recorded
 from normforge.search.progress import Progress
+from normforge.search.provenance import Provenance, provenance
 from normforge.search.space import Genotype, SearchSpace
 from normforge.search.store import Event, Store, run_lock
 from normforge.search.streams import stream
@@ -38,6 +39,7 @@ from normforge.search.workers import WorkerPool, open_pool
 
 WORK = "normforge.search.evaluate:run_task"
 CONFIG_FILE = "config.json"
+_ASK_SECONDS = 1.0  # between two questions whether another run has ended an evaluation
 
 
 def run(
@@ -69,14 +71,15 @@ def run(
     _check_directory(directory)
     drawn = SearchSpace(config.space)
     start = [_start_genotype(drawn, text, i, config.seed) for i, text in enumerate(config.evolution.start)]
-    digest, classes = _data(config, download)
+    origin = provenance(config, download=download)
     with ExitStack() as stack:
         store = Store(directory, write=True)
         stack.callback(store.close)
         stack.enter_context(run_lock(directory))
-        search = _Search(config, directory, store, (digest, classes), drawn, start, replay)
+        search = _Search(config, directory, store, origin, drawn, start, replay)
         stack.callback(search.stop)
-        search.begin(work)
+        for note in search.begin(work):
+            console.print(f"Note: {note}", highlight=False, soft_wrap=True)
         interrupted = stack.enter_context(_interruptible())
         with Display(console, search.progress) as display:
             for begin, step in (
@@ -104,15 +107,6 @@ def _start_genotype(drawn: SearchSpace, text: str, index: int, seed: int) -> Gen
         return drawn.encode(parse(text), stream(seed, "start", index))
     except GraphError as e:
         raise OptionError(f"evolution.start: {text!r} cannot be a candidate: {e}") from None
-
-
-def _data(config: Config, download: bool) -> tuple[str, int]:
-    """Digest and number of classes."""
-    from normforge.search.data import check_source, load_data  # imports torch
-
-    check_source(config.data, download)
-    data = load_data(config.data, download)
-    return data.digest, data.classes
 
 
 @contextmanager
@@ -143,16 +137,16 @@ class _Search:
         config: Config,
         directory: Path,
         store: Store,
-        data: tuple[str, int],
+        origin: Provenance,
         drawn: SearchSpace,
         start: list[Genotype],
         replay: Path | None,
     ) -> None:
         self.config, self.directory, self.store, self.space = config, directory, store, drawn
-        self.digest, self.classes = data
+        self.origin = origin
         self.objectives = objectives.names(config)
         self.evolution = TournamentEvolution(config.evolution, drawn, config.seed, self._identity, start)
-        self.order: Order = _order(config, replay)
+        self.order: Order = _order(config, replay, origin)
         self.pool: WorkerPool | None = None
         self.cache: EvaluationCache | None = None
         self.index = 0  # of the next candidate
@@ -166,18 +160,23 @@ class _Search:
         self.keys: dict[int, dict[str, str]] = {}  # of candidates that have a slot and no outcome
         self.known: dict[int, int] = {}  # slots that had been told when they were drawn
         self.pending: deque[Task] = deque()
+        self.limits: dict[int, dict[str, float]] = {}  # halfway losses, as they were when it was drawn
+        self.static: dict[int, float] = {}  # seconds of the static stages
+        self.elsewhere: deque[Task] = deque()  # under evaluation by another run, which shares the cache
+        self.asked_cache = 0.0  # when it was last asked for those
         self.cache_keys: dict[str, dict[str, str]] = {}  # of tasks under way
 
-    def begin(self, work: str) -> None:
-        """Read what is stored, and note that a session begins."""
+    def begin(self, work: str) -> list[str]:
+        """Read what is stored, and store that a session begins. Returns what its user should know."""
         self.work = work
+        notes = []
         sessions, offset, self.last_stored = 0, 0.0, -1
         self.done: set[tuple[str, str]] = set()
         for event in self.store.events():
             offset = max(offset, event.elapsed)
             if event.kind == "session":
                 if not sessions:
-                    self._check_same(event)
+                    notes += self._check_same(event)
                 sessions += 1
             elif event.kind == "candidate":
                 self.last_stored = max(self.last_stored, int(event.key))
@@ -185,24 +184,33 @@ class _Search:
                     self.order.ended(int(event.key))
             elif event.kind != "asked":
                 self.done.add((event.kind, event.key))
-        session = {"settings": dict(flat(self.config)), "digest": self.digest, "classes": self.classes}
+        session = {"settings": dict(flat(self.config)), **dataclasses.asdict(self.origin)}
         self.store.append([Event("session", str(sessions), offset, session)])
         (self.directory / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
         self.offset, self.start = offset, time.monotonic()
-        budget = self.config.budget
-        self.progress = Progress(budget.minutes * 60, budget.candidates, elapsed=offset, before=(offset, 0))
+        budget, rules = self.config.budget, self.config.evolution
+        limits = (budget.minutes * 60, budget.candidates, budget.evaluations)
+        self.progress = Progress(*limits, elapsed=offset, before=(offset, 0))
         if self.config.cache.file:
-            from normforge.search.evaluate import device_of
-
-            device = device_of(self.config.workers.device)
-            self.cache = EvaluationCache(Path(self.config.cache.file).expanduser(), self.config, self.digest, device)
-
-    def _check_same(self, first: Event) -> None:
-        check_same(first.data["settings"], self.config, str(self.directory))
-        if first.data["digest"] != self.digest:
-            raise RunError(
-                f"{self.directory} was started with other data: the files of {self.config.data.source} have changed"
+            self.cache = EvaluationCache(Path(self.config.cache.file).expanduser(), self.config, self.origin)
+        if rules.order == "fixed" and self.config.workers.count > rules.lag:
+            notes.append(
+                f"{self.config.workers.count} workers, but evolution.lag = {rules.lag} leaves no more than {rules.lag} "
+                "at work: start with a larger one, or with evolution.order = arrival"
             )
+        return notes
+
+    def _check_same(self, first: Event) -> list[str]:
+        check_same(first.data["settings"], self.config, str(self.directory))
+        _check_data(first, self.origin, str(self.directory), self.config)
+        if first.data["device"] != self.origin.device:
+            raise RunError(
+                f"{self.directory} was started on {first.data['device']}, and scores of {self.origin.device} do not "
+                f"compare: set workers.device={first.data['device']}, or use another --out"
+            )
+        changed = [name for name in ("machine", "code") if first.data[name] != getattr(self.origin, name)]
+        what = {"machine": "another machine or other libraries", "code": "other code of normforge"}
+        return [f"{self.directory} was started with {what[n]}: results may differ in their last bits" for n in changed]
 
     # -- the search
 
@@ -214,7 +222,8 @@ class _Search:
         stored_left = self.index <= self.last_stored
         late = self.progress.elapsed >= self.progress.limit and not stored_left
         if late:
-            self.pending.clear()  # it is asked for again if the run is continued with a larger budget
+            self.pending.clear()  # they are asked for again if the run is continued with a larger budget
+            self.elsewhere.clear()
         # What is stored needs no proposal, nor does what was asked for; in a fixed order a gap between does.
         stored = stored_left and self.config.evolution.order == "arrival"
         may_ask = stored or self.order.may_ask(self.index, self.slots, self.told)
@@ -222,7 +231,7 @@ class _Search:
         if may_draw and not self.pending:
             self._draw()
             return True
-        if not self.pending and not self._busy():
+        if not self._busy():
             for task in self.held.values():
                 self._record(int(task.key), self.outcomes[int(task.key)], task)
             self.held.clear()
@@ -268,8 +277,9 @@ class _Search:
         start = time.perf_counter()
         refused, keys = refuse_static(graph, self.seen)
         self.proposals[index], self.known[index] = proposal, known
+        self.limits[index] = asked.data.get("limits", {}) if asked else self._limits()
+        self.static[index] = round(time.perf_counter() - start, 5)
         if refused is not None:
-            refused.seconds["static"] = round(time.perf_counter() - start, 5)
             self._record(index, refused, None)
             del self.proposals[index]
             return
@@ -279,7 +289,7 @@ class _Search:
         self.keys[index] = keys
         self.slots.append(index)
         self.progress.evaluated += 1
-        self.pending.append(Task(str(index), graph.to_json(), self.config, limits=self._limits()))
+        self.pending.append(Task(str(index), graph.to_json(), self.config, limits=self.limits[index]))
 
     def _take_stored(self, index: int, event: Event) -> None:
         outcome = Outcome.from_json(event.data)
@@ -307,14 +317,17 @@ class _Search:
         """How a candidate came about."""
         proposal = self.proposals[index]
         made: dict[str, object] = {"genes": space.to_json(proposal.genotype), "parents": list(proposal.parents)}
-        return made | ({"known": self.known[index]} if self.config.evolution.order == "arrival" else {})
+        if self.config.evolution.order == "arrival":
+            made |= {"known": self.known[index]} | ({"limits": limits} if (limits := self.limits[index]) else {})
+        return made
 
     def _record(self, index: int, outcome: Outcome, task: Task | None) -> None:
         """Store what became of a candidate; one that was refused without numbers in short."""
+        outcome.seconds["static"] = self.static.pop(index)
         data = {**self._made(index), **outcome.to_json()}
         if task is not None:
             data |= self.keys.pop(index) | {"formula": formula(Graph.from_json(task.graph))}
-        del self.known[index]
+        del self.known[index], self.limits[index]
         self.store.append([Event("candidate", str(index), self.progress.elapsed, data)])
         self.progress.count(index, outcome, str(data.get("formula", "")))
 
@@ -323,14 +336,14 @@ class _Search:
     def begin_rerank(self) -> None:
         """Queue what is missing of the second ranking."""
         final = self.config.final
-        found = results.best_distinct(results.scored(self.store, self.space), final.candidates)
+        self.top = results.best_distinct(results.scored(self.store, self.space), final.candidates)
         repeat = final.seeds + 1  # weights and batches that neither the search nor the comparison uses
-        self._queue("rerank", "re-ranking", [self._final_task(s.name, s.graph, repeat) for s in found])
+        self._queue("rerank", "re-ranking", [self._final_task(s.name, s.graph, repeat) for s in self.top])
 
     def begin_final(self) -> None:
         """Queue what is missing of the final training."""
         final = self.config.final
-        found = results.reranked(self.store, self.space, final.best)
+        found = results.reranked(self.store, self.top, final.best)
         tasks = [
             self._final_task(f"{name}/{repeat}", graph, repeat)
             for repeat in range(1, final.seeds + 1)
@@ -349,7 +362,7 @@ class _Search:
 
     def step_final(self) -> bool:
         """Dispatch and wait. False when all is trained."""
-        if not self.pending and not self._busy():
+        if not self._busy():
             return False
         for task, outcome in self._exchange(more=False):
             self.store.append([Event(self.kind, task.key, self.progress.elapsed, outcome.to_json())])
@@ -358,23 +371,26 @@ class _Search:
 
     # -- workers
 
-    def _busy(self) -> int:
-        return self.pool.busy if self.pool else 0
+    def _busy(self) -> bool:
+        return bool(self.pending or self.elsewhere or (self.pool and self.pool.busy))
 
     def _exchange(self, *, more: bool) -> list[tuple[Task, Outcome]]:
         """Give pending tasks to free workers, then wait a moment for whatever ends: not at all where a worker is
         left idle and there is `more` to draw."""
         if self.pool is None:
             self.pool = open_pool(self.work, self.config.workers)
-        for _ in range(len(self.pending)):
-            if not self.pool.free:
-                break
+        now = time.monotonic()
+        if self.elsewhere and now > self.asked_cache + _ASK_SECONDS:
+            self.asked_cache = now
+            self.pending.extendleft(reversed(self.elsewhere))
+            self.elsewhere.clear()
+        while self.pending and self.pool.free:
             task = self.pending.popleft()
             if (ready := self._with_cache(task)) is not None:
                 self.pool.submit(ready)
             else:
-                self.pending.append(task)
-        ended = self.pool.collect(0.0 if more and self.pool.free and not self.pending else 0.2)
+                self.elsewhere.append(task)
+        ended = self.pool.collect(0.0 if more and self.pool.free else 0.2)
         for task, outcome in ended:
             if self.cache:
                 self.cache.keep(self.cache_keys.pop(task.key), outcome.pieces)
@@ -384,11 +400,10 @@ class _Search:
         """The task with the pieces that the cache has; None while another run evaluates the same layer."""
         if self.cache is None:
             return task
-        keys = self.cache.keys(Graph.from_json(task.graph), task.repeat, task.final)
-        if not self.cache.lease(keys.values()):
-            return None
-        self.cache_keys[task.key] = keys
-        return dataclasses.replace(task, known=self.cache.find(keys))
+        if task.key not in self.cache_keys:
+            self.cache_keys[task.key] = self.cache.keys(Graph.from_json(task.graph), task.repeat, task.final)
+        keys = self.cache_keys[task.key]
+        return dataclasses.replace(task, known=self.cache.find(keys)) if self.cache.lease(keys.values()) else None
 
     def stop(self) -> None:
         """End all workers, if there are any, and give leases back."""
@@ -409,7 +424,12 @@ def _proposal(event: Event) -> Proposal:
     return Proposal(space.from_json(event.data["genes"]), tuple(event.data["parents"]))
 
 
-def _order(config: Config, replay: Path | None) -> Order:
+def _check_data(session: Event, origin: Provenance, where: str, config: Config) -> None:
+    if session.data["digest"] != origin.digest:
+        raise RunError(f"{where} was started with other data: the files of {config.data.source} have changed")
+
+
+def _order(config: Config, replay: Path | None, origin: Provenance) -> Order:
     if config.evolution.order == "fixed":
         if replay:
             raise OptionError("--replay follows a run with evolution.order = arrival; others go the same way by seed")
@@ -420,10 +440,12 @@ def _order(config: Config, replay: Path | None) -> Order:
     known: dict[int, int] = {}
     store = Store(replay)
     try:
+        if (session := store.event("session", "0")) is None:
+            raise RunError(f"{replay} holds a run that has not begun")
+        check_same(session.data["settings"], config, str(replay))
+        _check_data(session, origin, str(replay), config)
         for event in store.events():
-            if event.kind == "session" and event.key == "0":
-                check_same(event.data["settings"], config, str(replay))
-            elif event.kind in ("asked", "candidate"):
+            if event.kind in ("asked", "candidate"):
                 known[int(event.key)] = int(event.data["known"])
                 if event.kind == "candidate" and "hash" in event.data:
                     arrived.append(int(event.key))

@@ -25,9 +25,12 @@ def mean_ranks(scores: Scores) -> np.ndarray:
     Ranks, since the losses of different networks differ in size and spread.
     """
     values = np.asarray(scores, dtype=float)
-    below = (values[:, None] > values[None]).sum(axis=1)
-    equal = (values[:, None] == values[None]).sum(axis=1)
-    return (below + (equal - 1) / 2).mean(axis=1)
+    ranks = np.empty_like(values)
+    for k, column in enumerate(values.T):
+        ordered = np.sort(column)
+        below, up_to = (np.searchsorted(ordered, column, side) for side in ("left", "right"))
+        ranks[:, k] = (below + up_to - 1) / 2
+    return ranks.mean(axis=1)
 
 
 def crowding(scores: Scores) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normforge.search.config import Stability
+from normforge.search.double_backward import FastDoubleBackward
 
 
 def gradient_ascent(
@@ -35,7 +36,8 @@ def gradient_ascent(
     weights = [p for p in model.parameters() if p.requires_grad]
     largest = 0.0
     for step in range(config.steps + 1):
-        loss = cross_entropy(model(images), labels)
+        with FastDoubleBackward():
+            loss = cross_entropy(model(images), labels)
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True, materialize_grads=True)
         squared = _squared_norm(gradients)
         norm = math.sqrt(squared.item()) if math.isfinite(squared.item()) else math.inf

@@ -92,7 +92,7 @@ class Step(NamedTuple):
     """A row of the funnel: how many ended there, how many are left, and seconds of the stage that refuses them."""
 
     fate: Fate
-    count: int
+    ended: int
     left: int
     seconds: float | None
 
@@ -209,7 +209,8 @@ def summarise(store: Store) -> Summary:
     summary.cached = sum(c.outcome.cached for c in evaluated)
     scored = [c for c in evaluated if c.outcome.fate is Fate.SCORED]
     summary.ranked = [scored[i] for i in best_first([list(c.outcome.scores.values()) for c in scored])]
-    found = reranked(store, SearchSpace(summary.config.space), summary.config.final.best)
+    top = summary.best(summary.config.final.candidates)
+    found = reranked(store, top, summary.config.final.best)
     rows = comparison(store, found, summary.config)
     summary.rows = rows if any(row.outcomes for row in rows) else []
     return summary

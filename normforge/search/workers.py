@@ -127,7 +127,7 @@ class LocalPool:
         while True:
             nearest = min((w.deadline for w in self._workers if w.task is not None), default=end)
             connections = [w.pipe for w in self._workers if not w.mute] + [w.control for w in self._workers]
-            ready = wait(connections, max(0.0, min(end, nearest) - time.monotonic()))
+            ready = set(wait(connections, max(0.0, min(end, nearest) - time.monotonic())))
             for worker in list(self._workers):
                 self._look(worker, worker.pipe in ready, worker.control in ready, ended)
             if ended or time.monotonic() >= end:

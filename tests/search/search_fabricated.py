@@ -45,7 +45,7 @@ class Fabrication:
 
     def session(self) -> None:
         count = sum(e.kind == "session" for e in [*self.store.events(), *self.events])
-        data = {"settings": dict(flat(self.config)), "digest": "0" * 32, "classes": CLASSES}
+        data = {"settings": dict(flat(self.config)), "digest": "0" * 32, "classes": CLASSES, "device": "cpu"}
         self.events.append(Event("session", str(count), self.elapsed, data))
 
     def candidate(self, fate: Fate, scores: dict[str, float] | None = None, reason: str = "", tell: bool = True) -> int:
@@ -98,10 +98,11 @@ class Fabrication:
         """Re-ranking and comparison; the second repeat of the first layer fails."""
         final = self.config.final
         self.flush()
-        for layer in results.best_distinct(results.scored(self.store, self.space), final.candidates):
+        top = results.best_distinct(results.scored(self.store, self.space), final.candidates)
+        for layer in top:
             self.events.append(Event("rerank", layer.name, self.elapsed, self.trained().to_json()))
         self.flush()
-        found = results.reranked(self.store, self.space, final.best)
+        found = results.reranked(self.store, top, final.best)
         for repeat in range(1, final.seeds + 1):
             for k, (name, _) in enumerate(results.final_layers(found, final.baselines)):
                 outcome = self.trained(fails=(k, repeat) == (0, 2))

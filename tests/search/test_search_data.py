@@ -17,7 +17,7 @@ from normforge.search.streams import stream
 
 pytest.importorskip("torchvision")
 
-FRACTALS = "PINNED"
+FRACTALS = "1330d320f95a760f5efaf36dc8f37f9e"
 SMALL = {"size": 8, "classes": 5, "train": 100, "held_out": 50}
 
 

@@ -20,7 +20,7 @@ def progress(*scores: tuple[float, ...]) -> Progress:
 
 
 def test_the_display_tells_fates_front_and_pace():
-    p = progress((1.0, 3.0), (3.0, 1.0), (2.0, 2.0), (2.0, 2.0), (4.0, 4.0))
+    p = progress((2.0, 2.0), (2.0, 2.0), (1.0, 3.0), (3.0, 1.0), (4.0, 4.0))
     assert len(leaders(p)) == 3 and len(p.leaders) == 4  # equal scores are shown once
     console = Console(file=StringIO(), width=200, force_terminal=True, color_system=None)
     with Display(console, p) as display:
@@ -28,7 +28,7 @@ def test_the_display_tells_fates_front_and_pace():
     text = printed(console)
     assert "99 layers, 60 evaluated, 1800 an hour, 8:00 left" in text
     assert "memory" in text and "timeout" not in text and "stopped at the memory limit" in text
-    for k, scores in enumerate(((1.0, 3.0), (3.0, 1.0), (2.0, 2.0))):
+    for k, scores in ((0, (2.0, 2.0)), (2, (1.0, 3.0)), (3, (3.0, 1.0))):
         assert f"#{k}: resnet {scores[0]:.3f}, mobilenet {scores[1]:.3f}: x * {k} [bold]" in text
 
 

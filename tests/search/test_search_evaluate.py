@@ -8,6 +8,7 @@ from normforge.ir import layers, parse
 from normforge.search.config import Config, Recipe, Stability, load
 from normforge.search.config import Data as DataConfig
 from normforge.search.data import load_data
+from normforge.search.double_backward import FastDoubleBackward
 from normforge.search.evaluate import Evaluation, run_task
 from normforge.search.funnel import Fate
 from normforge.search.networks import build, compiled
@@ -100,7 +101,7 @@ def test_vectors_do_not_decay():
         assert decay[id(p)] == (1e-2 if p.ndim > 1 else 0)
 
 
-@pytest.mark.parametrize("setting", [{"layout": "nhwc"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("setting", [{"layout": "nchw"}, {"dtype": "bfloat16"}])
 def test_layout_and_dtype_change_speed_not_meaning(setting):
     plain, other = training("gn-silu"), training("gn-silu", QUICK.recipe.model_copy(update=setting))
     plain.advance(2)
@@ -109,7 +110,7 @@ def test_layout_and_dtype_change_speed_not_meaning(setting):
     (loss, _), (again, _) = (evaluate(t.model, data, t.recipe) for t in (plain, other))
     if "layout" in setting:
         assert loss == pytest.approx(again, rel=1e-4)
-        assert other.model.stages[0].blocks[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+        assert plain.model.stages[0].blocks[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     else:
         assert loss != again and loss == pytest.approx(again, rel=0.05)  # eight bits of mantissa
 
@@ -132,6 +133,22 @@ def test_the_attack_climbs():
     assert stable and raw == pytest.approx(start)
     largest, steps, stable = gradient_ascent(network("bn-relu"), *batch, Stability(steps=5, threshold=start * 1.001))
     assert not stable and 0 < steps <= 5 and largest > start
+
+
+@pytest.mark.parametrize(
+    ("weight", "options"),
+    [((4, 1, 3, 3), {"groups": 4, "stride": 2, "padding": 1}), ((8, 2, 3, 3), {"groups": 2, "dilation": (1, 2)})],
+)
+def test_grouped_convolutions_are_differentiated_twice_as_they_are(weight, options):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 5, 5), weight, weight[:1])
+    x, w, b = (torch.randn(s, generator=generator, dtype=torch.double).requires_grad_() for s in shapes)
+    with FastDoubleBackward():
+        assert torch.autograd.gradcheck(lambda *a: nn.functional.conv2d(*a, **options), (x, w, b))
+        assert torch.autograd.gradgradcheck(lambda *a: nn.functional.conv2d(*a, **options), (x, w, b))
+        assert type(nn.functional.conv2d(x, w, **options).grad_fn).__name__ == "_ConvolutionBackward"
+        ours = nn.functional.conv2d(x, w, b, **options)
+    torch.testing.assert_close(ours, nn.functional.conv2d(x, w, b, **options))
 
 
 def test_a_good_layer_is_scored_the_same_each_time_on_every_network():

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from run_tools import FAULTY, TINY, contents, events, quiet, start, wait_for_candidates
@@ -10,9 +11,11 @@ from normforge.errors import OptionError, RunError
 from normforge.ir import parse
 from normforge.search.cache import EvaluationCache
 from normforge.search.config import load
+from normforge.search.provenance import Provenance
 from normforge.search.runner import run
 from normforge.search.store import Store
 
+HERE = Provenance("data", 10, "cpu", "machine", "code")
 ARRIVAL = "evolution.order=arrival"
 SHORT = [*TINY, "budget.candidates=100", "final.candidates=1"]
 
@@ -81,8 +84,8 @@ def test_runs_share_evaluations_and_come_out_the_same(tmp_path):
 
 
 def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
-    config = load("demo", ["cache.lease=0.5"])
-    one, other = (EvaluationCache(tmp_path / "c.db", config, "data", "cpu") for _ in range(2))
+    config = load("demo", ["cache.lease=0.5", "workers.time_limit=0.5"])
+    one, other = (EvaluationCache(tmp_path / "c.db", config, HERE) for _ in range(2))
     keys = one.keys(parse("bn-relu"), 0, False)
     assert one.lease(keys.values()) and one.lease(keys.values())
     assert not other.lease(keys.values())
@@ -98,8 +101,8 @@ def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
 
 
 def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
-    def key(*settings, layer="bn-relu", digest="data", device="cpu", repeat=0):
-        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), digest, device)
+    def key(*settings, layer="bn-relu", repeat=0, **changed):
+        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), replace(HERE, **changed))
         try:
             return cache.keys(parse(layer), repeat, False)["resnet"]
         finally:
@@ -109,7 +112,8 @@ def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
     assert len(set(same)) == 1
     changed = [
         key("recipe.seed=1"), key("networks.resnet.depths=1"), key("stability.steps=3"), key("data.seed=1"),
-        key(layer="gn-relu"), key(digest="other"), key(device="cuda"), key(repeat=1),
+        key(layer="gn-relu"), key(repeat=1),
+        key(digest="other"), key(device="cuda"), key(machine="other"), key(code="other"),
     ]  # fmt: skip
     assert len({*changed, same[0]}) == len(changed) + 1
 
@@ -117,4 +121,4 @@ def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
 def test_a_file_that_is_no_cache(tmp_path):
     (tmp_path / "c.db").write_bytes(b"no database" * 100)
     with pytest.raises(RunError, match=r"cache\.file"):
-        EvaluationCache(tmp_path / "c.db", load("demo"), "data", "cpu")
+        EvaluationCache(tmp_path / "c.db", load("demo"), HERE)

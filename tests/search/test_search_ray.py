@@ -98,3 +98,11 @@ def test_clusters_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OptionError, match=r"pip install 'normforge\[ray\]'"):
         open_pool("search_faults:by_key", workers(on="ray"))
+
+
+@pytest.mark.slow
+def test_without_a_cluster_one_is_started(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with opened(time_limit=5) as pool:
+        assert drain(pool, ["a", "exit"])["a"].fate is Fate.SCORED

@@ -104,7 +104,7 @@ def test_the_page_needs_nothing_from_outside(run):
     (policy,) = [v for _, name, v in page.attributes if name == "content" and "default-src" in v]
     assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("script-src")[1]
     ids = [v for _, name, v in page.attributes if name == "id"]
-    local = {v[1:] for _, name, v in page.attributes if name == "xlink:href"}
+    local = {v[1:] for _, name, v in page.attributes if name == "xlink:href"} | set(re.findall(r"url\(#(.*?)\)", text))
     assert local and local <= set(ids)
 
 

@@ -139,9 +139,9 @@ def test_a_kill_from_outside_is_not_the_tasks_fault(pool: LocalPool, file: Path,
     assert eventually(lambda: bool(pool.collect(0.05) or pids(file)))
     [worker] = pids(file)
     os.kill(worker if of == "worker" else psutil.Process(worker).ppid(), signal.SIGKILL)
+    assert eventually(lambda: not alive([worker]), 2)
     [(_, outcome)] = pool.collect(20)
     assert outcome.fate is Fate.SCORED and len(pids(file)) == 2
-    assert not alive([worker])
 
 
 def test_killed_twice_is_recorded(pool: LocalPool):

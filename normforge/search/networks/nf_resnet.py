@@ -42,7 +42,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
             channels = out
     head = ClassifierHead(channels, classes)
     model = nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), norm=Place(channels), head=head))
-    for name, module in model.named_modules():  # as timm starts its NFNets
+    for module in model.modules():  # as timm starts its NFNets
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
             nn.init.zeros_(module.bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import BatchNormAct2d, create_conv2d
+from timm.layers import BatchNormAct2d, create_conv2d, make_divisible
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
@@ -10,15 +10,15 @@ from normforge.search.config import ResNet
 
 
 def stages(width: float, count: int) -> tuple[int, ...]:
-    """Output channels of each stage: 256, 512, ... times the width, as ResNet-50 has them."""
-    return tuple(round(256 * 2**i * width) for i in range(count))
+    """Output channels of each stage: 256, 512, ... as in ResNet-50, times the width, in multiples of 8."""
+    return tuple(make_divisible(round(256 * 2**i * width)) for i in range(count))
 
 
 def resnet(config: ResNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
     """timm's ResNetV2 with its own norm-acts: three places a block and one before the head.
 
     Args:
-        config: width and depths; timm rounds channels to multiples of 8.
+        config: width and depths.
         in_channels: of the images.
         classes: of the logits.
         size: of an image's side, which does not matter here.
