@@ -76,17 +76,19 @@ class ResNet(_Section):
 
 
 class MobileNet(_Section):
-    """MobileNetV2."""
+    """MobileNetV2; 0.5, 1 and 7 are the paper's."""
 
     width: float = Field(default=0.25, gt=0, le=4)
     depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 3, 4, 3, 3, 1 blocks, rounded up")
+    stages: int = Field(default=4, ge=2, le=7, description="of those seven, the first")
 
 
 class EfficientNet(_Section):
-    """EfficientNet-B0."""
+    """EfficientNet-B0; 0.5, 1 and 7 are the paper's."""
 
     width: float = Field(default=0.25, gt=0, le=4)
     depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 2, 3, 3, 4, 1 blocks, rounded up")
+    stages: int = Field(default=4, ge=2, le=7, description="of those seven, the first")
 
 
 class NFResNet(_Section):
@@ -252,8 +254,8 @@ _PAPER: dict[str, Any] = {
     "networks": _THREE
     | {
         "resnet": {"width": 0.25, "depths": [3, 4, 6, 3]},
-        "mobilenet": {"width": 0.5, "depth": 1.0},
-        "efficientnet": {"width": 0.5, "depth": 1.0},
+        "mobilenet": {"width": 0.5, "depth": 1.0, "stages": 7},
+        "efficientnet": {"width": 0.5, "depth": 1.0, "stages": 7},
     },
     "data": {"source": "cifar10:data", "crop": 24, "flip": True},
     "final": {"longer": 4.0},

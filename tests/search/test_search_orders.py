@@ -17,7 +17,7 @@ from normforge.search.store import Store
 
 HERE = Provenance("data", 10, "cpu", "machine", "code")
 ARRIVAL = "evolution.order=arrival"
-SHORT = [*TINY, "budget.candidates=100", "final.candidates=1"]
+SHORT = [*TINY, "budget.candidates=60", "final.candidates=1"]
 
 
 def candidates(directory, part=events):

@@ -36,8 +36,10 @@ class Arrays:
     def data(self) -> Data:
         """The four parts, scaled by the mean and deviation that each channel has in the training images."""
         scale = [_mean_and_deviation(self.images[self.split[0], c]) for c in range(self.images.shape[1])]
-        parts = (Part(self._scaled(part, scale), torch.from_numpy(self.labels[part])) for part in self.split)
-        return Data(*parts, classes=self.classes, digest=self._digest())
+        train, validation, holdout, test = (
+            Part(self._scaled(part, scale), torch.from_numpy(self.labels[part])) for part in self.split
+        )
+        return Data(train, validation, holdout, test, self.classes, self._digest())
 
     def _scaled(self, part: np.ndarray, scale: list[tuple[float, float]]) -> torch.Tensor:
         scaled = np.empty((len(part), *self.images.shape[1:]), np.float32)

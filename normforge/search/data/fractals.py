@@ -26,8 +26,8 @@ from normforge.search.streams import stream
 VERSION = 1
 """Of the generator; a change of any image is a new version."""
 
-# At difficulty 1. Of twenty settings tried these tell layers apart best: turning parts bn-relu from evonorm-s0, systems
-# that fill much of their square part both from layers without batch moments; more noise only adds to the spread of seeds.
+# At difficulty 1. Of nineteen settings tried these tell layers apart best: turning parts bn-relu from evonorm-s0, and
+# systems that fill much of their square part both from the rest, where more noise parts the seeds of a layer too.
 _JITTER, _TURN, _NOISE = 0.15, 3.0, 0.15
 _MAPS = 6  # at most
 _COEFFICIENTS = 6 * _MAPS

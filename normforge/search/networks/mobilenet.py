@@ -50,7 +50,7 @@ def inverted_residuals(
 
     Args:
         stages: in timm's text form, with the strides for 224×224 images.
-        config: width of all stages, stem and head, in multiples of 8 channels; depth of each stage.
+        config: width of all stages, stem and head, in multiples of 8 channels; depth of each stage; number of stages.
         in_channels: of the images.
         classes: of the logits.
         size: of an image's side in pixels, by which strides are left out.
@@ -60,7 +60,7 @@ def inverted_residuals(
         A module from images (N, in_channels, size, size) to logits (N, classes).
     """
     rounded = partial(round_channels, multiplier=config.width)
-    blocks = decode_arch_def([[stage] for stage in stages], config.depth)
+    blocks = decode_arch_def([[stage] for stage in stages[: config.stages]], config.depth)
     stem_stride = adapt(blocks, size)
     model = TimmEfficientNet(
         blocks,
@@ -74,6 +74,9 @@ def inverted_residuals(
         act_layer=nn.SiLU,  # what remains of it is inside EfficientNet's squeeze-and-excitation
     )
     model.conv_stem.stride = (stem_stride, stem_stride)
+    # timm's range, 1/√classes, is meant for 1000 of them: with 10 the first logits are so large that GroupNorm-ReLU and
+    # the EvoNorms fail at the usual learning rate of 0.1. As in timm's ResNet:
+    nn.init.normal_(model.classifier.weight, 0.0, 0.01)
     return model
 
 
@@ -85,7 +88,10 @@ def adapt(stages: list[list[dict[str, Any]]], size: int) -> int:
         size: of an image's side in pixels.
     """
     halvings = max(0, math.ceil(math.log2(size / 4)))  # down to a map of 4×4, 3×3 at least
-    strided = STRIDED[min(halvings, len(STRIDED) - 1)]
+    wanted = STRIDED[min(halvings, len(STRIDED) - 1)]
+    strided = {i for i in wanted if i < len(stages)}
+    # Where the later stages are left out, the earlier ones halve in their place.
+    strided |= set([i for i in range(1, len(stages)) if i not in strided][: len(wanted) - len(strided)])
     stem_stride = 2 if halvings >= len(STRIDED) else 1
     side = math.ceil(size / stem_stride)
     for i, stage in enumerate(stages):
