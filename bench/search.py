@@ -1,7 +1,7 @@
 """How fast is the search? Candidates an hour against eager layers and a plain PyTorch loop; the front end; the store.
 
-    python bench/search.py                 # about ten minutes on one core
-    python bench/search.py --candidates 60 --networks resnet,mobilenet,efficientnet --data fractals
+    python bench/search.py                 # about half an hour on one core
+    python bench/search.py --settings digits --candidates 60
 
 Candidates: the first random layers that are neither degenerate nor duplicates, as a search meets them, and the
 named layers that a search would find, each evaluated in turn by
@@ -11,8 +11,10 @@ named layers that a search would find, each evaluated in turn by
 - plain: what one would write without it: every layer trained to the end in a loop over a DataLoader, its formula
   written in torch, no stage that refuses.
 
-All three train the same network on the same images for the same steps, on one thread, and take turns candidate by
-candidate. The first evaluation of a layer includes its compilation. Order within a turn rotates.
+All three train the same networks on the same images for the same steps, on one thread, and take turns candidate by
+candidate. The first evaluation of a layer includes its compilation. Order within a turn rotates. There are two
+settings: `digits`, the demo's one network on 8x8 images; and `proxy`, three networks on 32x32 images as in the paper,
+with fewer steps, so that compilation weighs more than it would in a search.
 
 The front end draws, mutates, checks, hashes and stores without training; parents have random scores. The store then
 takes a million events of the size that the front end writes, one transaction each.
@@ -56,6 +58,13 @@ from normforge.search.streams import stream, torch_seed
 from normforge.search.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "search.json"
+SETTINGS = {
+    "digits": [],
+    "proxy": [
+        "data.source=fractals", "data.fractals.size=32", "networks.use=resnet,mobilenet,efficientnet",
+        "recipe.steps=60", "quality.steps=30", "stability.steps=30", "quality.threshold=1.5",
+    ],
+}  # fmt: skip
 NAMED = ("bn-relu", "evonorm-b0", "evonorm-s0", "gn-silu")
 WINDOW = 100_000  # stored events between two looks at the clock
 
@@ -205,29 +214,26 @@ def store_events(count: int, examples: list[dict[str, Any]], directory: Path) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=40, help="random ones")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--networks", default="resnet")
+    parser.add_argument("--candidates", type=int, default=12, help="random ones, in each setting")
+    parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--front-end", type=int, default=3000, help="candidates")
     parser.add_argument("--events", type=int, default=1_000_000, help=f"at least {WINDOW}")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = load("demo", [f"data.source={args.data}", f"networks.use={args.networks}"])
     options = {k: str(v) for k, v in vars(args).items() if k != "output"}
-    report: dict[str, Any] = {
-        "machine": machine(),
-        "options": options,
-        "throughput": throughput(config, args.candidates),
-    }
-    with tempfile.TemporaryDirectory() as name:
-        report["front end"], examples = front_end(config, args.front_end, Path(name) / "front")
-        report["store"] = store_events(args.events, examples, Path(name) / "store")
+    report: dict[str, Any] = {"machine": machine(), "options": options, "throughput": {}}
+    for name in args.settings.split(","):
+        report["throughput"][name] = found = throughput(load("demo", SETTINGS[name]), args.candidates)
+        for label in ("random candidates", "named layers"):
+            print(f"{name}, {label}: {found[label]}")
+        for way, seconds in found["stages"].items():
+            print(f"{name}, seconds by stage, {way}: { ({k: round(v, 1) for k, v in seconds.items()}) }", flush=True)
+        write(args.output, report)
+    with tempfile.TemporaryDirectory() as directory:
+        report["front end"], examples = front_end(load("demo"), args.front_end, Path(directory) / "front")
+        report["store"] = store_events(args.events, examples, Path(directory) / "store")
     write(args.output, report)
-    for label in ("random candidates", "named layers"):
-        print(f"{label}: {report['throughput'][label]}")
-    for what, seconds in report["throughput"]["stages"].items():
-        print(f"seconds by stage, {what}: { ({k: round(v, 1) for k, v in seconds.items()}) }")
     for part in ("front end", "store"):
         print(f"{part}: {report[part]}")
     return 0

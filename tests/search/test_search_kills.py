@@ -39,6 +39,12 @@ def workers_of(process) -> list[psutil.Process]:
     return [p for p in found if "guard.py" in cmdline(p)]
 
 
+def wait(process, seconds: float, until=lambda process: False) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None and not until(process):
+        time.sleep(0.01)
+
+
 def cmdline(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
@@ -55,17 +61,17 @@ def test_fifty_kills(tmp_path):
     while sum(killed.values()) < KILLS:
         before = contents(directory) if (directory / FILE).exists() else {}
         process = start(directory, *LONG)
-        end = time.monotonic() + rng.uniform(0.0, 6.0)  # from the imports up to the middle of training
-        while time.monotonic() < end and process.poll() is None:
-            time.sleep(0.01)
+        with_worker = rng.random() < 0.5
+        if with_worker:  # wherever the first worker is by then: imports, compilation, training
+            wait(process, 60.0, workers_of)
+        wait(process, rng.uniform(0.0, 8.0))
         if process.poll() is not None:
             break  # it has finished: fewer kills than asked for fail below
-        victims = workers_of(process)
-        if victims and rng.random() < 0.5:
+        if with_worker and (victims := workers_of(process)):
             with suppress(psutil.NoSuchProcess):
                 rng.choice(victims).kill()
                 killed["worker"] += 1
-            time.sleep(rng.uniform(0.0, 3.0))
+            wait(process, rng.uniform(0.0, 4.0))
         process.send_signal(signal.SIGKILL)
         killed["main"] += 1
         process.wait(30)

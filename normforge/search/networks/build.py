@@ -13,6 +13,7 @@ from normforge.search.networks.efficientnet import efficientnet
 from normforge.search.networks.mobilenet import mobilenet
 from normforge.search.networks.nf_resnet import nf_resnet
 from normforge.search.networks.places import LayerFactory, put
+from normforge.search.networks.pointwise import use_products
 from normforge.search.networks.resnet import resnet
 from normforge.search.networks.vit import vit
 
@@ -65,4 +66,5 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BUILDERS[name](getattr(config, name), in_channels=in_channels, classes=classes, size=size)
+        use_products(model)
         return put(model, layer)

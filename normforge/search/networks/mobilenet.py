@@ -35,13 +35,7 @@ def mobilenet(config: MobileNet, *, in_channels: int, classes: int, size: int) -
 
 
 def inverted_residuals(
-    stages: tuple[str, ...],
-    config: MobileNet | EfficientNet,
-    *,
-    in_channels: int,
-    classes: int,
-    size: int,
-    se_layer: type[nn.Module] | None = None,
+    stages: tuple[str, ...], config: MobileNet | EfficientNet, *, in_channels: int, classes: int, size: int
 ) -> nn.Module:
     """A stem, inverted residuals and a 1×1 head by timm's builder, with timm's norm-acts and initial weights.
 
@@ -54,7 +48,6 @@ def inverted_residuals(
         in_channels: of the images.
         classes: of the logits.
         size: of an image's side in pixels, by which strides are left out.
-        se_layer: squeeze-and-excitation of the stages that have one; None is timm's.
 
     Returns:
         A module from images (N, in_channels, size, size) to logits (N, classes).
@@ -70,7 +63,6 @@ def inverted_residuals(
         num_features=rounded(1280),
         round_chs_fn=rounded,
         norm_layer=BatchNormAct2d,
-        se_layer=se_layer,
         act_layer=nn.SiLU,  # what remains of it is inside EfficientNet's squeeze-and-excitation
     )
     model.conv_stem.stride = (stem_stride, stem_stride)

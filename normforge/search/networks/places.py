@@ -31,7 +31,7 @@ class Affine(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Like x."""
-        return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class Place(nn.Module):
