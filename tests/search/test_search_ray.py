@@ -50,6 +50,7 @@ def opened(time_limit: float) -> Iterator[WorkerPool]:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.slow  # its limits of seconds need a machine that is not busy otherwise
 def test_tasks_end_as_they_do_without_ray(cluster: Cluster, tmp_path: Path):
     file = tmp_path / "pids"
     with opened(time_limit=5) as pool:
