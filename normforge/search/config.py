@@ -105,7 +105,7 @@ class ViT(_Section):
     dim: int = Field(default=48, ge=8)
     depth: int = Field(default=3, ge=1)
     heads: int = Field(default=3, ge=1)
-    patch: int = Field(default=2, ge=1, description="pixels of a patch's side")
+    patch: int = Field(default=4, ge=1, description="pixels of a patch's side")
 
 
 NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit")
