@@ -104,3 +104,14 @@ def test_a_directory_that_cannot_be_a_run(tmp_path):
     (tmp_path / "damaged" / FILE).write_bytes(b"no database" * 100)
     with pytest.raises(RunError, match="cannot be read"):
         run(Config(), tmp_path / "damaged", quiet())
+
+
+def test_bad_trainings_are_stopped_halfway(tmp_path):
+    settings = ["early.keep=0.5", "early.least=2", "recipe.steps=4", "quality.steps=1", "budget.candidates=200"]
+    assert run(load("demo", [*TINY, *settings]), tmp_path / "run", quiet())
+    found = contents(tmp_path / "run")
+    evaluated = [data for (kind, _), data in found.items() if kind == "candidate" and data.get("halfway")]
+    stopped = [data for data in evaluated if data["fate"] == "early"]
+    assert stopped and all("not among the best 50%" in data["reason"] for data in stopped)
+    scored = sorted(data["halfway"]["resnet"] for data in evaluated if data["fate"] == "scored")
+    assert all(data["halfway"]["resnet"] > scored[0] for data in stopped)
