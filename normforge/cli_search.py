@@ -38,7 +38,7 @@ def search(
     ] = None,
 ) -> None:
     """Search for layers, then train the best beside known ones; the same command resumes a run."""
-    from normforge.search.report import report
+    from normforge.search.reports.report import report
     from normforge.search.runner import run
 
     settings = _settings(config, preset, seed, workers, budget_minutes, override)
@@ -99,8 +99,8 @@ def report(
     optuna: Annotated[str | None, typer.Option(help="Write an Optuna study to this storage, sqlite:///FILE.")] = None,
 ) -> None:
     """Print the table of a run again, and write its plots and report.html, finished or not."""
-    from normforge.search.exports import to_optuna, to_tensorboard
-    from normforge.search.report import report
+    from normforge.search.reports.exports import to_optuna, to_tensorboard
+    from normforge.search.reports.report import report
 
     console = Console()
     report(run, console)
@@ -114,6 +114,6 @@ def show(
     reference: Annotated[str, typer.Argument(metavar="RUN[#N]", help="runs/demo#17, runs/demo#best, or a run.")],
 ) -> None:
     """Print what became of a candidate and where it came from; or the best ten of a run."""
-    from normforge.search.lineage import show as print_candidate
+    from normforge.search.reports.lineage import show as print_candidate
 
     print_candidate(reference, Console())

@@ -7,8 +7,8 @@ import pytest
 from search_fabricated import THREE, chain_of_three, finished, stored
 
 from normforge.errors import OptionError, RunError
-from normforge.search.exports import to_optuna, to_tensorboard
-from normforge.search.plots import best_so_far
+from normforge.search.reports.exports import to_optuna, to_tensorboard
+from normforge.search.reports.plots import best_so_far
 
 
 @pytest.fixture(scope="module", params=[1, 3])

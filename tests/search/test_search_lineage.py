@@ -8,10 +8,10 @@ from search_fabricated import THREE, Fabrication, chain_of_three, finished, prin
 from normforge.errors import RunError, UnknownNameError
 from normforge.ir.layers import parse
 from normforge.passes import simplify
-from normforge.search import lineage
 from normforge.search.config import load
+from normforge.search.reports import lineage
+from normforge.search.reports.summary import summary_of
 from normforge.search.store import Store
-from normforge.search.summary import summary_of
 
 
 @pytest.fixture(scope="module", params=[1, 3])

@@ -10,12 +10,12 @@ import search_fabricated as fabricated
 from search_fabricated import HOSTILE, THREE, Fabrication, printed, quiet, stored
 
 from normforge.errors import RunError
-from normforge.search import html, plots
 from normforge.search.config import load
 from normforge.search.funnel import Fate, Outcome
-from normforge.search.report import report
+from normforge.search.reports import html_page, plots
+from normforge.search.reports.report import report
+from normforge.search.reports.summary import plus_minus, summary_of
 from normforge.search.store import Store
-from normforge.search.summary import plus_minus, summary_of
 
 NETWORKS = {"one": ["resnet"], "three": ["resnet", "mobilenet", "efficientnet"]}
 
@@ -84,14 +84,14 @@ class Page(HTMLParser):
 
 
 def page_of(directory: Path) -> Page:
-    return Page((directory / html.FILE).read_text())
+    return Page((directory / html_page.FILE).read_text())
 
 
 # -- the page
 
 
 def test_the_page_needs_nothing_from_outside(run):
-    text = (run / html.FILE).read_text()
+    text = (run / html_page.FILE).read_text()
     page = Page(text)
     assert not page.tags.keys() & {"img", "link", "iframe", "object", "embed", "base"}
     assert "<metadata" not in text and "<!DOCTYPE svg" not in text
@@ -109,7 +109,7 @@ def test_the_page_needs_nothing_from_outside(run):
 
 
 def test_scripts_and_hostile_text_stay_apart(run):
-    text = (run / html.FILE).read_text()
+    text = (run / html_page.FILE).read_text()
     page = Page(text)
     assert len(page.scripts) == 2  # the data, and ours
     assert "onerror" not in page.scripts[1] and "<img" not in text
@@ -126,7 +126,7 @@ def test_hostile_names_and_formulas_are_escaped(tmp_path):
     made.events[-1] = event._replace(data={**event.data, "formula": f"x {HOSTILE}"})
     made.close()
     summary = summary_of(directory)
-    page = Page(html.render(summary))
+    page = Page(html_page.render(summary))
     assert page.tags["b"] == page.tags["img"] == 0 and len(page.scripts) == 2
     (candidate,) = json.loads(page.scripts[0])["candidates"]
     assert candidate["index"] == index and candidate["formula"] == f"x {HOSTILE}"
@@ -207,16 +207,16 @@ def test_the_front_is_what_nothing_beats(runs):
 def test_a_large_run_is_cut_to_the_best_the_latest_and_their_ancestors(runs):
     summary = summary_of(runs["three"])
     by_index = {c.index: c for c in summary.evaluated}
-    assert [c.index for c in html.embedded(summary)] == sorted(by_index)
+    assert [c.index for c in html_page.embedded(summary)] == sorted(by_index)
     for cap in (12, 25):
-        kept = {c.index for c in html.embedded(summary, cap)}
+        kept = {c.index for c in html_page.embedded(summary, cap)}
         assert cap - 6 < len(kept) <= cap
         assert {summary.ranked[0].index, summary.evaluated[-1].index} <= kept
         for index in kept:  # back to a fresh layer
             parents = by_index[index].parents
             assert not parents or parents[0] in kept
     summary = summary_of(runs["one"])
-    text = html.render(summary, 12)
+    text = html_page.render(summary, 12)
     assert f"of {len(summary.evaluated)} evaluated candidates" in text
     assert len(json.loads(Page(text).scripts[0])["candidates"]) <= 12
 
@@ -231,7 +231,7 @@ def test_a_run_that_has_just_begun(tmp_path, fates):
     report(tmp_path / "run", console)
     assert f"{len(fates)} layers drawn" in printed(console)
     assert ("No layer came through" in printed(console)) == (Fate.SCORED not in fates)
-    assert "Not compared" in (tmp_path / "run" / html.FILE).read_text()
+    assert "Not compared" in (tmp_path / "run" / html_page.FILE).read_text()
 
 
 def test_without_a_page_and_without_a_run(tmp_path, runs):
@@ -242,7 +242,7 @@ def test_without_a_page_and_without_a_run(tmp_path, runs):
     made = Fabrication(tmp_path / "bare", load("demo"))
     made.close()
     report(tmp_path / "bare", quiet(), html=False)
-    assert not (tmp_path / "bare" / html.FILE).exists() and (tmp_path / "bare" / "search.png").exists()
+    assert not (tmp_path / "bare" / html_page.FILE).exists() and (tmp_path / "bare" / "search.png").exists()
     Store(tmp_path / "unbegun", write=True).close()
     with pytest.raises(RunError, match="has not begun"):
         report(tmp_path / "unbegun", quiet())

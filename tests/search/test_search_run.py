@@ -8,7 +8,7 @@ from run_tools import FAULTY, TINY, contents, quiet, start, wait_for_candidates
 from normforge.errors import RunError, UnknownNameError
 from normforge.search import results
 from normforge.search.config import Config, load
-from normforge.search.report import report
+from normforge.search.reports.report import report
 from normforge.search.runner import run
 from normforge.search.space import PAPER
 from normforge.search.store import FILE, Store

@@ -16,12 +16,12 @@ from typing import Any
 
 from normforge import __version__
 from normforge.errors import RunError
-from normforge.search import plots
 from normforge.search.config import Config, flat
 from normforge.search.display import MEANING, clock, short
 from normforge.search.funnel import Fate, formula
-from normforge.search.lineage import ancestry, changes, gene_changes, origin
-from normforge.search.summary import Candidate, Summary, plus_minus
+from normforge.search.reports import plots
+from normforge.search.reports.lineage import ancestry, changes, gene_changes, origin
+from normforge.search.reports.summary import Candidate, Summary, plus_minus
 
 FILE = "report.html"
 CAP = 5000  # candidates in the page
@@ -47,7 +47,7 @@ def render(summary: Summary, cap: int = CAP) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("normforge.search")
+    loader = PackageLoader("normforge.search.reports")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -18,9 +18,9 @@ from normforge.search import results
 from normforge.search.config import Config
 from normforge.search.display import MEANING, clock, plain, say, short
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula
+from normforge.search.reports.summary import Candidate, read, summarise
 from normforge.search.space import INITIAL, Gene, Genotype, SearchSpace
 from normforge.search.store import Store
-from normforge.search.summary import Candidate, read, summarise
 
 BEST = 10
 _WORDS = re.compile(r"\w+(?:\.\w+)?(?:\[[^\]]*\])?\s*|.\s*", re.DOTALL)

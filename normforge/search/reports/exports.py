@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from normforge.errors import OptionError, RunError
 from normforge.search.funnel import Fate
+from normforge.search.reports.summary import Candidate, Summary, read, summarise
 from normforge.search.space import INITIAL, SearchSpace
 from normforge.search.store import Store
-from normforge.search.summary import Candidate, Summary, read, summarise
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

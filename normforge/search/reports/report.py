@@ -11,7 +11,7 @@ from rich.text import Text
 
 from normforge.search.display import clock, plain, say, short
 from normforge.search.funnel import Fate
-from normforge.search.summary import Summary, plus_minus, summary_of
+from normforge.search.reports.summary import Summary, plus_minus, summary_of
 
 PLOT = "search.png"
 _FRONT = 10
@@ -29,8 +29,8 @@ def report(directory: Path, console: Console, *, html: bool = True) -> None:
     Raises:
         RunError: the directory holds no readable run, or cannot be written to.
     """
-    from normforge.search import html as page
-    from normforge.search.plots import picture
+    from normforge.search.reports import html_page
+    from normforge.search.reports.plots import picture
 
     summary = summary_of(directory)
     _print_funnel(console, summary)
@@ -43,8 +43,8 @@ def report(directory: Path, console: Console, *, html: bool = True) -> None:
     picture(summary, directory / PLOT)
     say(console, f"Plot: {directory / PLOT}")
     if html:
-        page.write(summary, directory / page.FILE)
-        say(console, f"Page: {directory / page.FILE}")
+        html_page.write(summary, directory / html_page.FILE)
+        say(console, f"Page: {directory / html_page.FILE}")
 
 
 def _print_funnel(console: Console, summary: Summary) -> None:
@@ -78,7 +78,9 @@ def _print_best(console: Console, summary: Summary) -> None:
         say(console, text if summary.rows else f"{text}\nNot compared with known layers yet.")
         return
     front = summary.front
-    title = f"Pareto front: {len(front)} layers" + (f", the best {_FRONT} by mean rank" if len(front) > _FRONT else "")
+    title = f"Pareto front: {len(front)} layer{'' if len(front) == 1 else 's'}" + (
+        f", the best {_FRONT} by mean rank" if len(front) > _FRONT else ""
+    )
     table = Table("layer", *summary.objectives, "formula", title=title, title_justify="left")
     for member, _ in front[:_FRONT]:
         scores = (f"{s:.3f}" for s in member.outcome.scores.values())

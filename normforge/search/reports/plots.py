@@ -14,7 +14,7 @@ import numpy as np
 
 from normforge.errors import RunError
 from normforge.search.funnel import Fate
-from normforge.search.summary import Summary
+from normforge.search.reports.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

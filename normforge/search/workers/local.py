@@ -72,7 +72,7 @@ def open_pool(work: str, config: Workers) -> WorkerPool:
     if config.on == "local":
         return LocalPool(work, config)
     if config.on == "ray" or re.fullmatch(r"ray://[^\s/]+:\d+", config.on):
-        from normforge.search.ray_workers import RayPool
+        from normforge.search.workers.ray_pool import RayPool
 
         return RayPool(work, config)
     raise OptionError(f"workers.on = {config.on!r} is no place to work: write local, ray or ray://HOST:PORT")
