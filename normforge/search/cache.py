@@ -26,10 +26,10 @@ from normforge.errors import RunError
 from normforge.ir.graph import Graph
 from normforge.search.config import Config
 from normforge.search.provenance import Provenance
+from normforge.search.sqlite import BUSY_SECONDS, transaction
 from normforge.search.tasks import Piece
 
 SCHEMA = 1
-_BUSY_SECONDS = 60.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pieces (key TEXT, stage TEXT, time REAL, data TEXT, PRIMARY KEY (key, stage)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT, expires REAL) WITHOUT ROWID;
@@ -59,7 +59,7 @@ class EvaluationCache:
         except OSError as e:
             raise RunError(f"the cache {path} cannot be used ({e}): give another cache.file") from None
         with self._usable():
-            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -79,14 +79,8 @@ class EvaluationCache:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._usable():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._usable(), transaction(self._db):
+            yield
 
     def keys(self, graph: Graph, repeat: int, final: bool) -> dict[str, str]:
         """The key of a layer's evaluation on each network of the run."""

@@ -1,7 +1,6 @@
 """The store: everything that happened in a run, as append-only events in one SQLite file.
 
-Any number of processes may write. WAL lets readers go on meanwhile; BEGIN IMMEDIATE takes the write lock at the
-start, since a transaction that turns from reading to writing fails at once when another has written in between.
+Any number of processes may write; WAL lets readers go on meanwhile.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from normforge.errors import RunError
+from normforge.search.sqlite import BUSY_SECONDS, transaction
 
 SCHEMA = 2
 FILE = "search.db"
-_BUSY_SECONDS = 60.0
 
 _TABLES = """
 CREATE TABLE events (
@@ -64,7 +63,7 @@ class Store:
                 raise RunError(f"{directory} holds no search run: give the --out directory of one")
             mode = "rwc" if write else "ro"
             self._db = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
+                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
             )
         except (OSError, sqlite3.Error) as e:
             raise RunError(f"the run directory {directory} cannot be used ({e}): choose another --out") from None
@@ -80,7 +79,7 @@ class Store:
     def _create(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        with self._transaction():
+        with transaction(self._db):
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
                 for statement in _TABLES.split(";\n"):
                     if statement.strip():
@@ -101,16 +100,6 @@ class Store:
         except (sqlite3.DatabaseError, json.JSONDecodeError) as e:
             raise RunError(f"{self.path} cannot be read ({e}): restore it from a copy, or use another --out") from None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def append(self, events: Iterable[Event]) -> None:
         """Add events, all or none.
 
@@ -120,7 +109,7 @@ class Store:
         now = time.time()
         rows = [(e.kind, e.key, now, e.elapsed, json.dumps(e.data, allow_nan=False)) for e in events]
         try:
-            with self._transaction():
+            with transaction(self._db):
                 self._db.executemany("INSERT INTO events (kind, key, time, elapsed, data) VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as e:
             raise RunError(f"{self.path} cannot be written ({e}): is another process at work on it?") from None

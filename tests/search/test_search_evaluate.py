@@ -31,12 +31,7 @@ QUICK = load("demo", TINY)
 BOTH = load("demo", [*TINY, "networks.use=resnet,mobilenet"])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(name: str, seed: int = 0) -> nn.Module:

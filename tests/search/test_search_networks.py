@@ -24,12 +24,7 @@ SMALL = Networks(
 LAYER = "evonorm-s0"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Stub(nn.Module):
