@@ -2,7 +2,7 @@
 
     python bench/evolution.py                  # whatever is missing, then tables and plot; hours on two cores
     python bench/evolution.py --report         # tables and plot alone
-    python bench/evolution.py --evaluations 40 --seeds 1 --networks resnet --out /tmp/runs    # a small one
+    python bench/evolution.py --evaluations 40 --seeds 1 --networks resnet --out runs/small    # a small one
 
 Both search on fractals, on all networks, from the same space, with the same stages and recipe; random search is
 evolution with nothing but fresh layers. Every seed is a run of the search engine of its own, which can be stopped and
