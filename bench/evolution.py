@@ -40,11 +40,11 @@ from normforge.passes import simplify
 from normforge.search import results
 from normforge.search.config import Config, load
 from normforge.search.funnel import Fate, Outcome
-from normforge.search.runner import WORK, run
+from normforge.search.runner import run
 from normforge.search.space import PAPER
 from normforge.search.store import Event, Store
-from normforge.search.tasks import Task
-from normforge.search.workers import open_pool
+from normforge.search.tasks import WORK, Task
+from normforge.search.workers import open_pool, run_all
 
 RESULTS = Path(__file__).parent / "results"
 KNOWN = ("bn-relu", "bn-silu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
@@ -113,14 +113,11 @@ def judge(graphs: dict[str, nf.Graph], options: argparse.Namespace) -> dict[str,
     if tasks:
         pool = open_pool(WORK, settings.workers)
         with Progress(console=Console(stderr=True)) as progress:
-            bar, waiting = progress.add_task("judging on digits", total=len(tasks)), tasks[::-1]
-            while waiting or pool.busy:
-                while waiting and pool.free:
-                    pool.submit(waiting.pop())
-                for task, outcome in pool.collect(1.0):
-                    store.append([Event("final", task.key, 0.0, outcome.to_json())])
-                    done[task.key] = outcome
-                    progress.advance(bar)
+            bar = progress.add_task("judging on digits", total=len(tasks))
+            for task, outcome in run_all(pool, tasks):
+                store.append([Event("final", task.key, 0.0, outcome.to_json())])
+                done[task.key] = outcome
+                progress.advance(bar)
         pool.stop()
     store.close()
     repeats = range(1, options.judges + 1)
@@ -143,14 +140,13 @@ def summary(options: argparse.Namespace) -> dict[str, Any]:
     graphs = {name: layer.graph for name, layer in layers.items()} | {name: nf.parse(name) for name in KNOWN}
     rows = []
     for name, outcomes in judge(graphs, options).items():
-        row: dict[str, Any] = {"layer": name, "formula": str(simplify(graphs[name])), "networks": {}}
-        for network in networks:
-            good = [o for o in outcomes if o.accuracy.get(network, 0) >= 2 / CLASSES and network in o.test]
-            loss = mean_and_deviation(o.loss[network] for o in good)
-            test = mean_and_deviation(o.test[network] for o in good)
-            row["networks"][network] = {"loss": loss, "test": test, "failed": len(outcomes) - len(good)}
-        row["found on fractals"] = layers[name].scores if name in layers else None
-        rows.append(row)
+        trained = results.Row(name, str(simplify(graphs[name])), name in layers, results.FAILED / CLASSES, outcomes)
+        by_network = {
+            n: {"loss": trained.mean("loss", n), "test": trained.mean("test", n), "failed": trained.failures(n)}
+            for n in networks
+        }
+        scores = layers[name].scores if trained.found else None
+        rows.append({"layer": name, "formula": trained.formula, "networks": by_network, "found on fractals": scores})
     rows.sort(key=lambda r: (sum(v["failed"] for v in r["networks"].values()), _mean_loss(r)))
     at = [k for k in (25, 50, 100, 200, 400, 800, 1600) if k < options.evaluations] + [options.evaluations]
     best = {

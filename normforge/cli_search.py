@@ -60,12 +60,11 @@ def plan(
     sample: Annotated[int, typer.Option(min=1, help="Random candidates to evaluate.")] = 8,
 ) -> None:
     """Estimate time, memory and disk of a search by evaluating a few real candidates; takes the same settings."""
-    from normforge.search.data import check_source, load_data
+    from normforge.search.data import load_data
     from normforge.search.estimate import estimate
 
     settings = _settings(config, preset, seed, workers, budget_minutes, override)
     console = Console()
-    check_source(settings.data, download)
     load_data(settings.data, download)
     with console.status(f"evaluating {sample} random candidates and bn-relu"):
         lines = estimate(settings, sample).lines()

@@ -15,11 +15,10 @@ from normforge.search.config import Config
 from normforge.search.funnel import Outcome, Seen, formula, refuse_static
 from normforge.search.space import SearchSpace
 from normforge.search.streams import stream
-from normforge.search.tasks import Task
-from normforge.search.workers import open_pool
+from normforge.search.tasks import WORK, Task
+from normforge.search.workers import open_pool, run_all
 
-WORK = "normforge.search.evaluate:run_task"
-_ROW_BYTES = 2.5  # of the store for a byte of an event's JSON: the keys' index, pages half full; measured
+_ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices counted: bench/search.py measured 1.27
 
 
 @dataclass
@@ -140,15 +139,11 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
 
 def _evaluate(config: Config, graphs: list[Graph]) -> list[Outcome]:
     pool = open_pool(WORK, config.workers.model_copy(update={"count": 1, "on": "local"}))
-    outcomes: list[Outcome] = []
     try:
-        for i, graph in enumerate(graphs):
-            pool.submit(Task(str(i), graph.to_json(), config))
-            while pool.busy:
-                outcomes += [outcome for _, outcome in pool.collect(1.0)]
+        # In order, since there is one worker.
+        return [o for _, o in run_all(pool, (Task(str(i), g.to_json(), config) for i, g in enumerate(graphs)))]
     finally:
         pool.stop()
-    return outcomes
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from normforge.errors import NormforgeError
 from normforge.ir.graph import Graph
 from normforge.search.config import Recipe
 from normforge.search.data import Data, Part, load_data
-from normforge.search.funnel import Fate, Outcome
+from normforge.search.funnel import Fate, Outcome, out_of_memory
 from normforge.search.networks import build, compiled
 from normforge.search.objectives import margin, traffic
 from normforge.search.probing import probe
@@ -85,10 +84,8 @@ class Evaluation:
         except _Refused as refused:
             return self._outcome(refused.fate, str(refused))
         except (RuntimeError, NormforgeError) as e:
-            if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-                raise MemoryError(str(e)) from None
-            if _lost_device(e):
-                raise
+            if out_of_memory(e):
+                raise  # the worker knows its limit
             message = (str(e).strip() or "no message").splitlines()[0]
             return self._outcome(Fate.ERROR, f"{type(e).__name__} in {self.stage}: {message}")
         return self._outcome(Fate.SCORED, "", scores)
@@ -191,8 +188,7 @@ class Evaluation:
         return piece | {"holdout": holdout, "test": test}
 
     def _scores(self) -> dict[str, float]:
-        by = self.out["loss"] if self.config.objectives.score == "loss" else self.out["accuracy"]
-        scores = {n: v if self.config.objectives.score == "loss" else 1 - v for n, v in by.items()}
+        scores = {n: self._score(loss, self.out["accuracy"][n]) for n, loss in self.out["loss"].items()}
         for name in self.config.objectives.also:
             with self._timed(Fate.FULL):
                 scores[name] = self._further(name)
@@ -214,7 +210,10 @@ class Evaluation:
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):
             raise _Refused(Fate.FULL, f"the validation loss is {loss} after training with batches of {recipe.batch}")
-        return {"score": loss if self.config.objectives.score == "loss" else 1 - accuracy}
+        return {"score": self._score(loss, accuracy)}
+
+    def _score(self, loss: float, accuracy: float) -> float:
+        return loss if self.config.objectives.score == "loss" else 1 - accuracy
 
     # -- their parts
 
@@ -324,9 +323,3 @@ def _on(data: Data, device: torch.device) -> Data:
 
 
 _MOVED: dict[tuple[str, torch.device], Data] = {}
-
-
-def _lost_device(error: Exception) -> bool:
-    """A CUDA error that outlives the task, so that its worker must be replaced."""
-    kind: Any = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, kind) or "CUDA error" in str(error)

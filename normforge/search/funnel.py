@@ -7,6 +7,7 @@ training, in `evaluate`. Each refusal carries its reason.
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -80,6 +81,15 @@ class Outcome:
         """The inverse of `to_json`; other keys are ignored."""
         known = {k: values[k] for k in Outcome.__dataclass_fields__ if k in values}
         return Outcome(**{**known, "fate": Fate(values["fate"])})
+
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory is what was missing; torch and C++ say so in words."""
+    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+    return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 class Seen:

@@ -42,10 +42,9 @@ def provenance(config: Config, *, download: bool = False) -> Provenance:
     Raises:
         OptionError: data that cannot be read.
     """
-    from normforge.search.data import check_source, load_data  # imports torch
+    from normforge.search.data import load_data  # imports torch
     from normforge.search.evaluate import device_of
 
-    check_source(config.data, download)
     data = load_data(config.data, download)
     device = device_of(config.workers.device)
     return Provenance(data.digest, data.classes, device, _machine(device, config.workers.threads), code())

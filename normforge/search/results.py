@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from normforge.errors import RunError, UnknownNameError
@@ -29,9 +30,14 @@ class Scored:
 
     index: int
     genotype: space.Genotype
-    graph: Graph
+    drawn: SearchSpace = field(repr=False, compare=False)
     scores: dict[str, float]
     accuracy: dict[str, float]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The layer, as it was drawn. Made when asked for: graphs of all that a long run scored would take minutes."""
+        return self.drawn.to_graph(self.genotype)
 
     @property
     def name(self) -> str:
@@ -84,7 +90,7 @@ def candidate(event: Event, drawn: SearchSpace) -> Scored | None:
     if outcome.fate is not Fate.SCORED:
         return None
     genotype = space.from_json(event.data["genes"])
-    return Scored(int(event.key), genotype, drawn.to_graph(genotype), outcome.scores, outcome.accuracy)
+    return Scored(int(event.key), genotype, drawn, outcome.scores, outcome.accuracy)
 
 
 def scored(store: Store, drawn: SearchSpace) -> list[Scored]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -34,10 +35,9 @@ from normforge.search.provenance import Provenance, provenance
 from normforge.search.space import Genotype, SearchSpace
 from normforge.search.store import Event, Store, run_lock
 from normforge.search.streams import stream
-from normforge.search.tasks import Task
+from normforge.search.tasks import WORK, Task
 from normforge.search.workers import WorkerPool, open_pool
 
-WORK = "normforge.search.evaluate:run_task"
 CONFIG_FILE = "config.json"
 _ASK_SECONDS = 1.0  # between two questions whether another run has ended an evaluation
 
@@ -131,6 +131,27 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, old)
 
 
+@dataclass
+class _Candidate:
+    """One that was drawn.
+
+    Attributes:
+        proposal: its genotype and parents.
+        known: slots that evolution knew when it was drawn.
+        static: seconds of the static stages.
+        keys: hash and fingerprint.
+        task: its evaluation; none where the static stages refused it, or it was stored by an earlier session.
+        stored: its fate is.
+    """
+
+    proposal: Proposal
+    known: int = 0
+    static: float = 0.0
+    keys: dict[str, str] = field(default_factory=dict)
+    task: Task | None = None
+    stored: bool = False
+
+
 class _Search:
     def __init__(
         self,
@@ -153,15 +174,10 @@ class _Search:
         self.slots: list[int] = []  # candidate of each slot
         self.told = 0  # slots that evolution knows
         self.halfways: list[dict[str, float]] = []  # of those, as far as they were scored
-        self.proposals: dict[int, Proposal] = {}  # of candidates with a slot, until they are told
-        self.outcomes: dict[int, Outcome] = {}
-        self.held: dict[int, Task] = {}  # evaluated and not yet stored, since a recorded order is followed
+        self.candidates: dict[int, _Candidate] = {}  # those that have a slot, until they are told
+        self.outcomes: dict[int, Outcome] = {}  # of those that were evaluated
         self.seen = Seen()
-        self.keys: dict[int, dict[str, str]] = {}  # of candidates that have a slot and no outcome
-        self.known: dict[int, int] = {}  # slots that had been told when they were drawn
         self.pending: deque[Task] = deque()
-        self.limits: dict[int, dict[str, float]] = {}  # halfway losses, as they were when it was drawn
-        self.static: dict[int, float] = {}  # seconds of the static stages
         self.elsewhere: deque[Task] = deque()  # under evaluation by another run, which shares the cache
         self.asked_cache = 0.0  # when it was last asked for those
         self.cache_keys: dict[str, dict[str, str]] = {}  # of tasks under way
@@ -232,18 +248,15 @@ class _Search:
             self._draw()
             return True
         if not self._busy():
-            for task in self.held.values():
-                self._record(int(task.key), self.outcomes[int(task.key)], task)
-            self.held.clear()
+            for index, outcome in self.outcomes.items():  # those that a recorded order does not come to
+                self._record_once(index, self.candidates[index], outcome)
             return False
         for task, outcome in self._exchange(more=may_draw):
             index = int(task.key)
             self.outcomes[index] = outcome
             self.order.ended(index)
-            if isinstance(self.order, Recorded):
-                self.held[index] = task
-            else:
-                self._record(index, outcome, task)
+            if not isinstance(self.order, Recorded):  # events have the order in which outcomes are told
+                self._record_once(index, self.candidates[index], outcome)
         return True
 
     def _within_budget(self) -> bool:
@@ -252,12 +265,11 @@ class _Search:
         return drawn and (budget.evaluations is None or len(self.slots) < budget.evaluations)
 
     def _tell(self, index: int) -> None:
-        if task := self.held.pop(index, None):
-            self._record(index, self.outcomes[index], task)
-        outcome, proposal = self.outcomes.pop(index), self.proposals.pop(index)
+        outcome, candidate = self.outcomes.pop(index), self.candidates.pop(index)
+        self._record_once(index, candidate, outcome)
         if outcome.fate is Fate.SCORED:
             scores = tuple(outcome.scores[name] for name in self.objectives)
-            self.evolution.tell(Member(index, proposal.genotype, scores))
+            self.evolution.tell(Member(index, candidate.proposal.genotype, scores))
             self.halfways.append(outcome.halfway)
         self.told += 1
 
@@ -271,36 +283,38 @@ class _Search:
             return
         # An evaluation that was under way when the run was stopped is asked for again as it was.
         asked = self.store.event("asked", str(index)) if self.config.evolution.order == "arrival" else None
-        proposal = _proposal(asked) if asked else self.evolution.ask(index)
-        known = int(asked.data["known"]) if asked else self.told
-        graph = self.space.to_graph(proposal.genotype)
+        if asked:
+            candidate = _Candidate(_proposal(asked), int(asked.data["known"]))
+        else:
+            candidate = _Candidate(self.evolution.ask(index), self.told)
+        graph = self.space.to_graph(candidate.proposal.genotype)
         start = time.perf_counter()
-        refused, keys = refuse_static(graph, self.seen)
-        self.proposals[index], self.known[index] = proposal, known
-        self.limits[index] = asked.data.get("limits", {}) if asked else self._limits()
-        self.static[index] = round(time.perf_counter() - start, 5)
+        refused, candidate.keys = refuse_static(graph, self.seen)
+        candidate.static = round(time.perf_counter() - start, 5)
         if refused is not None:
-            self._record(index, refused, None)
-            del self.proposals[index]
+            self._record_once(index, candidate, refused)
             return
+        limits = asked.data.get("limits", {}) if asked else self._limits()
+        candidate.task = Task(str(index), graph.to_json(), self.config, limits=limits)
         if self.config.evolution.order == "arrival" and not asked:
-            self.store.append([Event("asked", str(index), self.progress.elapsed, self._made(index))])
-        self.seen.add(index, keys)
-        self.keys[index] = keys
-        self.slots.append(index)
-        self.progress.evaluated += 1
-        self.pending.append(Task(str(index), graph.to_json(), self.config, limits=self.limits[index]))
+            self.store.append([Event("asked", str(index), self.progress.elapsed, self._made(candidate))])
+        self._take_slot(index, candidate)
+        self.seen.add(index, candidate.keys)
+        self.pending.append(candidate.task)
 
     def _take_stored(self, index: int, event: Event) -> None:
         outcome = Outcome.from_json(event.data)
         self.progress.count(index, outcome, event.data.get("formula", ""))
         if "hash" in event.data:
-            self.proposals[index] = _proposal(event)
+            self._take_slot(index, _Candidate(_proposal(event), stored=True))
             self.seen.add(index, event.data)
-            self.slots.append(index)
             self.outcomes[index] = outcome
-            self.progress.evaluated += 1
         self.progress.before = (self.progress.elapsed, self.progress.evaluated)
+
+    def _take_slot(self, index: int, candidate: _Candidate) -> None:
+        self.candidates[index] = candidate
+        self.slots.append(index)
+        self.progress.evaluated += 1
 
     def _limits(self) -> dict[str, float]:
         """By network, the halfway loss of the worst layer that is among the share to keep."""
@@ -313,21 +327,25 @@ class _Search:
             limits[network] = losses[max(0, round(rules.keep * len(losses)) - 1)]
         return limits
 
-    def _made(self, index: int) -> dict[str, object]:
+    def _made(self, candidate: _Candidate) -> dict[str, object]:
         """How a candidate came about."""
-        proposal = self.proposals[index]
+        proposal = candidate.proposal
         made: dict[str, object] = {"genes": space.to_json(proposal.genotype), "parents": list(proposal.parents)}
         if self.config.evolution.order == "arrival":
-            made |= {"known": self.known[index]} | ({"limits": limits} if (limits := self.limits[index]) else {})
+            made["known"] = candidate.known
+            if candidate.task and candidate.task.limits:
+                made["limits"] = candidate.task.limits
         return made
 
-    def _record(self, index: int, outcome: Outcome, task: Task | None) -> None:
-        """Store what became of a candidate; one that was refused without numbers in short."""
-        outcome.seconds["static"] = self.static.pop(index)
-        data = {**self._made(index), **outcome.to_json()}
-        if task is not None:
-            data |= self.keys.pop(index) | {"formula": formula(Graph.from_json(task.graph))}
-        del self.known[index], self.limits[index]
+    def _record_once(self, index: int, candidate: _Candidate, outcome: Outcome) -> None:
+        """Store what became of a candidate, unless it is; one that was refused without numbers in short."""
+        if candidate.stored:
+            return
+        candidate.stored = True
+        outcome.seconds["static"] = candidate.static
+        data = {**self._made(candidate), **outcome.to_json()}
+        if candidate.task:
+            data |= candidate.keys | {"formula": formula(Graph.from_json(candidate.task.graph))}
         self.store.append([Event("candidate", str(index), self.progress.elapsed, data)])
         self.progress.count(index, outcome, str(data.get("formula", "")))
 

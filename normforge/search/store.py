@@ -135,6 +135,11 @@ class Store:
             ).fetchone()
             return Event(row[0], row[1], row[2], json.loads(row[3])) if row else None
 
+    def times(self, kind: str) -> dict[str, float]:
+        """When each event of that kind was stored, by key, in seconds since the epoch."""
+        with self._readable():
+            return dict(self._db.execute("SELECT key, time FROM events WHERE kind = ?", (kind,)))
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

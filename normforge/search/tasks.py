@@ -7,6 +7,9 @@ from typing import Any
 
 from normforge.search.config import Config
 
+WORK = "normforge.search.evaluate:run_task"
+"""The function that a worker calls for a task, imported there alone."""
+
 Piece = dict[str, Any]
 """What one stage found on one network; see `evaluate`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normforge.search.data.load import check_source, load_data
+from normforge.search.data.load import load_data
 from normforge.search.data.parts import Data, Part
 
-__all__ = ["Data", "Part", "check_source", "load_data"]
+__all__ = ["Data", "Part", "load_data"]

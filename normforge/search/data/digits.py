@@ -7,7 +7,6 @@ import numpy as np
 from normforge.search.data.arrays import Arrays
 from normforge.search.streams import stream
 
-SIDE = 8
 _TRAIN, _VALIDATION, _HOLDOUT = 900, 297, 300  # of 1797; the other 300 are the test images
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from normforge.errors import OptionError, nearest
 from normforge.search.config import Data as Options
-from normforge.search.data import digits as _digits
 from normforge.search.data.arrays import Arrays
+from normforge.search.data.digits import digits
 from normforge.search.data.files import OFFICIAL, folder, official
 from normforge.search.data.fractals import fractals
 from normforge.search.data.npz import npz
@@ -16,21 +16,6 @@ from normforge.search.data.parts import Data
 
 _BUILT_IN = ("digits", "fractals")
 _WITH_PATH = (*OFFICIAL, "imagefolder", "npz")
-
-
-def check_source(config: Options, download: bool = False) -> None:
-    """Refuse what `load_data` could not give, before a run begins. Files are read in whole, and fetched if allowed.
-
-    Args:
-        config: section `data` of a configuration.
-        download: fetch a data set that torchvision knows, if it is not there.
-
-    Raises:
-        OptionError: an unknown source, missing or damaged files, arrays of a wrong shape or dtype, too few images,
-            settings without effect on this source, or a crop larger than the images.
-    """
-    kind, path = _source(config)
-    _check_crop(config, _digits.SIDE if kind == "digits" else _arrays(config, kind, path, download).side)
 
 
 @lru_cache(maxsize=2)
@@ -42,7 +27,8 @@ def load_data(config: Options, download: bool = False) -> Data:
         download: fetch a data set that torchvision knows, if it is not there.
 
     Raises:
-        OptionError: as `check_source`.
+        OptionError: an unknown source, missing or damaged files, arrays of a wrong shape or dtype, too few images,
+            settings without effect on this source, or a crop larger than the images.
     """
     kind, path = _source(config)
     arrays = _arrays(config, kind, path, download)
@@ -69,7 +55,7 @@ def _source(config: Options) -> tuple[str, Path]:
 
 def _arrays(config: Options, kind: str, path: Path, download: bool) -> Arrays:
     if kind == "digits":
-        return _digits.digits(config.seed)
+        return digits(config.seed)
     if kind == "fractals":
         return fractals(config.fractals, config.seed)
     if kind == "imagefolder":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ def to_tensorboard(directory: Path, out: Path) -> None:
 
 def _scalars(store: Store) -> Iterator[tuple[str, float, int, float]]:
     """Name, value, step and time."""
-    times = _times(store)
+    times = store.times("candidate")
     best: dict[str, float] = {}
     fates: Counter[Fate] = Counter()
     changed: set[Fate] = set()
@@ -105,7 +104,7 @@ def to_optuna(directory: Path, storage: str) -> None:
         raise OptionError(f"Optuna is not there: {_INSTALL}") from None
     name = directory.resolve().name
     with _run(directory) as (store, summary):
-        times, distributions = _times(store), _distributions(SearchSpace(summary.config.space))
+        times, distributions = store.times("candidate"), _distributions(SearchSpace(summary.config.space))
     trials = [_trial(c, summary, times[str(c.index)], distributions) for c in summary.evaluated]
     directions = [optuna.study.StudyDirection.MINIMIZE] * len(summary.objectives)
     before = optuna.logging.get_verbosity()
@@ -185,14 +184,3 @@ def _run(directory: Path) -> Iterator[tuple[Store, Summary]]:
         yield store, summarise(store)
     finally:
         store.close()
-
-
-def _times(store: Store) -> dict[str, float]:
-    """Seconds since the epoch at which each candidate's fate was stored; events do not carry them."""
-    db = sqlite3.connect(f"{store.path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        return dict(db.execute("SELECT key, time FROM events WHERE kind = 'candidate'"))
-    except sqlite3.Error as e:
-        raise RunError(f"{store.path} cannot be read ({e}): restore it from a copy") from None
-    finally:
-        db.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -165,13 +164,8 @@ class Summary:
     def best(self, count: int) -> list[Scored]:
         """The first that are distinct, as the second ranking takes them."""
         drawn = SearchSpace(self.config.space)
-        return best_distinct(_scored(self.ranked, drawn), count)
-
-
-def _scored(ranked: list[Candidate], drawn: SearchSpace) -> Iterator[Scored]:
-    # One after the other, since graphs of all of them would take minutes in a long run.
-    for c in ranked:
-        yield Scored(c.index, c.genotype, drawn.to_graph(c.genotype), c.outcome.scores, c.outcome.accuracy)
+        scored = (Scored(c.index, c.genotype, drawn, c.outcome.scores, c.outcome.accuracy) for c in self.ranked)
+        return best_distinct(scored, count)
 
 
 def summarise(store: Store) -> Summary:

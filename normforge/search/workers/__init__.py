@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from normforge.search.workers.local import LocalPool, WorkerPool, open_pool
+from normforge.search.workers.local import LocalPool, WorkerPool, open_pool, run_all
 
-__all__ = ["LocalPool", "WorkerPool", "open_pool"]
+__all__ = ["LocalPool", "WorkerPool", "open_pool", "run_all"]

@@ -12,7 +12,6 @@ Arguments: the file descriptors of the worker's and the guard's pipe, the main p
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import resource
 import signal
@@ -35,7 +34,6 @@ if TYPE_CHECKING:  # the guard itself stays small, and forks before any library 
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _LOOK_SECONDS, _MEMORY_SECONDS, _END_SECONDS = 0.05, 0.25, 10.0
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory")
 _LOST_DEVICE = ("CUDA error", "AcceleratorError")
 
 
@@ -153,7 +151,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _attempt(function: Callable[[Task], Outcome], task: Task, limit: int | None, allowed: float) -> Outcome:
-    from normforge.search.funnel import Fate, Outcome
+    from normforge.search.funnel import Fate, Outcome, out_of_memory
 
     try:
         with _data_limit(limit):
@@ -165,8 +163,7 @@ def _attempt(function: Callable[[Task], Outcome], task: Task, limit: int | None,
     except Exception as e:
         text = str(e)
         message = (text.strip() or "no message").splitlines()[0]
-        no_memory = isinstance(e, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
-        if isinstance(e, MemoryError) or no_memory or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
+        if out_of_memory(e):
             if "CUDA" in text:
                 return Outcome(Fate.MEMORY, f"the GPU has no memory left: {message}")
             if limit is None:

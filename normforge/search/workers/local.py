@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -55,6 +57,19 @@ class WorkerPool(Protocol):
 
     def stop(self) -> None:
         """End all workers and what they started; tasks under way are lost."""
+
+
+def run_all(pool: WorkerPool, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+    """Tasks as they end; each is submitted as soon as there is room.
+
+    Raises:
+        RunError: no worker can be started or reached.
+    """
+    waiting = deque(tasks)
+    while waiting or pool.busy:
+        while waiting and pool.free:
+            pool.submit(waiting.popleft())
+        yield from pool.collect(1.0)
 
 
 def open_pool(work: str, config: Workers) -> WorkerPool:
