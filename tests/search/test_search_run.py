@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from run_tools import FAULTY, TINY, contents, quiet, start, wait_for_candidates
+from search_faults import PLANTED, STARTS
 
 from normforge.errors import RunError, UnknownNameError
 from normforge.search import results
@@ -35,6 +36,26 @@ def test_a_run_ends_with_everything_recorded(finished):
 def test_a_planted_fault_is_recorded(finished):
     event = contents(finished)["candidate", "6"]
     assert (event["fate"], event["reason"]) == ("error", "ValueError: a fault that was planted")
+
+
+@pytest.mark.slow  # 20 s are the endless loop's
+def test_a_run_with_every_fault_finishes_and_records_each(tmp_path):
+    settings = [f"evolution.start={STARTS}", "workers.time_limit=20", "workers.memory_limit=3"]
+    assert run(load("demo", TINY + settings), tmp_path, quiet(), work="search_faults:real_but_for_six")
+    events = contents(tmp_path)
+    found = {PLANTED[key]: data for (kind, key), data in events.items() if kind == "candidate" and key in PLANTED}
+    assert {fault: (data["fate"], data.get("reason", "")) for fault, data in found.items()} == {
+        "spin": ("timeout", "stopped at the time limit of 20 s"),
+        "bomb": ("memory", "stopped at the memory limit of 3 GiB"),
+        "segfault": ("crashed", "the worker died (killed by SIGSEGV)"),
+        "nan": ("probing", found["nan"].get("reason", "")),
+        "data": ("error", "OSError: images/17.png is damaged"),
+        "raise": ("error", "ValueError: a fault that was planted"),
+    }
+    assert "finite" in found["nan"]["reason"]
+    scored = {key for (kind, key), data in events.items() if kind == "candidate" and data["fate"] == "scored"}
+    assert scored - PLANTED.keys()  # others went through
+    assert any(kind == "final" for kind, _ in events)
 
 
 def test_one_worker_finds_what_two_find_and_sigkill_loses_nothing(finished, tmp_path):
