@@ -51,9 +51,13 @@ from normforge.passes import Degeneracy
 from normforge.passes.identity import value_of
 
 RESULT = Path(__file__).parent / "results" / "aot.json"
-# N, groups, channels a group, positions: one for each rung of the ladders of blocks.
+# N, groups, channels a group, positions: among them one for each rung of the ladders of blocks. Where no axis is a
+# multiple of 16, or positions are not, every element has an address and a mask of its own, which takes registers.
 CLASSES = {
     "large": TYPICAL_DIMS,
+    "long": (4, 4, 16, 32 * 32),
+    "wide": (4, 8, 32, 14 * 14),
+    "odd": (4, 6, 5, 31 * 31),
     "medium": (4, 8, 4, 14 * 14),
     "small": (4, 4, 2, 49),
     "tiny": (2, 2, 1, 9),

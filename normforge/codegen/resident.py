@@ -67,7 +67,8 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     if not holds(walk, taken) or (kind == "swept" and not loops(walk, [*taken, *parts.values])):
         return None
     divides = any(n.op is Op.DIV and is_full(n.args[1].axes) for n in inside)
-    tile = largest_tile(walk, taken, program.order, ITEM_BYTES[dtype], loop=kind == "swept", divides=divides)
+    item, loop = ITEM_BYTES[dtype], kind == "swept"
+    tile = largest_tile(walk, taken, parts.partials, program.order, item, loop=loop, divides=divides)
     stores = tuple((k, n) for k, n in graph.outputs if is_full(n.axes))
     if kind == "swept":
         sweeps = phases(graph, walk, parts, stores)

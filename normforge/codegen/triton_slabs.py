@@ -112,7 +112,11 @@ class Slabs:
         Args:
             dims: N, groups, channels a group, positions.
         """
+        contiguous = dims[3] if self.walk.on_e & S else dims[1] * dims[2]
+        ragged = contiguous % 16 != 0 and not self.loop
         for rung in self.rungs:
+            if ragged and rung.elements > RAGGED[min(self.order, 2)]:
+                return None
             found = self._fit(dims, rung)
             if found is not None:
                 return found
@@ -167,18 +171,23 @@ def along_loop(walk: Walk, axes: int) -> bool:
     return bool(axes & walk.crossed & (walk.on_e if walk.name == "positions" else walk.on_a))
 
 
-def largest_tile(walk: Walk, nodes: Iterable[Node], order: int, itemsize: int, *, loop: bool, divides: bool) -> int:
-    """Elements of the largest tile of a plan; `nodes` are its sums, `loop` says that a program walks its slab,
-    `divides` that full values are divided by full values, which takes registers of its own."""
+def largest_tile(
+    walk: Walk, sums: Iterable[Node], partials: Iterable[Node], order: int, itemsize: int, *, loop: bool, divides: bool
+) -> int:
+    """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
+    that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
         return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
-    keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in nodes)
+    keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
         found = min(found, 16384)
     if divides and not keyed:  # the limits of "keyed" are of layers that do
         found = min(found, max(1024, TILES["keyed"][min(order, 2)] // 2))
-    return found if itemsize == 2 or found == 1024 else found // 2
+    found = found if itemsize == 2 or found == 1024 else found // 2
+    # Values of each row, beside those of the slab.
+    by_row = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in partials)
+    return min(found, 8192) if by_row else found
 
 
 def loops(walk: Walk, nodes: Iterable[Node]) -> bool:
@@ -226,6 +235,9 @@ TILES: dict[str, tuple[int, int, int]] = {
     "positions": (16384, 4096, 1024),
     "channels": (8192, 4096, 1024),
 }
+# Elements of the largest tile, by order, where the contiguous axis is no multiple of 16: each element then has an
+# address and a mask of its own from loads to stores.
+RAGGED = (4096, 4096, 1024)
 # Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
 LOOPS: dict[str, tuple[Rung, ...]] = {
     "rows": (Rung(8, 512), Rung(64, 64)),

@@ -110,15 +110,15 @@ def test_more_cooperative(name: str, dtype: str, target: int) -> None:
         check_cooperative(name, order, dtype, target)
 
 
-def slab_shapes(slabs: Slabs) -> dict[Rung, Dims]:
+def slab_shapes(slabs: Slabs) -> dict[tuple[Rung, bool], Dims]:
     """A shape for each tile of a plan whose programs own slabs."""
-    found: dict[Rung, Dims] = {}
+    found: dict[tuple[Rung, bool], Dims] = {}
     for n in (2, 32):
         for k in (1, 2, 8, 32, 128):
-            for s in (16, 64, 256, 784, 3136, 12544):
+            for s in (16, 64, 49, 256, 196, 784, 961, 3136, 12544):
                 blocks = slabs.blocks((n, 8, k, s))
                 if blocks is not None:
-                    found.setdefault(blocks.rung, (n, 8, k, s))
+                    found.setdefault((blocks.rung, s % 16 == 0), (n, 8, k, s))
     return found
 
 
@@ -128,7 +128,7 @@ def check_slabs(name: str, order: int, dtype: str, layout: str, target: int | st
         return
     slabs = slabs_of(plan)
     wanted = slabs.rungs_of(half=kind == "resident" and target == 100)
-    shapes = [(rung, dims) for rung, dims in slab_shapes(slabs).items() if rung in wanted]
+    shapes = [(rung, dims) for (rung, _), dims in slab_shapes(slabs).items() if rung in wanted]
     for rung, dims in shapes[-count:]:
         for kernel in compile_aot(plan, target, title=name, dims=dims):
             found = resources(kernel)

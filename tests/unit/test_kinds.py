@@ -29,6 +29,12 @@ def test_a_device_of_half_tiles() -> None:
         assert kind("gn-silu", (8, 32, 2, 196), order=order, device=tight) == "resident"
 
 
+def test_rows_that_are_no_multiple_of_16_have_smaller_tiles() -> None:
+    """Their addresses and masks take the registers of the rest; compiled for sm_80, these slabs would spill."""
+    assert kind("gn-silu", (4, 8, 32, 256)) == "resident"
+    assert kind("gn-silu", (4, 8, 32, 196)) == "swept"
+
+
 def test_a_slab_too_long_for_registers_is_swept_where_there_are_enough() -> None:
     many: Dims = (64, 32, 1, 160 * 160)
     assert kind("in-relu", many) == "resident"  # forward holds twice what backward does
