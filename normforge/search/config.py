@@ -213,7 +213,7 @@ class Workers(_Section):
     """Processes that evaluate candidates."""
 
     on: str = Field(default="local", description="local, ray (a cluster started before or here) or ray://HOST:PORT")
-    count: int = Field(default=2, ge=1, le=4096)
+    count: int = Field(default=2, ge=1, le=4096, description="at most; on GPUs, as many as their memory holds")
     threads: int = Field(default=1, ge=1, le=256, description="of each process")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     time_limit: float = Field(default=180.0, gt=0, description="seconds for one task, then its process is replaced")

@@ -74,6 +74,14 @@ def by_key(task: Task) -> Outcome:
                 os._exit(3)
             if fault == "keep":
                 time.sleep(3600)
+        case "gpu":  # takes a third of the 6000 MiB that the test gives to each
+            time.sleep(0.3)
+            return Outcome(Fate.SCORED, reason=os.environ["CUDA_VISIBLE_DEVICES"], peak=1000.0)
+        case "large":  # needs a GPU for itself
+            beside = [p for p in map(int, Path(path).read_text().split()) if p != os.getpid() and psutil.pid_exists(p)]
+            if beside:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 5.00 GiB")
+            return Outcome(Fate.SCORED, reason=os.environ["CUDA_VISIBLE_DEVICES"], peak=5000.0)
         case "pid":
             return Outcome(Fate.SCORED, reason=str(os.getpid()))
         case "threads":

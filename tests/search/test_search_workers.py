@@ -15,6 +15,7 @@ from normforge.search.config import Config, Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
 from normforge.search.workers import LocalPool, WorkerPool, open_pool
+from normforge.search.workers.gpus import Gpu, visible_gpus
 
 
 def task(key: str) -> Task:
@@ -206,6 +207,38 @@ def test_workers_start_with_tasks_and_end_with_the_pool():
     started = set(psutil.Process().children(recursive=True)) - before
     pool.stop()
     assert len(started) == 4 and not alive([p.pid for p in started])
+
+
+def test_a_gpu_has_as_many_tasks_as_it_has_memory_for():
+    """No GPU is needed: what is given out is a number, and CUDA's environment variable."""
+    gpus = [Gpu("0", memory=6000.0), Gpu("1", memory=6000.0)]
+    pool = LocalPool("search_faults:by_key", workers(count=5), gpus)
+    try:
+        assert pool.free == 2  # one each, until it is known what a task takes
+        outcomes = drain(pool, ["gpu:a", "gpu:b"])
+        assert {o.reason for o in outcomes.values()} == {"0", "1"}
+        assert pool.free == 4
+        outcomes = drain(pool, [f"gpu:{n}" for n in range(4)])
+        assert sorted(o.reason for o in outcomes.values()) == ["0", "0", "1", "1"]
+    finally:
+        pool.stop()
+
+
+def test_no_memory_beside_others_is_not_the_tasks_fault(file: Path):
+    pool = LocalPool("search_faults:by_key", workers(count=2), [Gpu("0", memory=6000.0)])
+    try:
+        drain(pool, ["gpu:a"])
+        outcomes = drain(pool, [f"wait:{file}", f"large:{file}"])
+        assert outcomes[f"large:{file}"] == Outcome(Fate.SCORED, reason="0", peak=5000.0)
+        assert pool.free == 1  # from now on
+    finally:
+        pool.stop()
+
+
+@pytest.mark.parametrize(("device", "given", "names"), [("cpu", "0,1", []), ("auto", "3, GPU-7a", ["3", "GPU-7a"])])
+def test_gpus_that_workers_may_use(monkeypatch: pytest.MonkeyPatch, device: str, given: str, names: list[str]):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert [gpu.name for gpu in visible_gpus(device)] == names
 
 
 def test_places_to_work():

@@ -122,7 +122,8 @@ def _end_all() -> None:
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer None when ready, then every task with its outcome and whether this process had better be replaced."""
+    """Answer the GPU's memory in MiB when ready (0.0 on the CPU), then every task with its outcome and whether this
+    process had better be replaced."""
     sys.path[:] = pipe.recv()
     work, config = pipe.recv()
     module, _, name = work.partition(":")
@@ -135,7 +136,7 @@ def _serve(pipe: Connection) -> None:
         limit = memory.data + round(config.memory_limit * 2**30) - memory.rss  # what is writable when the rest is used
         if limit <= memory.data:
             sys.exit(f"a worker alone takes {memory.rss / 2**30:.2g} GiB: give a larger workers.memory_limit")
-    pipe.send(None)
+    pipe.send(torch.cuda.mem_get_info()[1] / 2**20 if torch and _on_cuda(config) else 0.0)
     while True:
         try:
             task = pipe.recv()

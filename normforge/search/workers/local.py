@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -21,6 +21,7 @@ from normforge.errors import OptionError, RunError
 from normforge.search.config import Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
+from normforge.search.workers.gpus import Gpu, visible_gpus
 
 STARTUP_SECONDS = 120.0  # for importing torch and timm, on top of the first task's time limit
 _END_SECONDS = 15.0  # a guard needs less, unless the kernel does not let go of a process
@@ -98,6 +99,8 @@ class _Worker:
     process: subprocess.Popen[bytes]  # the guard, which leads a session of its own
     pipe: Connection  # to the worker: tasks and outcomes
     control: Connection  # to its guard: closing it ends both, and the guard's verdict comes from it
+    gpu: Gpu | None = None
+    alone: bool = False  # nothing may run beside its task
     ready: bool = False
     fresh: bool = True  # no task has ended in it
     mute: bool = False  # its pipe is closed; the guard will say why
@@ -107,29 +110,49 @@ class _Worker:
 
 
 class LocalPool:
-    """Processes on this machine; see `open_pool` for the arguments."""
+    """Processes on this machine, `config.count` at most; see `open_pool` for the first two arguments.
 
-    def __init__(self, work: str, config: Workers) -> None:
+    Where there are GPUs, each worker has one, and each GPU as many workers as it has memory for: one until the first
+    task has ended, then by the most that a task has taken. One that finds no memory beside others is run again alone.
+
+    Args:
+        gpus: to work on, none for the CPU; what `config.device` asks for where it is left out.
+    """
+
+    def __init__(self, work: str, config: Workers, gpus: Sequence[Gpu] | None = None) -> None:
         self._work, self._config = work, config
+        self._gpus = visible_gpus(config.device) if gpus is None else list(gpus)
+        self._peak = 0.0  # MiB on a GPU, of all tasks so far
+        self._alone: deque[Task] = deque()  # to be run with nothing beside them
         self._workers: list[_Worker] = []
         self._failed_starts = 0
 
     @property
     def free(self) -> int:
         """How many tasks can be submitted."""
-        return self._config.count - self.busy
+        if self._alone or any(w.alone for w in self._workers):
+            return 0
+        left = self._config.count - self.busy
+        return min(left, sum(self._left(g) for g in self._gpus)) if self._gpus else left
 
     @property
     def busy(self) -> int:
         """How many tasks are under way."""
-        return sum(w.task is not None for w in self._workers)
+        return sum(w.task is not None for w in self._workers) + len(self._alone)
 
     def submit(self, task: Task) -> None:
         """Give a task to a free worker, which is started if need be."""
         for idle in [w for w in self._workers if w.task is None]:
             if idle.pipe.poll() or idle.control.poll():  # it died after its last task
                 self._end(idle)
-        self._give(task, next((w for w in self._workers if w.task is None), None) or self._start())
+        gpu = max(self._gpus, key=self._left, default=None)
+        worker = next((w for w in self._workers if w.task is None and w.gpu is gpu), None)
+        self._give(task, worker or self._start(gpu))
+
+    def _left(self, gpu: Gpu) -> int:
+        """How many more tasks a GPU can take."""
+        at_work = sum(w.gpu is gpu and w.task is not None for w in self._workers)
+        return max(0, gpu.room(self._peak) - at_work)
 
     def collect(self, timeout: float) -> list[tuple[Task, Outcome]]:
         """Wait up to `timeout` seconds until at least one task has ended.
@@ -145,6 +168,8 @@ class LocalPool:
             ready = set(wait(connections, max(0.0, min(end, nearest) - time.monotonic())))
             for worker in list(self._workers):
                 self._look(worker, worker.pipe in ready, worker.control in ready, ended)
+            if self._alone and self.busy == len(self._alone):
+                self._run_alone()
             if ended or time.monotonic() >= end:
                 return ended
 
@@ -155,7 +180,16 @@ class LocalPool:
         for worker in list(self._workers):
             self._end(worker)
 
-    def _start(self) -> _Worker:
+    def _run_alone(self) -> None:
+        """The next of the tasks that found no memory, on a GPU that no other worker holds memory of."""
+        gpu = self._gpus[0]
+        for worker in [w for w in self._workers if w.gpu is gpu]:
+            self._end(worker)
+        worker = self._start(gpu)
+        worker.alone = True
+        self._give(self._alone.popleft(), worker)
+
+    def _start(self, gpu: Gpu | None) -> _Worker:
         (pipe, workers_end), (control, guards_end) = Pipe(), Pipe()
         descriptors = (workers_end.fileno(), guards_end.fileno())
         limit = round(self._config.memory_limit * 2**30)
@@ -164,12 +198,12 @@ class LocalPool:
             [sys.executable, "-P", str(_GUARD), *map(str, (*descriptors, os.getpid(), limit))],
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
-            env=os.environ | dict.fromkeys(_THREADS, str(self._config.threads)),
+            env=os.environ | dict.fromkeys(_THREADS, str(self._config.threads)) | _only(gpu),
             start_new_session=True,  # away from the terminal's Ctrl-C, which is for the main process to answer
         )
         workers_end.close()
         guards_end.close()
-        worker = _Worker(process, pipe, control)
+        worker = _Worker(process, pipe, control, gpu)
         self._workers.append(worker)
         with suppress(OSError):  # it has died; `collect` will hear of it
             pipe.send(sys.path)
@@ -199,16 +233,27 @@ class LocalPool:
             reason = f"stopped at the time limit of {self._config.time_limit:g} s"
             self._settle(worker, Outcome(Fate.TIMEOUT, reason), ended)
 
-    def _hear(self, worker: _Worker, message: tuple[Outcome, bool] | None, ended: list[tuple[Task, Outcome]]) -> None:
-        if message is None:
+    def _hear(self, worker: _Worker, message: tuple[Outcome, bool] | float, ended: list[tuple[Task, Outcome]]) -> None:
+        if isinstance(message, float):
             worker.ready, self._failed_starts = True, 0
             worker.deadline = time.monotonic() + self._config.time_limit
+            if worker.gpu and not worker.gpu.memory:
+                worker.gpu.memory = message
             return
         outcome, spent = message
         if spent:
             self._end(worker)
         self._settle(worker, outcome, ended)
-        worker.task, worker.fresh = None, False
+        worker.task, worker.fresh, worker.alone = None, False, False
+        if worker.gpu:
+            self._peak = max(self._peak, outcome.peak)
+            self._end_spare(worker.gpu)
+
+    def _end_spare(self, gpu: Gpu) -> None:
+        """Idle workers for which there is no room any more: torch keeps what a task has freed."""
+        here = [w for w in self._workers if w.gpu is gpu]
+        for idle in [w for w in here if w.task is None][: max(0, len(here) - gpu.room(self._peak))]:
+            self._end(idle)
 
     def _bury(self, worker: _Worker, ended: list[tuple[Task, Outcome]]) -> None:
         """A worker is gone: hear from its guard why."""
@@ -223,7 +268,7 @@ class LocalPool:
             how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if worker.task is not None and worker.ready and code in _FROM_OUTSIDE:
                 if not worker.killed:  # not the task's fault, unless it happens again
-                    self._give(worker.task, self._start(), killed=1)
+                    self._give(worker.task, self._start(worker.gpu), killed=1)
                     return
                 how += " twice, by itself or from outside: the system may have run out of memory"
             outcome = Outcome(Fate.CRASHED, f"the worker died ({how})")
@@ -237,11 +282,14 @@ class LocalPool:
                 raise RunError(f"worker processes do not start: {outcome.reason}; see the messages above")
         if worker.task is None:
             return
+        beside = any(w.gpu is worker.gpu and w is not worker for w in self._workers)
+        if worker.gpu and beside and outcome.fate is Fate.MEMORY:
+            self._alone.append(worker.task)
         # Earlier tasks may have left the worker with less memory.
-        if worker.ready and (worker.fresh or outcome.fate is not Fate.MEMORY):
+        elif worker.ready and (worker.fresh or outcome.fate is not Fate.MEMORY):
             ended.append((worker.task, outcome))
         else:
-            self._give(worker.task, self._start(), worker.killed)
+            self._give(worker.task, self._start(worker.gpu), worker.killed)
 
     def _end(self, worker: _Worker) -> None:
         """End a worker and whatever it started, and forget it."""
@@ -255,3 +303,8 @@ class LocalPool:
             worker.process.wait()
         with suppress(ProcessLookupError, PermissionError):  # what is left where the guard could not see to it
             os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+def _only(gpu: Gpu | None) -> dict[str, str]:
+    """The environment in which CUDA sees no other."""
+    return {"CUDA_VISIBLE_DEVICES": gpu.name} if gpu else {}
