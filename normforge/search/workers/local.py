@@ -268,7 +268,7 @@ class LocalPool:
             how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             if worker.task is not None and worker.ready and code in _FROM_OUTSIDE:
                 if not worker.killed:  # not the task's fault, unless it happens again
-                    self._give(worker.task, self._start(worker.gpu), killed=1)
+                    self._again(worker, killed=1)
                     return
                 how += " twice, by itself or from outside: the system may have run out of memory"
             outcome = Outcome(Fate.CRASHED, f"the worker died ({how})")
@@ -289,7 +289,14 @@ class LocalPool:
         elif worker.ready and (worker.fresh or outcome.fate is not Fate.MEMORY):
             ended.append((worker.task, outcome))
         else:
-            self._give(worker.task, self._start(worker.gpu), worker.killed)
+            self._again(worker, worker.killed)
+
+    def _again(self, worker: _Worker, killed: int) -> None:
+        """Give the task of a worker that has ended to a fresh one."""
+        assert worker.task is not None
+        fresh = self._start(worker.gpu)
+        fresh.alone = worker.alone
+        self._give(worker.task, fresh, killed)
 
     def _end(self, worker: _Worker) -> None:
         """End a worker and whatever it started, and forget it."""
