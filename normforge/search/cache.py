@@ -12,10 +12,8 @@ the result until the lease expires.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -43,17 +41,18 @@ class EvaluationCache:
         path: of the file; made if need be.
         config: of the run.
         provenance: its data, device, machine and code.
+        run: who holds the leases; what an earlier session of the run has left is its own.
 
     Raises:
         RunError: the file cannot be used, or is of another version.
     """
 
-    def __init__(self, path: Path, config: Config, provenance: Provenance) -> None:
+    def __init__(self, path: Path, config: Config, provenance: Provenance, run: str) -> None:
         self.path, self._config = path, config
-        self._owner = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        self._owner = run
         shared = [config.recipe, config.quality, config.stability, config.early.at, config.objectives, config.data]
         self._shared = repr([*map(_plain, shared), config.final.longer, provenance])
-        self._lease = max(config.cache.lease, config.workers.time_limit)  # or it would end before what it is for
+        self._lease = max(config.cache.lease, config.workers.time_limit)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:

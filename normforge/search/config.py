@@ -224,7 +224,9 @@ class Cache(_Section):
     """Evaluations kept across runs."""
 
     file: str = Field(default="", description="SQLite file shared by any number of runs; empty keeps none")
-    lease: float = Field(default=300.0, gt=0, description="seconds that a run waits for another's evaluation")
+    lease: float = Field(
+        default=300.0, gt=0, description="seconds to wait for another run's evaluation, at least workers.time_limit"
+    )
 
 
 class Config(_Section):

@@ -117,6 +117,8 @@ def _leader(leader: Leader) -> str:
 
 def clock(seconds: float) -> str:
     """`4:05`, `1:02:30`."""
+    if math.isinf(seconds):
+        return "?"
     whole = math.ceil(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

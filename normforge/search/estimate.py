@@ -8,16 +8,18 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from normforge.errors import RunError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import layers
 from normforge.search import space
 from normforge.search.config import Config
-from normforge.search.funnel import Outcome, Seen, formula, refuse_static
+from normforge.search.funnel import Fate, Outcome, Seen, formula, refuse_static
 from normforge.search.space import SearchSpace
 from normforge.search.streams import stream
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
 
+_DRAWS = 5000  # without a new layer, after which there are no more: a search takes a thirtieth of what it draws
 _ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices counted: bench/search.py measured 1.27
 
 
@@ -48,7 +50,8 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Of a worker, for a random candidate."""
-        return statistics.fmean(sum(o.seconds.values()) for o in self.sample)
+        limit = self.config.workers.time_limit
+        return statistics.fmean(limit if o.fate is Fate.TIMEOUT else sum(o.seconds.values()) for o in self.sample)
 
     @property
     def full_seconds(self) -> float:
@@ -109,13 +112,16 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
 
     Args:
         config: of the run.
-        sample: random candidates to evaluate, as many as a search would meet first.
+        sample: random candidates to evaluate, as many as a search would meet first, or all that there are.
+
+    Raises:
+        RunError: there are none, or bn-relu itself does not come through the stages.
     """
     drawn, seen = SearchSpace(config.space), Seen()
     graphs: list[Graph] = []
     sizes: dict[bool, list[int]] = {True: [], False: []}
-    index, seconds = 0, 0.0
-    while len(graphs) < sample:
+    index, last, seconds = 0, 0, 0.0
+    while len(graphs) < sample and index - last < _DRAWS:
         start = time.perf_counter()
         genotype = drawn.random(stream(config.seed, "ask", index))
         graph = drawn.to_graph(genotype)
@@ -128,10 +134,15 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
         else:
             seen.add(index, keys)
             graphs.append(graph)
+            last = index
             data |= keys | {"formula": formula(graph)}
         sizes[refused is None].append(len(json.dumps(data)))
         index += 1
+    if not graphs:
+        raise RunError(f"{index} layers drawn, and all of them degenerate: give the space more operations or nodes")
     outcomes = _evaluate(config, [*graphs, layers["bn-relu"]])
+    if outcomes[-1].fate is not Fate.SCORED:
+        raise RunError(f"bn-relu itself ends at {outcomes[-1].fate} ({outcomes[-1].reason}): nothing would be found")
     event_bytes = {k: statistics.fmean(v) if v else 0.0 for k, v in sizes.items()}
     event_bytes[True] += statistics.fmean(len(json.dumps(o.to_json())) for o in outcomes)
     return Estimate(config, index, seconds / max(1, index - 1), outcomes[:-1], outcomes[-1], event_bytes)

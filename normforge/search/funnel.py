@@ -83,7 +83,10 @@ class Outcome:
         return Outcome(**{**known, "fate": Fate(values["fate"])})
 
 
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory")
+# The libraries of CUDA do not always come as far as torch's own words.
+_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", *_LIBRARIES)
+GPU_FULL = "the GPU has no memory left"
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -57,7 +57,9 @@ def _machine(device: str, threads: int) -> str:
 
     libraries = " ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()}; {libraries}"
+        # A cluster may have GPUs where this machine has none.
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of a cluster"
+        return f"{name}; {libraries}"
     try:
         compiled = blake2b(toolchain.fingerprint().encode(), digest_size=8).hexdigest()
     except BackendError:

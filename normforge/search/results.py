@@ -26,12 +26,13 @@ FAILED = 2.0  # a training that ends below this many times chance has failed
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate that came through the funnel. `scores` and `accuracy` are by objective and by network."""
+    """A candidate that came through the funnel. `scores` are by objective, `loss` and `accuracy` by network."""
 
     index: int
     genotype: space.Genotype
     drawn: SearchSpace = field(repr=False, compare=False)
     scores: dict[str, float]
+    loss: dict[str, float]
     accuracy: dict[str, float]
 
     @cached_property
@@ -90,7 +91,7 @@ def candidate(event: Event, drawn: SearchSpace) -> Scored | None:
     if outcome.fate is not Fate.SCORED:
         return None
     genotype = space.from_json(event.data["genes"])
-    return Scored(int(event.key), genotype, drawn, outcome.scores, outcome.accuracy)
+    return Scored(int(event.key), genotype, drawn, outcome.scores, outcome.loss, outcome.accuracy)
 
 
 def scored(store: Store, drawn: SearchSpace) -> list[Scored]:
@@ -110,7 +111,7 @@ def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
     for layer in ranked:
         if len(best) == count:
             break
-        keys = {layer.graph.family_hash, tuple(round(s, 6) for s in layer.scores.values())}
+        keys = {layer.graph.family_hash, tuple(round(loss, 6) for loss in layer.loss.values())}
         if not keys & seen:
             best.append(layer)
         seen |= keys

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import platform
 import signal
 import threading
 import time
@@ -72,6 +74,8 @@ def run(
     drawn = SearchSpace(config.space)
     start = [_start_genotype(drawn, text, i, config.seed) for i, text in enumerate(config.evolution.start)]
     origin = provenance(config, download=download)
+    # What `auto` means here is what it means everywhere, also on the machines of a cluster.
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"device": origin.device})})
     with ExitStack() as stack:
         store = Store(directory, write=True)
         stack.callback(store.close)
@@ -168,6 +172,7 @@ class _Search:
         self.objectives = objectives.names(config)
         self.evolution = TournamentEvolution(config.evolution, drawn, config.seed, self._identity, start)
         self.order: Order = _order(config, replay, origin)
+        self.replay = str(replay.resolve()) if replay else ""
         self.pool: WorkerPool | None = None
         self.cache: EvaluationCache | None = None
         self.index = 0  # of the next candidate
@@ -200,15 +205,19 @@ class _Search:
                     self.order.ended(int(event.key))
             elif event.kind != "asked":
                 self.done.add((event.kind, event.key))
-        session = {"settings": dict(flat(self.config)), **dataclasses.asdict(self.origin)}
+        session = {"settings": dict(flat(self.config)), **dataclasses.asdict(self.origin), "replay": self.replay}
         self.store.append([Event("session", str(sessions), offset, session)])
         (self.directory / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
         self.offset, self.start = offset, time.monotonic()
         budget, rules = self.config.budget, self.config.evolution
-        limits = (budget.minutes * 60, budget.candidates, budget.evaluations)
+        limits: tuple[float, int | None, int | None] = (budget.minutes * 60, budget.candidates, budget.evaluations)
+        if isinstance(self.order, Recorded):  # it ends where the other run did
+            limits = (math.inf, 1 + max(self.order.known, default=-1), None)
         self.progress = Progress(*limits, elapsed=offset, before=(offset, 0))
         if self.config.cache.file:
-            self.cache = EvaluationCache(Path(self.config.cache.file).expanduser(), self.config, self.origin)
+            # One process at a time has the directory.
+            name = f"{platform.node()}:{self.directory.resolve()}"
+            self.cache = EvaluationCache(Path(self.config.cache.file).expanduser(), self.config, self.origin, name)
         if rules.order == "fixed" and self.config.workers.count > rules.lag:
             notes.append(
                 f"{self.config.workers.count} workers, but evolution.lag = {rules.lag} leaves no more than {rules.lag} "
@@ -223,6 +232,13 @@ class _Search:
             raise RunError(
                 f"{self.directory} was started on {first.data['device']}, and scores of {self.origin.device} do not "
                 f"compare: set workers.device={first.data['device']}, or use another --out"
+            )
+        if first.data.get("replay", "") != self.replay:
+            other = first.data.get("replay", "")
+            raise RunError(
+                f"{self.directory} follows {other}: go on with --replay {other}"
+                if other
+                else f"{self.directory} follows no other run: go on without --replay, or use another --out"
             )
         changed = [name for name in ("machine", "code") if first.data[name] != getattr(self.origin, name)]
         what = {"machine": "another machine or other libraries", "code": "other code of normforge"}
@@ -248,8 +264,11 @@ class _Search:
             self._draw()
             return True
         if not self._busy():
-            for index, outcome in self.outcomes.items():  # those that a recorded order does not come to
-                self._record_once(index, self.candidates[index], outcome)
+            if isinstance(self.order, Recorded) and self.told < len(self.order.arrived):
+                missing = self.order.arrived[self.told]
+                raise RunError(
+                    f"{self.replay} cannot be followed: #{missing} was evaluated there, and is not reached here"
+                )
             return False
         for task, outcome in self._exchange(more=may_draw):
             index = int(task.key)
@@ -260,6 +279,8 @@ class _Search:
         return True
 
     def _within_budget(self) -> bool:
+        if isinstance(self.order, Recorded):
+            return True
         budget = self.config.budget
         drawn = budget.candidates is None or self.index < budget.candidates
         return drawn and (budget.evaluations is None or len(self.slots) < budget.evaluations)
@@ -325,7 +346,8 @@ class _Search:
         for network in self.config.networks.use:
             losses = sorted(h.get(network, float("inf")) for h in self.halfways)
             limits[network] = losses[max(0, round(rules.keep * len(losses)) - 1)]
-        return limits
+        # A network on which even those to keep have no finite loss stops nothing.
+        return limits if all(map(math.isfinite, limits.values())) else {}
 
     def _made(self, candidate: _Candidate) -> dict[str, object]:
         """How a candidate came about."""
@@ -462,8 +484,10 @@ def _order(config: Config, replay: Path | None, origin: Provenance) -> Order:
             raise RunError(f"{replay} holds a run that has not begun")
         check_same(session.data["settings"], config, str(replay))
         _check_data(session, origin, str(replay), config)
+        last = max((int(e.key) for e in store.events("candidate")), default=-1)
         for event in store.events():
-            if event.kind in ("asked", "candidate"):
+            # What was asked for last, and not evaluated for lack of time, is no part of the run.
+            if event.kind in ("asked", "candidate") and int(event.key) <= last:
                 known[int(event.key)] = int(event.data["known"])
                 if event.kind == "candidate" and "hash" in event.data:
                     arrived.append(int(event.key))

@@ -1,4 +1,4 @@
-"""Training a proxy network: SGD with momentum and a schedule, stopped at the first loss that is not finite.
+"""Training a proxy network: SGD with momentum and a schedule, stopped when the loss is not finite.
 
 On a GPU a step is captured once as a CUDA graph and replayed, since small networks are bound by launches.
 """

@@ -1,5 +1,6 @@
 """Runs by arrival and their replay; runs that share a cache of evaluations."""
 
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from normforge.search.cache import EvaluationCache
 from normforge.search.config import load
 from normforge.search.provenance import Provenance
 from normforge.search.runner import run
-from normforge.search.store import Store
+from normforge.search.store import Event, Store
 
 HERE = Provenance("data", 10, "cpu", "machine", "code")
 ARRIVAL = "evolution.order=arrival"
@@ -40,6 +41,26 @@ def test_a_recorded_order_can_be_replayed(by_arrival, tmp_path):
     assert dict(candidates(again)) == dict(candidates(by_arrival))
     evaluated = [[key for key, data in candidates(d) if "hash" in data] for d in (again, by_arrival)]
     assert evaluated[0] == evaluated[1]  # in the same order
+    with pytest.raises(RunError, match=f"go on with --replay {by_arrival}"):
+        run(config, again, quiet(), work=FAULTY)
+
+
+def test_a_replay_ends_where_the_run_did_whatever_its_budget(by_arrival, tmp_path):
+    settings = [*SHORT, ARRIVAL, "budget.minutes=0.01", "budget.candidates=2"]
+    assert run(load("demo", settings), tmp_path / "again", quiet(), work=FAULTY, replay=by_arrival)
+    assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
+
+
+def test_a_replay_without_what_was_asked_for_last(by_arrival, tmp_path):
+    """As a run leaves it that had no time to evaluate that."""
+    copy = tmp_path / "stopped"
+    shutil.copytree(by_arrival, copy)
+    store = Store(copy, write=True)
+    last = store.event("asked", max((e.key for e in store.events("asked")), key=int))
+    store.append([Event("asked", "60", 1.0, last.data)])
+    store.close()
+    assert run(load("demo", [*SHORT, ARRIVAL]), tmp_path / "again", quiet(), work=FAULTY, replay=copy)
+    assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
 
 
 def test_only_arrival_can_be_replayed_and_only_with_the_same_settings(by_arrival, tmp_path):
@@ -83,7 +104,7 @@ def test_runs_share_evaluations_and_come_out_the_same(tmp_path):
 
 def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
     config = load("demo", ["cache.lease=0.5", "workers.time_limit=0.5"])
-    one, other = (EvaluationCache(tmp_path / "c.db", config, HERE) for _ in range(2))
+    one, other = (EvaluationCache(tmp_path / "c.db", config, HERE, run) for run in ("runs/one", "runs/other"))
     keys = one.keys(parse("bn-relu"), 0, False)
     assert one.lease(keys.values()) and one.lease(keys.values())
     assert not other.lease(keys.values())
@@ -92,6 +113,8 @@ def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
     assert other.lease(keys.values())
     assert other.find(keys) == {"quality/resnet": {"accuracy": 0.5}}
     assert not one.lease(keys.values())
+    again = EvaluationCache(tmp_path / "c.db", config, HERE, "runs/other")  # the run goes on after a SIGKILL
+    assert again.lease(keys.values())
     time.sleep(0.6)
     assert one.lease(keys.values())  # whoever held it is gone
     one.close()
@@ -100,7 +123,7 @@ def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
 
 def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
     def key(*settings, layer="bn-relu", repeat=0, **changed):
-        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), replace(HERE, **changed))
+        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), replace(HERE, **changed), "run")
         try:
             return cache.keys(parse(layer), repeat, False)["resnet"]
         finally:
@@ -119,4 +142,4 @@ def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
 def test_a_file_that_is_no_cache(tmp_path):
     (tmp_path / "c.db").write_bytes(b"no database" * 100)
     with pytest.raises(RunError, match=r"cache\.file"):
-        EvaluationCache(tmp_path / "c.db", load("demo"), HERE)
+        EvaluationCache(tmp_path / "c.db", load("demo"), HERE, "run")

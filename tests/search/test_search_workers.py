@@ -15,7 +15,7 @@ from normforge.search.config import Config, Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
 from normforge.search.workers import LocalPool, WorkerPool, open_pool
-from normforge.search.workers.gpus import Gpu, visible_gpus
+from normforge.search.workers.gpus import Gpu, names, visible_gpus
 
 
 def task(key: str) -> Task:
@@ -229,16 +229,26 @@ def test_no_memory_beside_others_is_not_the_tasks_fault(file: Path):
     try:
         drain(pool, ["gpu:a"])
         outcomes = drain(pool, [f"wait:{file}", f"large:{file}"])
-        assert outcomes[f"large:{file}"] == Outcome(Fate.SCORED, reason="0", peak=5000.0)
+        assert outcomes[f"large:{file}"] == Outcome(Fate.SCORED, "0", seconds={"quality": 0.1}, peak=5000.0)
         assert pool.free == 1  # from now on
     finally:
         pool.stop()
 
 
-@pytest.mark.parametrize(("device", "given", "names"), [("cpu", "0,1", []), ("auto", "3, GPU-7a", ["3", "GPU-7a"])])
-def test_gpus_that_workers_may_use(monkeypatch: pytest.MonkeyPatch, device: str, given: str, names: list[str]):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert [gpu.name for gpu in visible_gpus(device)] == names
+def test_a_gpu_takes_one_more_with_each_task_that_trained():
+    gpu = Gpu("0", memory=80_000.0)
+    rooms = []
+    for _ in range(4):
+        rooms.append(gpu.room(peak=20_000.0))
+        gpu.trained += 1
+    assert rooms == [1, 2, 3, 3] and Gpu("0").room(0.0) == 1
+
+
+def test_gpus_that_workers_may_use():
+    assert visible_gpus("cpu") == []
+    assert names(None, 2) == ["0", "1"]
+    assert names("3, GPU-7a,9", 2) == ["3", "GPU-7a"]
+    assert names("0", 0) == []
 
 
 def test_places_to_work():

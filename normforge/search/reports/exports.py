@@ -78,6 +78,8 @@ def _scalars(store: Store) -> Iterator[tuple[str, float, int, float]]:
             yield f"best/{name}", best[name], step, at
         for network, accuracy in outcome.accuracy.items() if outcome.scores else ():
             yield f"accuracy/{network}", accuracy, step, at
+    for fate in sorted(changed):  # refused after the last evaluation
+        yield f"fates/{fate}", fates[fate], step, at
 
 
 def to_optuna(directory: Path, storage: str) -> None:

@@ -164,7 +164,8 @@ class Summary:
     def best(self, count: int) -> list[Scored]:
         """The first that are distinct, as the second ranking takes them."""
         drawn = SearchSpace(self.config.space)
-        scored = (Scored(c.index, c.genotype, drawn, c.outcome.scores, c.outcome.accuracy) for c in self.ranked)
+        ranked = ((c, c.outcome) for c in self.ranked)
+        scored = (Scored(c.index, c.genotype, drawn, o.scores, o.loss, o.accuracy) for c, o in ranked)
         return best_distinct(scored, count)
 
 

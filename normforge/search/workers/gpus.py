@@ -14,20 +14,20 @@ class Gpu:
     """Attributes:
     name: as CUDA_VISIBLE_DEVICES has it.
     memory: MiB in all; 0 until a worker on it has told.
+    trained: tasks that trained a network on it to some end; each is reason to admit one more at once.
     """
 
     name: str
     memory: float = 0.0
+    trained: int = 0
 
     def room(self, peak: float) -> int:
         """Tasks at once.
 
         Args:
-            peak: MiB of tensors that a task has taken at most, of all so far; 0 before the first has ended.
+            peak: MiB of tensors that a task has taken at most, of all so far.
         """
-        if not self.memory or not peak:
-            return 1
-        return max(1, int(_USED * self.memory / (peak + _CONTEXT)))
+        return max(1, min(1 + self.trained, int(_USED * self.memory / (peak + _CONTEXT))))
 
 
 def visible_gpus(device: str) -> list[Gpu]:
@@ -38,9 +38,16 @@ def visible_gpus(device: str) -> list[Gpu]:
     """
     if device == "cpu":
         return []
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        import torch
+    import torch
 
-        return [Gpu(str(index)) for index in range(torch.cuda.device_count())]
-    return [Gpu(name.strip()) for name in given.split(",") if name.strip() not in ("", "-1")]
+    return [Gpu(name) for name in names(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())]
+
+
+def names(given: str | None, count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES has to be for each GPU that it shows now.
+
+    Args:
+        given: its value, if it is set.
+        count: of the GPUs that it shows, which are its first ones; there may be fewer than it names.
+    """
+    return [str(i) for i in range(count)] if given is None else [n.strip() for n in given.split(",")][:count]

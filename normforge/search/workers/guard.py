@@ -152,7 +152,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _attempt(function: Callable[[Task], Outcome], task: Task, limit: int | None, allowed: float) -> Outcome:
-    from normforge.search.funnel import Fate, Outcome, out_of_memory
+    from normforge.search.funnel import GPU_FULL, Fate, Outcome, out_of_memory
 
     try:
         with _data_limit(limit):
@@ -165,8 +165,8 @@ def _attempt(function: Callable[[Task], Outcome], task: Task, limit: int | None,
         text = str(e)
         message = (text.strip() or "no message").splitlines()[0]
         if out_of_memory(e):
-            if "CUDA" in text:
-                return Outcome(Fate.MEMORY, f"the GPU has no memory left: {message}")
+            if "CUDA" in text or "CUDNN" in text:
+                return Outcome(Fate.MEMORY, f"{GPU_FULL}: {message}")
             if limit is None:
                 return Outcome(Fate.MEMORY, f"the machine has no memory left: {message}")
             return Outcome(Fate.MEMORY, f"stopped at the memory limit of {allowed:g} GiB")

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from normforge.errors import OptionError, RunError
 from normforge.search.config import Workers
-from normforge.search.funnel import Fate, Outcome
+from normforge.search.funnel import GPU_FULL, Fate, Outcome
 from normforge.search.tasks import Task
 from normforge.search.workers.gpus import Gpu, visible_gpus
 
@@ -112,8 +112,9 @@ class _Worker:
 class LocalPool:
     """Processes on this machine, `config.count` at most; see `open_pool` for the first two arguments.
 
-    Where there are GPUs, each worker has one, and each GPU as many workers as it has memory for: one until the first
-    task has ended, then by the most that a task has taken. One that finds no memory beside others is run again alone.
+    Where there are GPUs, each worker has one, and each GPU as many workers as it has memory for by the most that a task
+    has taken so far: one at first, and one more with each that has ended. A task that finds no memory beside others is
+    run again alone.
 
     Args:
         gpus: to work on, none for the CPU; what `config.device` asks for where it is left out.
@@ -218,6 +219,8 @@ class LocalPool:
 
     def _look(self, worker: _Worker, spoke: bool, gone: bool, ended: list[tuple[Task, Outcome]]) -> None:
         """See to one worker, whose pipe and control have something to read or not."""
+        if worker not in self._workers:  # ended for what another had to say
+            return
         if spoke:
             try:
                 message = worker.pipe.recv()
@@ -245,15 +248,17 @@ class LocalPool:
             self._end(worker)
         self._settle(worker, outcome, ended)
         worker.task, worker.fresh, worker.alone = None, False, False
-        if worker.gpu:
+        if worker.gpu and outcome.seconds.keys() & {Fate.QUALITY, Fate.FULL}:  # others took no memory to speak of
             self._peak = max(self._peak, outcome.peak)
-            self._end_spare(worker.gpu)
+            worker.gpu.trained += 1
+            self._end_spare()
 
-    def _end_spare(self, gpu: Gpu) -> None:
+    def _end_spare(self) -> None:
         """Idle workers for which there is no room any more: torch keeps what a task has freed."""
-        here = [w for w in self._workers if w.gpu is gpu]
-        for idle in [w for w in here if w.task is None][: max(0, len(here) - gpu.room(self._peak))]:
-            self._end(idle)
+        for gpu in self._gpus:
+            here = [w for w in self._workers if w.gpu is gpu]
+            for idle in [w for w in here if w.task is None][: max(0, len(here) - gpu.room(self._peak))]:
+                self._end(idle)
 
     def _bury(self, worker: _Worker, ended: list[tuple[Task, Outcome]]) -> None:
         """A worker is gone: hear from its guard why."""
@@ -282,8 +287,8 @@ class LocalPool:
                 raise RunError(f"worker processes do not start: {outcome.reason}; see the messages above")
         if worker.task is None:
             return
-        beside = any(w.gpu is worker.gpu and w is not worker for w in self._workers)
-        if worker.gpu and beside and outcome.fate is Fate.MEMORY:
+        beside = worker.gpu and any(w.gpu is worker.gpu and w is not worker for w in self._workers)
+        if beside and outcome.fate is Fate.MEMORY and outcome.reason.startswith(GPU_FULL):
             self._alone.append(worker.task)
         # Earlier tasks may have left the worker with less memory.
         elif worker.ready and (worker.fresh or outcome.fate is not Fate.MEMORY):
