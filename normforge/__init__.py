@@ -1,6 +1,7 @@
 """normforge: normalization-activation layers, compiled and discovered.
 
-A layer is a formula. `parse` reads one, `compile` makes an nn.Module of it, `check` tells what is wrong with it.
+A layer is a formula. `parse` reads one, and `load` finds one in files and searches too; `compile` makes an nn.Module of
+it, and `check` tells what is wrong with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from normforge.passes import simplify
 
 if TYPE_CHECKING:
     from normforge.api import check, grad, plan, source
+    from normforge.find import load
     from normforge.kernels.module import Layer, compile
 
 __version__ = "0.1.0"
@@ -24,11 +26,25 @@ _LAZY = {
     "Layer": "normforge.kernels.module",
     "check": "normforge.api",
     "grad": "normforge.api",
+    "load": "normforge.find",
     "plan": "normforge.api",
     "source": "normforge.api",
 }
 
-__all__ = ["Graph", "Layer", "check", "compile", "errors", "grad", "layers", "parse", "plan", "simplify", "source"]
+__all__ = [
+    "Graph",
+    "Layer",
+    "check",
+    "compile",
+    "errors",
+    "grad",
+    "layers",
+    "load",
+    "parse",
+    "plan",
+    "simplify",
+    "source",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
 from normforge.codegen.shapes import place, plan_dims
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
+from normforge.ir.layers import parse
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
@@ -49,20 +50,19 @@ class Report:
         return not self.findings
 
 
-def check(graph: Graph, *, probe: bool = True) -> Report:
+def check(layer: Graph | str, *, probe: bool = True) -> Report:
     """Is the layer degenerate, and what is it like?
 
     The stages in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
 
     Args:
-        graph: a layer.
+        layer: a graph, a layer's name, or a formula.
         probe: also the last of them, which runs the layer in torch; without it, no number is computed.
 
     Raises:
-        OptionError: not a layer but a derivative graph.
+        OptionError: not a layer but a derivative graph. ParseError: no such layer, or a bad formula.
     """
-    if not graph.is_surface:
-        raise OptionError("check takes a layer (one input x, one output y), not a derivative graph")
+    graph = _surface(layer, "check")
     static, seconds = Degeneracy().timed(graph)
     properties = Describe().run(graph)
     plans = [plan(graph, order) for order in range(3)]
@@ -74,6 +74,13 @@ def check(graph: Graph, *, probe: bool = True) -> Report:
     probed = run_probe(graph)
     seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
     return Report(probed.findings, properties, probed.remarks, probed.propagation, seconds)
+
+
+def _surface(layer: Graph | str, what: str) -> Graph:
+    graph = parse(layer) if isinstance(layer, str) else layer
+    if not graph.is_surface:
+        raise OptionError(f"{what} takes a layer (one input x, one output y), not a derivative graph")
+    return graph
 
 
 def grad(graph: Graph) -> Graph:
@@ -93,7 +100,7 @@ def choose(value: str, known: Sequence[str], what: str, error: type[NormforgeErr
 
 
 def plan(
-    graph: Graph,
+    layer: Graph | str,
     order: int = 0,
     *,
     shape: Sequence[int] | None = None,
@@ -105,16 +112,15 @@ def plan(
     """How a derivative is computed: sweeps, loads, reads, writes, launches.
 
     Args:
-        graph: a layer.
+        layer: a graph, a layer's name, or a formula.
         order: 0 forward, 1 backward, 2 double backward.
         shape: (N, C, *spatial); without it, the plan for a slab that stays on chip.
         dtype, layout ("nchw" or "nhwc"), target ("triton" or "c"), train: what it is for.
 
     Raises:
-        OptionError, DtypeError, ShapeError: an argument without meaning.
+        OptionError, DtypeError, ShapeError: an argument without meaning. ParseError: no such layer, or a bad formula.
     """
-    if not graph.is_surface:
-        raise OptionError("plan takes a layer (one input x, one output y), not a derivative graph")
+    graph = _surface(layer, "plan")
     if not isinstance(order, int) or not 0 <= order <= 3:
         raise OptionError(f"order is 0, 1, 2 or 3, not {order!r}")
     choose(target, TARGETS, "target")
@@ -131,7 +137,7 @@ def plan(
 
 
 def source(
-    graph: Graph,
+    layer: Graph | str,
     backend: str = "triton",
     order: int = 0,
     dtype: str = "float32",
@@ -143,6 +149,7 @@ def source(
     Raises:
         OptionError, DtypeError: an argument without meaning. BackendError: a dtype that the backend lacks.
     """
+    graph = _surface(layer, "source")
     p = plan(graph, order, dtype=dtype, layout=layout, target=choose(backend, TARGETS, "backend"), train=train)
     title = f"{graph}"
     if backend == "c":

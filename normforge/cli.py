@@ -16,9 +16,9 @@ from normforge import __version__
 from normforge.cli_arguments import DtypeOption, LayerArgument, Layout, parse_dtype, parse_shape
 from normforge.cli_bench import bench
 from normforge.cli_check import check
-from normforge.cli_layers import find_layer
 from normforge.cli_search import plan, report, search, show
 from normforge.errors import NormforgeError, OptionError
+from normforge.find import load
 
 app = typer.Typer(
     name="normforge",
@@ -76,7 +76,7 @@ def explain(
     """Print how a layer is computed: kernels, sweeps over memory, bytes moved and the least possible, saved tensors."""
     from normforge.explain import explain as text
 
-    print(text(find_layer(layer), parse_shape(shape), parse_dtype(dtype), layout.value, target.value, ir=ir))
+    print(text(load(layer), parse_shape(shape), parse_dtype(dtype), layout.value, target.value, ir=ir))
 
 
 @app.command("compile")
@@ -90,7 +90,7 @@ def compile_layer(
     """Write the generated code of a layer: forward, backward and double backward."""
     from normforge.api import plan, source
 
-    graph, kind = find_layer(layer), parse_dtype(dtype)
+    graph, kind = load(layer), parse_dtype(dtype)
     suffix = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx"}[emit]
     texts = []
     for order in range(3):

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from normforge.cli_arguments import DtypeOption, LayerArgument, Layout, parse_dtype, parse_shape
-from normforge.cli_layers import find_layer
 from normforge.errors import OptionError, ShapeError
+from normforge.find import load
 
 
 def bench(
@@ -33,7 +33,7 @@ def bench(
     if device == "cuda" and not torch.cuda.is_available():
         raise OptionError("--device cuda: torch finds no GPU; see normforge doctor")
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    graph, extents = find_layer(layer), parse_shape(shape)
+    graph, extents = load(layer), parse_shape(shape)
     if extents is None or len(extents) < 2 or min(extents) < 1:
         raise ShapeError(f"--shape is N,C,H,W (or N,C,...) in positive numbers, not {shape!r}")
     console = Console(stderr=True)

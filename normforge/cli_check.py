@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normforge.api import Report
-from normforge.cli_layers import find_layer
 from normforge.errors import OptionError
+from normforge.find import load
 from normforge.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check(
 
     if static and plot is not None:
         raise OptionError("--plot draws what probing measures: leave out --static")
-    graph = find_layer(layer)
+    graph = load(layer)
     report = run_check(graph, probe=not static)
     print(f"{graph}\n")
     for line in describe(report):

@@ -212,7 +212,9 @@ class _Parser:
         if self.accept("("):
             return _Level()
         if token.kind != "name":
-            self.fail(f"expected a number, a name, a function or '(', found {token}")
+            power = token.text == "*" and self.at > 0 and self.tokens[self.at - 1].text == "*"
+            hint = "; write square(a) for a power" if power else ""
+            self.fail(f"expected a number, a name, a function or '(', found {token}{hint}")
         self.at += 1
         if self.token.text in ("(", "["):
             return self.call(token)

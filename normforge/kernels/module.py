@@ -130,6 +130,10 @@ class Layer(nn.Module):
                 setattr(self, r.name, buffer.float())
         return self
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of a BatchNorm, whose other names are the same
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor) -> Tensor:
         """y, like x.
 
@@ -151,9 +155,11 @@ class Layer(nn.Module):
             want = "(N, C, *spatial)" if self.channel_dim == 1 else "(B, *positions, C)"
             raise ShapeError(f"the input has {x.dim()} axes and the layer needs {want}: add a batch axis")
         if x.shape[self.channel_dim] != self.channels:
+            last = self.channel_dim == 1 and x.shape[-1] == self.channels
+            again = "channel_dim=-1" if last else f"channels={x.shape[self.channel_dim]}"
             raise ShapeError(
                 f"the input has {x.shape[self.channel_dim]} channels along axis {self.channel_dim} and the layer was "
-                f"compiled for {self.channels}: compile it again with channels={x.shape[self.channel_dim]}"
+                f"compiled for {self.channels}: compile it again with {again}"
             )
 
     def _resolve(self, x: Tensor) -> str:

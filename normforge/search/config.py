@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -320,6 +321,11 @@ def _check(config: Config) -> None:
         raise OptionError(
             f"quality.steps = {config.quality.steps} are the first of recipe.steps = {config.recipe.steps}: lower them"
         )
+    if not re.fullmatch(r"local|ray|ray://[^\s/]+:\d+", config.workers.on):
+        raise OptionError(
+            f"workers.on = {config.workers.on!r} is no place to work: write local, ray or ray://HOST:PORT, "
+            "or a number of processes as workers.count"
+        )
     if len(set(config.networks.use)) < len(config.networks.use):
         raise OptionError("networks.use names a network twice")
     if len(set(config.objectives.also)) < len(config.objectives.also):
@@ -352,7 +358,9 @@ def _leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _place(values: dict[str, Any], key: str, value: Any, known: dict[str, Any]) -> None:
-    if key == "preset" or (key not in known and not key.startswith("space.custom.")):
+    if key == "preset":
+        raise OptionError("the preset is not set like that: give --preset, or preset in a file")
+    if key not in known and not key.startswith("space.custom."):
         raise OptionError(f"there is no setting {key!r}{nearest(key, known)}")
     *path, last = key.split(".")
     section = values

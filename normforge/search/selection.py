@@ -30,7 +30,7 @@ def mean_ranks(scores: Scores) -> np.ndarray:
         ordered = np.sort(column)
         below, up_to = (np.searchsorted(ordered, column, side) for side in ("left", "right"))
         ranks[:, k] = (below + up_to - 1) / 2
-    return ranks.mean(axis=1)
+    return np.asarray(ranks.mean(axis=1))
 
 
 def crowding(scores: Scores) -> np.ndarray:
@@ -55,7 +55,7 @@ def nsga2_order(scores: Scores) -> list[int]:
     lonely = np.zeros(len(values))
     for f in np.unique(fronts):
         lonely[fronts == f] = crowding(values[fronts == f])
-    return np.lexsort((-lonely, fronts)).tolist()
+    return list(map(int, np.lexsort((-lonely, fronts))))
 
 
 def best_first(scores: Scores) -> list[int]:
@@ -63,7 +63,7 @@ def best_first(scores: Scores) -> list[int]:
     if not len(scores):
         return []
     fronts = np.asarray(moocore.pareto_rank(np.asarray(scores, dtype=float)))
-    return np.lexsort((mean_ranks(scores), fronts)).tolist()
+    return list(map(int, np.lexsort((mean_ranks(scores), fronts))))
 
 
 def _pareto(scores: Scores, rng: np.random.Generator) -> int:

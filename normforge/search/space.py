@@ -158,7 +158,8 @@ def _operation(name: str) -> Op:
 
 def _axes(index: str) -> int:
     if index not in INDEX_SETS:
-        raise OptionError(f"space.index_sets: there is no index set {index!r}{nearest(index, INDEX_SETS)}")
+        hint = "; semicolons separate them" if index in "bwhc" else nearest(index, INDEX_SETS)
+        raise OptionError(f"space.index_sets: there is no index set {index!r}{hint}")
     return INDEX_SETS[index]
 
 

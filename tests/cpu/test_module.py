@@ -283,6 +283,16 @@ def test_state_dict_and_casts() -> None:
     assert m.bfloat16().running_var.dtype == torch.float32
 
 
+def test_weights_of_a_batch_norm_are_loaded() -> None:
+    norm = torch.nn.BatchNorm2d(4)
+    norm(torch.randn(3, 4, 5, 5) * 3 + 1)
+    theirs = torch.nn.Sequential(norm, torch.nn.ReLU()).eval()
+    ours = torch.nn.Sequential(nf.compile("bn-relu", channels=4, backend="c"), torch.nn.Identity()).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 def test_bfloat16_input_with_float32_parameters() -> None:
     m = nf.compile("evonorm-s0", channels=4, backend="c")
     x = torch.randn(2, 4, 3, 3, dtype=torch.bfloat16, requires_grad=True)
@@ -387,6 +397,8 @@ def test_errors_say_what_to_do() -> None:
     m = nf.compile("gn-relu", channels=4, backend="c")
     with pytest.raises(ShapeError, match="3 channels"):
         m(torch.randn(2, 3, 4, 4))
+    with pytest.raises(ShapeError, match="channel_dim=-1"):
+        m(torch.randn(2, 3, 4))
     with pytest.raises(ShapeError, match="axes"):
         m(torch.randn(4))
     with pytest.raises(DtypeError, match="int64"):

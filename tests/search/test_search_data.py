@@ -178,7 +178,7 @@ def test_idx_files_are_read(tmp_path, kind, name):
 
 def test_idx_files_that_are_missing_or_damaged(tmp_path):
     config = options(f"mnist:{tmp_path}")
-    refused(config, "train-images-idx3-ubyte", "allow the download")
+    refused(config, "train-images-idx3-ubyte", "allow --download")
     raw = write_idx(tmp_path, "MNIST")
     images, labels = raw / "t10k-images-idx3-ubyte", raw / "t10k-labels-idx1-ubyte"
     whole = images.read_bytes()
@@ -204,7 +204,7 @@ def test_idx_files_that_are_missing_or_damaged(tmp_path):
 )
 def test_cifar_that_is_missing_or_damaged(tmp_path, kind, base, first):
     config = options(f"{kind}:{tmp_path}")
-    refused(config, str(tmp_path / base / first), "allow the download")
+    refused(config, str(tmp_path / base / first), "allow --download")
     (tmp_path / base).mkdir()
     (tmp_path / base / first).write_bytes(b"\x80\x04}.")  # a pickle of {}, never opened
     refused(config, str(tmp_path / base / first), "damaged", "md5")

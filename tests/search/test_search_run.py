@@ -6,6 +6,7 @@ import pytest
 from run_tools import FAULTY, TINY, contents, quiet, start, wait_for_candidates
 from search_faults import PLANTED, STARTS
 
+import normforge as nf
 from normforge.errors import RunError, UnknownNameError
 from normforge.search import results
 from normforge.search.config import Config, load
@@ -99,7 +100,7 @@ def test_results_are_layers(finished):
     best = results.reranked(store, top, 1)[0]
     assert best in top and len(top) == 2 and results.reranked(store, top[1:], 1) == top[1:]
     store.close()
-    assert results.layer_of(f"{finished}#best") == best.graph == results.layer_of(f"{finished}#{best.index}")
+    assert nf.load(f"{finished}#best") == best.graph == nf.load(f"{finished}#{best.index}")
     with pytest.raises(UnknownNameError, match="names no search result"):
         results.layer_of("runs/demo#first")
     with pytest.raises(UnknownNameError, match="no candidate #150"):

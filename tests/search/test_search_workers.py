@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from normforge.errors import OptionError, RunError
-from normforge.search.config import Config, Workers
+from normforge.search.config import Config, Workers, load
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
 from normforge.search.workers import LocalPool, WorkerPool, open_pool
@@ -252,5 +252,6 @@ def test_gpus_that_workers_may_use():
 
 
 def test_places_to_work():
-    with pytest.raises(OptionError, match="write local, ray or ray://"):
-        open_pool("search_faults:by_key", workers(on="slurm"))
+    for place in ("slurm", "two", "ray://host"):
+        with pytest.raises(OptionError, match="write local, ray or ray://"):
+            load("demo", [f"workers.on={place}"])

@@ -128,6 +128,7 @@ MISTAKES = {
     "x * |kappa_long": ["unknown name 'kappa_long'", "param kappa_long = 0"],
     "x|(1)": ["'x' is a value, not a function", "expected an operator"],
     "x |^ 2": ["unexpected character '^'", "square(a)"],
+    "x *|* 2": ["expected a number", "square(a)"],
     "x + |é": ["unexpected character 'é'"],
     "x * |٣": ["unexpected character"],
     "x + |1e999": ["too large for float64"],

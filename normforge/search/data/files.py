@@ -111,7 +111,7 @@ def _check_files(maker: Any, directory: Path, source: str) -> None:
         files = [(name.removesuffix(".gz"), None) for name, _ in maker.resources]  # md5 known of the archives only
     for name, md5 in files:
         if not (base / name).is_file():
-            raise OptionError(f"{source}: there is no file {base / name}: put it there, or allow the download")
+            raise OptionError(f"{source}: there is no file {base / name}: put it there, or allow --download")
         if not check_integrity(base / name, md5):
             raise OptionError(f"{source}: the file {base / name} is damaged, its md5 is not {md5}: fetch it again")
 

@@ -128,7 +128,7 @@ def show(reference: str, console: Console) -> None:
         say(console, f"seconds      {spent}")
     _show_line(console, found, config, drawn)
     name = f'"{directory}#{index}"'
-    say(console, f"\nnext: normforge check {name}, normforge compile {name} --emit c", "dim")
+    say(console, f"\nnext: normforge check {name}; in Python nf.compile(nf.load({name}), channels=64)", "dim")
 
 
 def _show_best(directory: Path, console: Console) -> None:

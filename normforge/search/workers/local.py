@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-from normforge.errors import OptionError, RunError
+from normforge.errors import RunError
 from normforge.search.config import Workers
 from normforge.search.funnel import GPU_FULL, Fate, Outcome
 from normforge.search.tasks import Task
@@ -82,16 +81,14 @@ def open_pool(work: str, config: Workers) -> WorkerPool:
         config: of the workers.
 
     Raises:
-        OptionError: there is no such place, or Ray is not installed.
+        OptionError: Ray is not installed.
         RunError: the Ray cluster cannot be reached.
     """
     if config.on == "local":
         return LocalPool(work, config)
-    if config.on == "ray" or re.fullmatch(r"ray://[^\s/]+:\d+", config.on):
-        from normforge.search.workers.ray_pool import RayPool
+    from normforge.search.workers.ray_pool import RayPool
 
-        return RayPool(work, config)
-    raise OptionError(f"workers.on = {config.on!r} is no place to work: write local, ray or ray://HOST:PORT")
+    return RayPool(work, config)
 
 
 @dataclass

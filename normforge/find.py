@@ -1,4 +1,4 @@
-"""Wherever the command line asks for a layer: a name, a formula, a file, or a search result such as runs/demo#17."""
+"""A layer from whatever names one: a name, a formula, a file, or a search result such as runs/demo#17."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import layers, parse
 
 
-def find_layer(text: str) -> Graph:
-    """The layer that `text` names.
+def load(text: str) -> Graph:
+    """The layer that `text` names; the command line takes the same.
+
+    Args:
+        text: a name (`gn-silu`), a formula, a file of one (text, dump or JSON), or a candidate of a search
+            (`runs/demo#17`, `runs/demo#best`).
 
     Raises:
         ParseError, UnknownNameError, RunError: nothing of the four reads as a layer; the message says why.
@@ -38,7 +42,7 @@ def _from_file(path: Path) -> Graph:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as e:
         raise UnknownNameError(
-            f"cannot read a layer from {path}: {e.__class__.__name__}; name an existing text file"
+            f"cannot read a layer from {path}: {getattr(e, 'strerror', None) or 'it is not text'}; name a text file"
         ) from None
     try:
         if text.lstrip().startswith("{"):
