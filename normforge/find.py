@@ -25,6 +25,8 @@ def load(text: str) -> Graph:
         from normforge.search.results import layer_of
 
         return layer_of(text)
+    if Path(text).is_dir() and "/" in text:
+        raise UnknownNameError(f"{text} is a folder: a layer that was found there is {text}#best, or #17")
     if _looks_like_path(text):
         return _from_file(Path(text))
     return parse(text)

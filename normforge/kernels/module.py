@@ -177,6 +177,10 @@ class Layer(nn.Module):
                 _fall_back(f"there is no C compiler; {toolchain.INSTALL_HINT}")
                 return "eager"
             return "c"
+        if x.device.type not in ("cuda", "xpu"):  # Triton has no others; `meta` computes shapes alone
+            if self.backend != "auto":
+                raise BackendError(f"backend={self.backend!r} does not run on {x.device}: use 'auto' or 'eager'")
+            return "eager"
         if self.backend == "c":
             raise BackendError(f"backend='c' runs on the CPU and the input is on {x.device}: use 'auto' or 'triton'")
         return "triton"

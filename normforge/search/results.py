@@ -170,7 +170,9 @@ def split(reference: str) -> tuple[Path, str]:
     """
     match = re.fullmatch(r"(.+)#(\d+|best)", reference.strip())
     if match is None:
-        raise UnknownNameError(f"{reference!r} names no search result: write DIRECTORY#17 or DIRECTORY#best")
+        raise UnknownNameError(
+            f"{reference!r} names no search result: write DIRECTORY#17 or DIRECTORY#best, of a run that is there"
+        )
     return Path(match.group(1)), match.group(2)
 
 

@@ -472,6 +472,14 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
     assert done.returncode == 0, done.stderr
 
 
+def test_meta_tensors_have_shapes() -> None:
+    m = nf.compile("bn-relu", channels=4).to("meta")
+    y = m(torch.empty(2, 4, 3, 3, device="meta"))
+    assert y.shape == (2, 4, 3, 3) and y.device.type == "meta"
+    with pytest.raises(BackendError, match="does not run on meta"):
+        nf.compile("bn-relu", channels=4, backend="triton").to("meta")(torch.empty(2, 4, device="meta"))
+
+
 def test_empty_batch() -> None:
     m = nf.compile("evonorm-b0", channels=4, backend="c")
     with warnings.catch_warnings():
