@@ -25,8 +25,6 @@ def load(text: str) -> Graph:
         from normforge.search.results import layer_of
 
         return layer_of(text)
-    if Path(text).is_dir() and "/" in text:
-        raise UnknownNameError(f"{text} is a folder: a layer that was found there is {text}#best, or #17")
     if _looks_like_path(text):
         return _from_file(Path(text))
     return parse(text)
@@ -36,10 +34,12 @@ def _looks_like_path(text: str) -> bool:
     if "\n" in text or len(text) > 200:
         return False
     path = Path(text)
-    return path.is_file() or path.suffix in (".json", ".txt", ".nf")
+    return path.is_file() or path.suffix in (".json", ".txt", ".nf") or ("/" in text and path.is_dir())
 
 
 def _from_file(path: Path) -> Graph:
+    if path.is_dir():
+        raise UnknownNameError(f"{path} is a folder: a layer that was found there is {path}#best, or {path}#17")
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as e:

@@ -30,6 +30,7 @@ MISTAKES = [
     (["check", "std[w,q](x)"], "expected one of"),
     (["check", "missing.json"], "missing.json"),
     (["check", "nowhere#3"], "nowhere"),
+    (["check", "./"], "is a folder"),
     (["check", "gn-silu", "--static", "--plot", "unused"], "leave out --static"),
     (["check", "gn-silu", "--plot", "unused/a.png"], "cannot draw"),
     (["check", "gn-silu", "--plot", "unused.xyz"], "cannot draw"),
@@ -81,6 +82,11 @@ def test_check_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         assert code == 0 and "drawn into" in out and (tmp_path / name).stat().st_size > 5000
     code, out, _ = call(monkeypatch, capsys, "check", "x / 0", "--plot", str(tmp_path / "b.png"))
     assert code == 1 and "nothing to draw" in out and not (tmp_path / "b.png").exists()
+
+
+def test_a_formula_longer_than_a_file_name() -> None:
+    text = "x" + " + x" * 300 + " * gamma"
+    assert nf.load(text) == nf.parse(text)
 
 
 def test_layers_explain_compile(
