@@ -145,7 +145,7 @@ def summary(options: argparse.Namespace) -> dict[str, Any]:
             n: {"loss": trained.mean("loss", n), "test": trained.mean("test", n), "failed": trained.failures(n)}
             for n in networks
         }
-        scores = layers[name].scores if trained.found else None
+        scores = layers[name].outcome.scores if trained.found else None
         rows.append({"layer": name, "formula": trained.formula, "networks": by_network, "found on fractals": scores})
     rows.sort(key=lambda r: (sum(v["failed"] for v in r["networks"].values()), _mean_loss(r)))
     at = [k for k in (25, 50, 100, 200, 400, 800, 1600) if k < options.evaluations] + [options.evaluations]

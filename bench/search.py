@@ -1,6 +1,6 @@
 """How fast is the search? Candidates an hour against eager layers and a plain PyTorch loop; the front end; the store.
 
-    python bench/search.py                 # about half an hour on one core
+    python bench/search.py                 # about an hour on one core
     python bench/search.py --settings digits --candidates 60
 
 Candidates: the first random layers that are neither degenerate nor duplicates, as a search meets them, and the

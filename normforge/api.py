@@ -12,7 +12,7 @@ from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
 from normforge.codegen.shapes import place, plan_dims
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
-from normforge.ir.layers import parse
+from normforge.ir.layers import as_layer
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
@@ -62,7 +62,7 @@ def check(layer: Graph | str, *, probe: bool = True) -> Report:
     Raises:
         OptionError: not a layer but a derivative graph. ParseError: no such layer, or a bad formula.
     """
-    graph = _surface(layer, "check")
+    graph = as_layer(layer, "check")
     static, seconds = Degeneracy().timed(graph)
     properties = Describe().run(graph)
     plans = [plan(graph, order) for order in range(3)]
@@ -74,13 +74,6 @@ def check(layer: Graph | str, *, probe: bool = True) -> Report:
     probed = run_probe(graph)
     seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
     return Report(probed.findings, properties, probed.remarks, probed.propagation, seconds)
-
-
-def _surface(layer: Graph | str, what: str) -> Graph:
-    graph = parse(layer) if isinstance(layer, str) else layer
-    if not graph.is_surface:
-        raise OptionError(f"{what} takes a layer (one input x, one output y), not a derivative graph")
-    return graph
 
 
 def grad(graph: Graph) -> Graph:
@@ -120,7 +113,7 @@ def plan(
     Raises:
         OptionError, DtypeError, ShapeError: an argument without meaning. ParseError: no such layer, or a bad formula.
     """
-    graph = _surface(layer, "plan")
+    graph = as_layer(layer, "plan")
     if not isinstance(order, int) or not 0 <= order <= 3:
         raise OptionError(f"order is 0, 1, 2 or 3, not {order!r}")
     choose(target, TARGETS, "target")
@@ -149,7 +142,7 @@ def source(
     Raises:
         OptionError, DtypeError: an argument without meaning. BackendError: a dtype that the backend lacks.
     """
-    graph = _surface(layer, "source")
+    graph = as_layer(layer, "source")
     p = plan(graph, order, dtype=dtype, layout=layout, target=choose(backend, TARGETS, "backend"), train=train)
     title = f"{graph}"
     if backend == "c":

@@ -114,8 +114,9 @@ class Slabs:
         """
         contiguous = dims[3] if self.walk.on_e & S else dims[1] * dims[2]
         ragged = contiguous % 16 != 0 and not self.loop
+        limit = RAGGED[min(self.order, 2)] if ragged else self.tile
         for rung in self.rungs:
-            if ragged and rung.elements > RAGGED[min(self.order, 2)]:
+            if rung.elements > limit:
                 return None
             found = self._fit(dims, rung)
             if found is not None:
@@ -178,16 +179,19 @@ def largest_tile(
     that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
         return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
-    keyed = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in sums)
+    keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
         found = min(found, 16384)
     if divides and not keyed:  # the limits of "keyed" are of layers that do
         found = min(found, max(1024, TILES["keyed"][min(order, 2)] // 2))
     found = found if itemsize == 2 or found == 1024 else found // 2
-    # Values of each row, beside those of the slab.
-    by_row = walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in partials)
-    return min(found, 8192) if by_row else found
+    return min(found, 8192) if end_in_rows(walk, partials) else found
+
+
+def end_in_rows(walk: Walk, sums: Iterable[Node]) -> bool:
+    """Does a walk over rows leave sums of each row, which take registers beside the values of the slab?"""
+    return walk.name == "rows" and any(n.axes & walk.crossed & ~S for n in sums)
 
 
 def loops(walk: Walk, nodes: Iterable[Node]) -> bool:

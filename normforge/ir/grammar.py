@@ -22,6 +22,7 @@ SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")
 _BUFFER = re.compile(r"running_(mean|var|ms)(_[0-9]+)?")
+POWER_HINT = "; write square(a) for a power"
 # ASCII alone: \d and \w would let in digits and letters of other scripts.
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
@@ -66,6 +67,6 @@ def tokenize(text: str) -> list[Token]:
         at = m.end()
     rest = len(text) - len(text[at:].lstrip())
     if rest < len(text):
-        hint = "; write square(a) for a power" if text[rest] == "^" else ""
+        hint = POWER_HINT if text[rest] == "^" else ""
         raise ParseError(f"unexpected character {text[rest]!r}{hint}", text, rest)
     return [*tokens, Token("end", "", len(text))]

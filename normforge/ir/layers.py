@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from normforge.errors import ParseError, UnknownNameError, nearest
+from normforge.errors import OptionError, ParseError, UnknownNameError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.text import parse_formula
 
@@ -103,3 +103,20 @@ def parse(text: str) -> Graph:
         if hint:
             raise ParseError(f"there is no layer named {name!r}{hint}") from None
         raise
+
+
+def as_layer(layer: Graph | str, who: str) -> Graph:
+    """A layer's graph, of that or of its name or formula.
+
+    Args:
+        layer: what a public function was given.
+        who: that function, for the message.
+
+    Raises:
+        ParseError: as `parse`.
+        OptionError: not a layer but a derivative graph.
+    """
+    graph = parse(layer) if isinstance(layer, str) else layer
+    if not graph.is_surface:
+        raise OptionError(f"{who} takes a layer (one input x, one output y), not a derivative graph")
+    return graph

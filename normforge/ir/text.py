@@ -14,6 +14,7 @@ from normforge.ir.grammar import (
     MOMENT_NAMES,
     PAIR_NAMES,
     PARAMETERS,
+    POWER_HINT,
     RESERVED,
     SETS,
     SUGAR,
@@ -213,8 +214,7 @@ class _Parser:
             return _Level()
         if token.kind != "name":
             power = token.text == "*" and self.at > 0 and self.tokens[self.at - 1].text == "*"
-            hint = "; write square(a) for a power" if power else ""
-            self.fail(f"expected a number, a name, a function or '(', found {token}{hint}")
+            self.fail(f"expected a number, a name, a function or '(', found {token}{POWER_HINT if power else ''}")
         self.at += 1
         if self.token.text in ("(", "["):
             return self.call(token)

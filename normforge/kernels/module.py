@@ -13,7 +13,7 @@ from normforge.codegen.eager import run_eager
 from normforge.codegen.shapes import resolve_groups
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
 from normforge.ir.graph import Graph
-from normforge.ir.layers import parse
+from normforge.ir.layers import as_layer
 from normforge.ir.types import B, C, G, K, S
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
@@ -51,9 +51,7 @@ def compile(
         BackendError: a backend asked for by name cannot be had.
         OptionError: any other argument has no meaning.
     """
-    graph = parse(layer) if isinstance(layer, str) else layer
-    if not graph.is_surface:
-        raise OptionError("compile takes a layer (one input x, one output y), not a derivative graph")
+    graph = as_layer(layer, "compile")
     if not isinstance(channels, int) or channels < 1:
         raise ShapeError(f"channels is a positive number, not {channels!r}")
     if channel_dim not in (1, -1):

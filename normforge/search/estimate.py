@@ -19,8 +19,8 @@ from normforge.search.streams import stream
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
 
-_DRAWS = 5000  # without a new layer, after which there are no more: a search takes a thirtieth of what it draws
-_ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices counted: bench/search.py measured 1.27
+_DRAWS = 5000  # without a new layer, after which there are no more: of the paper's space, one in 24 is new
+_ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices counted: bench/search.py measured 1.29
 
 
 @dataclass

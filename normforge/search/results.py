@@ -26,14 +26,12 @@ FAILED = 2.0  # a training that ends below this many times chance has failed
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate that came through the funnel. `scores` are by objective, `loss` and `accuracy` by network."""
+    """A candidate that came through the funnel."""
 
     index: int
     genotype: space.Genotype
     drawn: SearchSpace = field(repr=False, compare=False)
-    scores: dict[str, float]
-    loss: dict[str, float]
-    accuracy: dict[str, float]
+    outcome: Outcome
 
     @cached_property
     def graph(self) -> Graph:
@@ -90,14 +88,13 @@ def candidate(event: Event, drawn: SearchSpace) -> Scored | None:
     outcome = Outcome.from_json(event.data)
     if outcome.fate is not Fate.SCORED:
         return None
-    genotype = space.from_json(event.data["genes"])
-    return Scored(int(event.key), genotype, drawn, outcome.scores, outcome.loss, outcome.accuracy)
+    return Scored(int(event.key), space.from_json(event.data["genes"]), drawn, outcome)
 
 
 def scored(store: Store, drawn: SearchSpace) -> list[Scored]:
     """The scored candidates, by Pareto front and within a front by their mean rank over objectives."""
     found = [c for event in store.events("candidate") if (c := candidate(event, drawn))]
-    return [found[i] for i in best_first([list(c.scores.values()) for c in found])]
+    return [found[i] for i in best_first([list(c.outcome.scores.values()) for c in found])]
 
 
 def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
@@ -111,7 +108,7 @@ def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
     for layer in ranked:
         if len(best) == count:
             break
-        keys = {layer.graph.family_hash, tuple(round(loss, 6) for loss in layer.loss.values())}
+        keys = {layer.graph.family_hash, tuple(round(loss, 6) for loss in layer.outcome.loss.values())}
         if not keys & seen:
             best.append(layer)
         seen |= keys
@@ -126,7 +123,7 @@ def reranked(store: Store, top: Iterable[Scored], count: int) -> list[Scored]:
     for layer in top:
         if event := store.event("rerank", layer.name):
             found.append(layer)
-            losses.append([Outcome.from_json(event.data).holdout.get(n, math.inf) for n in layer.accuracy])
+            losses.append([Outcome.from_json(event.data).holdout.get(n, math.inf) for n in layer.outcome.accuracy])
     if not found:
         return []
     ranks = mean_ranks(losses)

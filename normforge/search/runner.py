@@ -233,8 +233,8 @@ class _Search:
                 f"{self.directory} was started on {first.data['device']}, and scores of {self.origin.device} do not "
                 f"compare: set workers.device={first.data['device']}, or use another --out"
             )
-        if first.data.get("replay", "") != self.replay:
-            other = first.data.get("replay", "")
+        other = first.data.get("replay", "")
+        if other != self.replay:
             raise RunError(
                 f"{self.directory} follows {other}: go on with --replay {other}"
                 if other
@@ -279,11 +279,9 @@ class _Search:
         return True
 
     def _within_budget(self) -> bool:
-        if isinstance(self.order, Recorded):
-            return True
-        budget = self.config.budget
-        drawn = budget.candidates is None or self.index < budget.candidates
-        return drawn and (budget.evaluations is None or len(self.slots) < budget.evaluations)
+        p = self.progress
+        drawn = p.candidates is None or self.index < p.candidates
+        return drawn and (p.evaluations is None or len(self.slots) < p.evaluations)
 
     def _tell(self, index: int) -> None:
         outcome, candidate = self.outcomes.pop(index), self.candidates.pop(index)
@@ -484,13 +482,15 @@ def _order(config: Config, replay: Path | None, origin: Provenance) -> Order:
             raise RunError(f"{replay} holds a run that has not begun")
         check_same(session.data["settings"], config, str(replay))
         _check_data(session, origin, str(replay), config)
-        last = max((int(e.key) for e in store.events("candidate")), default=-1)
+        last = -1
         for event in store.events():
-            # What was asked for last, and not evaluated for lack of time, is no part of the run.
-            if event.kind in ("asked", "candidate") and int(event.key) <= last:
+            if event.kind in ("asked", "candidate"):
                 known[int(event.key)] = int(event.data["known"])
-                if event.kind == "candidate" and "hash" in event.data:
+            if event.kind == "candidate":
+                last = max(last, int(event.key))
+                if "hash" in event.data:
                     arrived.append(int(event.key))
     finally:
         store.close()
-    return Recorded(arrived, known)
+    # What was asked for last, and not evaluated for lack of time, is no part of the run.
+    return Recorded(arrived, {index: told for index, told in known.items() if index <= last})

@@ -26,7 +26,7 @@ def front_and_population(directory) -> tuple[list[Member], list[str]]:
     try:
         found = results.scored(store, PAPER)
         best = [layer.name for layer in results.best_distinct(found, 10)]
-        return sorted((m.index, m.genotype, tuple(m.scores.values())) for m in found), best
+        return sorted((m.index, m.genotype, tuple(m.outcome.scores.values())) for m in found), best
     finally:
         store.close()
 

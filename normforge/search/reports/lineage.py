@@ -144,7 +144,7 @@ def _show_best(directory: Path, console: Console) -> None:
     table = Table("layer", *summary.objectives, "formula", box=None, pad_edge=False)
     room = console.width - 14 * (1 + len(summary.objectives))  # so that no cell takes two lines
     for layer in best:
-        scores = (f"{s:.4g}" for s in layer.scores.values())
+        scores = (f"{s:.4g}" for s in layer.outcome.scores.values())
         table.add_row(layer.name, *scores, Text(short(plain(formula(layer.graph)), max(20, room))))
     console.print(table)
     say(console, f'\nnext: normforge show "{directory}#{best[0].index}"', "dim")

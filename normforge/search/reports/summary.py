@@ -164,9 +164,7 @@ class Summary:
     def best(self, count: int) -> list[Scored]:
         """The first that are distinct, as the second ranking takes them."""
         drawn = SearchSpace(self.config.space)
-        ranked = ((c, c.outcome) for c in self.ranked)
-        scored = (Scored(c.index, c.genotype, drawn, o.scores, o.loss, o.accuracy) for c, o in ranked)
-        return best_distinct(scored, count)
+        return best_distinct((Scored(c.index, c.genotype, drawn, c.outcome) for c in self.ranked), count)
 
 
 def summarise(store: Store) -> Summary:
