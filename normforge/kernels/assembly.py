@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _ACCESS = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[bfus]\d)[\w:]+)*(?:\.v(\d))?\.[bfus](\d+)\s+(.*);")
+_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\S*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
 _AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_(\w+)")
 _AMD_BYTES = {"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16, "b32": 4, "b64": 8, "b96": 12, "b128": 16}
 _REGISTER = re.compile(r"%rd\d+")
@@ -20,33 +21,66 @@ class Accesses:
     stores: tuple[int, ...]
 
 
-def ptx_accesses(ptx: str, kernel: str, parameters: Collection[int]) -> Accesses:
-    """The accesses through some pointer parameters of one kernel, by their positions in its signature.
+@dataclass(frozen=True)
+class PtxAccess:
+    """One instruction of PTX that reads or writes global memory.
 
-    Addresses are followed from the parameters through 64-bit registers.
+    Attributes:
+        load: it reads. bytes: one thread's share.
+        line: of the emitted text, as the compiler notes it (triton 3.8 notes one a few lines on for wide loads); or 0.
+        block: number of its basic block.
+        wanted: its address follows from the parameters asked for.
+    """
+
+    load: bool
+    bytes: int
+    line: int
+    block: int
+    wanted: bool
+
+
+def ptx_listing(ptx: str, kernel: str, parameters: Collection[int]) -> list[PtxAccess]:
+    """The accesses of one kernel to global memory; asynchronous copies are loads.
+
+    Addresses are followed through 64-bit registers from some pointer parameters, given by their positions in the
+    signature.
     """
     wanted = {f"{kernel}_param_{i}" for i in parameters}
-    lines = [line.split("//")[0].strip() for line in ptx.split("\n")]
+    rows = [row.split("//")[0].strip() for row in ptx.split("\n")]
     derived: set[str] = set()
     while True:  # a loop hands addresses on to lines above
         before = len(derived)
-        for line in lines:
-            registers = _REGISTER.findall(line)
-            if not registers or _ACCESS.search(line):
+        for row in rows:
+            registers = _REGISTER.findall(row)
+            if not registers or _ACCESS.search(row) or _COPY.search(row):
                 continue
             into, sources = registers[0], registers[1:]
-            if any(f"[{name}]" in line or f"[{name}+" in line for name in wanted) or derived & set(sources):
+            if any(f"[{name}]" in row or f"[{name}+" in row for name in wanted) or derived & set(sources):
                 derived.add(into)
         if len(derived) == before:
             break
-    found: dict[str, list[int]] = {"ld": [], "st": []}
-    for line in lines:
-        if access := _ACCESS.search(line):
+    file = re.search(r'\.file\s+(\d+)\s+"<normforge ', ptx)
+    found: list[PtxAccess] = []
+    line = block = 0
+    for row in rows:
+        if at := re.match(r"\.loc\s+(\d+)\s+(\d+)", row):
+            line = int(at[2]) if file and at[1] == file[1] else 0
+        elif row.startswith("$"):
+            block += 1
+        elif access := _ACCESS.search(row):
             kind, vector, bits, operands = access.groups()
             address = re.search(r"\[\s*(%rd\d+)", operands)
-            if address and address[1] in derived:
-                found[kind].append(int(vector or 1) * int(bits) // 8)
-    return Accesses(tuple(found["ld"]), tuple(found["st"]))
+            size = int(vector or 1) * int(bits) // 8
+            found.append(PtxAccess(kind == "ld", size, line, block, bool(address and address[1] in derived)))
+        elif copy := _COPY.search(row):
+            found.append(PtxAccess(True, int(copy[2], 0), line, block, copy[1] in derived))
+    return found
+
+
+def ptx_accesses(ptx: str, kernel: str, parameters: Collection[int]) -> Accesses:
+    """The accesses through some pointer parameters of one kernel, by their positions in its signature."""
+    found = [a for a in ptx_listing(ptx, kernel, parameters) if a.wanted]
+    return Accesses(tuple(a.bytes for a in found if a.load), tuple(a.bytes for a in found if not a.load))
 
 
 def amdgcn_accesses(text: str) -> Accesses:

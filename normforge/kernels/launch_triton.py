@@ -185,10 +185,14 @@ class CompiledKernel:
     Attributes:
         name: of the function.
         asm: by stage: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
+        warps: of a program.
+        shared: bytes of shared memory of a program.
     """
 
     name: str
     asm: dict[str, Any]
+    warps: int
+    shared: int
 
 
 def compile_aot(
@@ -230,7 +234,7 @@ def compile_aot(
         aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
         source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
         made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
-        compiled.append(CompiledKernel(launch.kernel, dict(made.asm)))
+        compiled.append(CompiledKernel(launch.kernel, dict(made.asm), num_warps, made.metadata.shared))
     return compiled
 
 

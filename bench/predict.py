@@ -1,0 +1,306 @@
+"""Times of compiled kernels on a GPU that is not there, from their machine code.
+
+For each launch, four times:
+
+memory   bytes moved, over the bandwidth of a copy; what is read again while it is in the level-2 cache, over that of
+         the cache
+issue    instructions of all warps, one a cycle and scheduler
+pipe     the busiest unit: integer and compare; shuffles, shared memory and accesses; transcendental functions
+latency  the life of a program, in which an instruction waits for the operands that it reads, times the waves
+         of programs
+
+An instruction counts as often as the loops around it run (see `loops`). The prediction is the cubic norm of the four:
+the largest alone where it stands out, more where several are near each other. `fast` is the largest, as if all
+overlapped, and `slow` their sum, as if nothing did. Each launch adds a constant.
+
+Nothing here was fitted to a measurement: see `costs` for the rates.
+
+    python bench/predict.py  # predictions made by hand before there was this model, beside its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import ceil, prod
+
+from costs import Cost, Kernel, Tile
+from loops import Text
+
+import normforge as nf
+from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
+from normforge.codegen.orders import program
+from normforge.codegen.plan import Plan
+from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
+from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton_cooperative import programs_at_once, tile_channels
+from normforge.codegen.triton_launch import Launch, TritonModule, part_block, stage_blocks
+from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
+from normforge.kernels.sass import disassemble, parse
+
+Dims = tuple[int, int, int, int]
+
+# An H100 of 80 GB with HBM3.
+CLOCK = 1.7e9
+PROCESSORS = 132
+COPY = 3.0e12  # bytes a second, read and written: nine tenths of the paper's
+L2_COPY = 5.5e12
+REGISTERS, SHARED, THREADS = 65536, 228 << 10, 2048  # of a processor
+LAUNCH = 3e-6  # seconds from the end of a kernel to the first instruction of the next
+
+
+@dataclass(frozen=True)
+class LaunchPrediction:
+    """One kernel.
+
+    Attributes:
+        name: of the kernel, after the number of its launch.
+        programs, warps, registers, shared, blocks: the grid, a program's warps, a thread's registers, a program's bytes
+            of shared memory, and how many programs a processor runs at once.
+        tiles: by loop.
+        dram, cache: bytes from or to memory, and those that the level-2 cache has.
+        times: seconds by limit.
+        idle: of a cooperative kernel, seconds of a step in which a program waits or merges.
+    """
+
+    name: str
+    programs: int
+    warps: int
+    registers: int
+    shared: int
+    blocks: int
+    tiles: tuple[Tile, ...]
+    dram: float
+    cache: float
+    times: dict[str, float]
+    idle: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, without the launch."""
+        return sum(t**3 for t in self.times.values()) ** (1 / 3)
+
+    @property
+    def rate(self) -> float:
+        """Bytes from and to memory a second."""
+        return self.dram / self.seconds
+
+    @property
+    def fast(self) -> float:
+        """The largest limit."""
+        return max(self.times.values())
+
+    @property
+    def slow(self) -> float:
+        """The sum of the limits."""
+        return sum(self.times.values())
+
+    @property
+    def limit(self) -> str:
+        """The largest limit by name."""
+        return max(self.times, key=lambda k: self.times[k])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """All launches of a plan at a shape; `floor` and `moved` are bytes of full tensors, each once and as planned."""
+
+    kind: str
+    launches: tuple[LaunchPrediction, ...]
+    floor: float
+    moved: float
+
+    @property
+    def seconds(self) -> float:
+        """Predicted; a cooperative kernel has its counters zeroed before it."""
+        extra = self.kind == "cooperative"
+        return sum(one.seconds for one in self.launches) + LAUNCH * (len(self.launches) + extra)
+
+    @property
+    def share(self) -> float:
+        """Of the copy's bandwidth, counted in the bytes of the floor."""
+        return self.floor / self.seconds / COPY
+
+    @property
+    def planned_share(self) -> float:
+        """The same in the bytes that the plan moves: memory's part is 1 where the plan is all that keeps it lower."""
+        return self.moved / self.seconds / COPY
+
+
+def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = None) -> Prediction:
+    """The time of a plan at a shape on an H100.
+
+    Args:
+        plan: for target "triton".
+        dims: N, groups, channels a group, positions.
+        kernels: as compiled for capability 90 and these dims; made here where not given.
+
+    Raises:
+        ShapeError: no tile holds a slab. ValueError: the text has a loop whose length cannot be told.
+    """
+    module = emit_triton(plan, plan.symbol)
+    sizes = module.shape(dims)
+    if plan.kind == "cooperative":
+        sizes["TILE"] = tile_channels(plan, module, dims, TYPICAL_DEVICE.l2_bytes) or sizes["TILE"]
+    kernels = kernels or compile_aot(plan, 90, dims=dims)
+    full = full_pointers(plan, module)
+    traffic = _Traffic(plan, module, dims, sizes, full)
+    text = Text(module.source)
+    aligned = (dims[3] if plan.layout == "nchw" else dims[1] * dims[2]) % 16 == 0
+    found = [
+        _launch(launch, compiled, text, full, sizes, traffic, aligned=aligned)
+        for launch, compiled in zip(module.launches, kernels, strict=True)
+    ]
+    return Prediction(plan.kind, tuple(found), traffic.floor, traffic.moved)
+
+
+def _launch(
+    launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
+    sizes: dict[str, int], traffic: _Traffic, *, aligned: bool,
+) -> LaunchPrediction:  # fmt: skip
+    warps, used = compiled.warps, resources(compiled)
+    blocks = programs_at_once(
+        used.registers, compiled.shared, warps=warps, threads=THREADS, register_file=REGISTERS, shared_memory=SHARED
+    )
+    groups = launch.parts if launch.walk == "cooperative" else (launch,)
+    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes, aligned=aligned)]
+    parts = [stage for group in groups for stage in (group.parts or (group,))]
+    whole, stages = dict(sizes), []
+    for i, (stage, (its, programs)) in enumerate(zip(parts, found, strict=True)):
+        whole |= {part_block(name, i): value for name, value in its.items()}
+        here = sizes | its | {name: sizes[long] for name, long in zip(stage.sizes, stage.size_names, strict=True)}
+        for name in "QL":  # functions of the prelude say Q for Q0 and Q1
+            here.setdefault(name, max((sizes[f"{name}{m}"] for m in stage.merges), default=1))
+        stages.append((stage, here, programs))
+    grid = sum(programs for _, programs in found)
+    if launch.walk == "cooperative":
+        grid = min(grid, PROCESSORS * blocks)
+    code = parse(disassemble(compiled.asm["cubin"]))
+    kernel = Kernel(code, compiled.asm["ptx"], text, launch, full, stages, whole, grid)
+    total, through, longest = Cost(), 0.0, 0.0
+    for cost, life, programs in kernel.programs():
+        total.add(cost, programs * warps)
+        through += programs * life / (PROCESSORS * blocks)
+        longest = max(longest, life)
+    uneven = ceil(grid / PROCESSORS) * PROCESSORS / grid
+    seconds = {unit: cycles * uneven / PROCESSORS / CLOCK for unit, cycles in total.units.items()}
+    waves = grid / (PROCESSORS * blocks)
+    dram, cache = traffic.of(launch, blocks)
+    times = {
+        "memory": max(dram / COPY, (dram + cache) / L2_COPY),
+        "issue": seconds.pop("issue"),
+        "pipe": max(seconds.values(), default=0.0),
+        "latency": max(longest, through * ceil(waves) / waves if waves > 1 else through) / CLOCK,
+    }
+    return LaunchPrediction(
+        launch.kernel.split("_", 2)[2], grid, warps, used.registers, compiled.shared, blocks, tuple(kernel.tiles),
+        dram, cache, times, kernel.idle / CLOCK,
+    )  # fmt: skip
+
+
+class _Traffic:
+    """Bytes of each launch: from memory, or from the level-2 cache where they are there already."""
+
+    def __init__(
+        self, plan: Plan, module: TritonModule, dims: Dims, sizes: dict[str, int], full: Sequence[str]
+    ) -> None:
+        self.plan, self.module, self.full = plan, module, full
+        self.tensor = prod(dims) * ITEM_BYTES[plan.dtype]
+        inputs = len({node for sweep in plan.sweeps for node in sweep.loads})
+        self.floor = (inputs + plan.writes) * self.tensor
+        self.moved = (plan.loads + plan.writes) * self.tensor if plan.kind == "multi-launch" else self.floor
+        self.again = plan.loads - inputs  # loads of what has been loaded
+        self.work = {w.name: 4 * prod(sizes[name] for name in w.shape) for w in module.work}
+        self.fits = self.floor + sum(self.work.values()) <= ON_CHIP_BYTES["triton"]
+        self.programs = sizes.get("PROGRAMS", 1)  # that hold slabs
+        self.seen: set[str] = set()
+
+    def of(self, launch: Launch, blocks: int) -> tuple[float, float]:
+        """(From or to memory, from the level-2 cache.)"""
+        dram = cache = 0.0
+        for pointer in launch.pointers:
+            size = self.tensor if pointer in self.full else self.work.get(pointer.removesuffix("_ptr"), 0)
+            small = pointer not in self.full and size <= ON_CHIP_BYTES["triton"] / 2
+            there = small or (self.fits and pointer in self.seen)
+            cache, dram = (cache + size, dram) if there else (cache, dram + size)
+            self.seen.add(pointer)
+        if self.plan.kind in ("swept", "cooperative"):
+            held = self.floor * min(1.0, PROCESSORS * blocks / self.programs)
+            again = self.again * self.tensor
+            if self.plan.kind == "cooperative" or held <= ON_CHIP_BYTES["triton"]:
+                cache += again
+            else:
+                dram += again
+        return dram, cache
+
+
+def plan_for(layer: str, order: int, dtype: str, layout: str, kind: str, dims: Dims) -> Plan | None:
+    """The plan of a kind, or with kind "chosen" the one that the shape gets."""
+    wanted = program(nf.parse(layer), order, True)
+    if kind == "chosen":
+        return choose_plan(wanted, dtype, layout, dims, TYPICAL_DEVICE)
+    return plan_of_kind(kind, wanted, dtype, layout)
+
+
+# -- predictions made by hand, from the same machine code and rates, before there was this model
+
+
+BY_HAND = "3.6"  # the version of triton
+
+
+def references() -> list[tuple[str, float, float, float]]:
+    """(What, predicted here, least and most that was predicted by hand.)"""
+    found: list[tuple[str, float, float, float]] = []
+
+    def say(what: str, here: float, least: float, most: float | None = None) -> None:
+        found.append((what, here, least, least if most is None else most))
+
+    def of(layer: str, order: int, layout: str, kind: str, dims: Dims) -> Prediction:
+        plan = plan_for(layer, order, "bfloat16", layout, kind, dims)
+        assert plan is not None
+        return predict(plan, dims)
+
+    first = of("bn-relu", 0, "nhwc", "multi-launch", (128, 32, 8, 56 * 56)).launches[0]
+    say("bn-relu, order 0, channels-last, sums: TB/s", first.rate / 1e12, 0.8, 1.4)
+    say("  instructions a tile", first.tiles[0].instructions, 277)
+    say("  barriers", first.tiles[0].barriers, 6)
+    say("  shuffles", first.tiles[0].shuffles, 40)
+    say("  shared accesses", first.tiles[0].shared_accesses, 40)
+    say("  bytes a load", min(first.tiles[0].load_bytes), 16)
+    first = of("evonorm-b0", 2, "nchw", "multi-launch", (128, 32, 8, 56 * 56)).launches[0]
+    say("evonorm-b0, order 2, sums: TB/s", first.rate / 1e12, 0.5, 1.0)
+    say("  instructions a tile", first.tiles[0].instructions, 663)
+    say("  barriers", first.tiles[0].barriers, 48)
+    say("  bytes a load", min(first.tiles[0].load_bytes), 8)
+    launches = of("gn-silu", 0, "nhwc", "multi-launch", (1, 32, 4, 512 * 512)).launches
+    say("gn-silu at 1x128x512x512, channels-last, merge: us", launches[1].seconds * 1e6, 95)
+    say("  bytes of both sweeps, copied: us", sum(one.dram for one in launches) / COPY * 1e6, 67)
+    (only,) = of("gn-silu", 0, "nhwc", "chosen", (128, 32, 18, 14 * 14)).launches
+    say("gn-silu at 128x576x14x14, channels-last: registers", only.registers, 254)
+    say("  programs a processor", only.blocks, 1)
+    (only,) = of("bn-relu", 0, "nchw", "cooperative", (128, 32, 8, 56 * 56)).launches
+    say("bn-relu, cooperative: us of a step that waits and merges", only.idle * 1e6, 6)
+    say("  bytes of a step, copied: us", only.times["memory"] / 33 * 1e6, 4)
+    return found
+
+
+def main() -> int:
+    """Print the references; 1 if one is further off than 25 % under the version of triton that they were made with."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    off = 0
+    for what, here, least, most in references():
+        holds = 0.75 * least <= here <= 1.25 * most
+        off += not holds
+        by_hand = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        print(f"{what:60} {here:8.4g}  by hand {by_hand}{'' if holds else '  further off than 25 %'}")
+    known = version("triton").startswith(BY_HAND)
+    if not known:
+        print(f"by hand under triton {BY_HAND}; this is {version('triton')}, which compiles to other code")
+    return int(known and off > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
