@@ -3,6 +3,7 @@
     python bench/aot.py --jobs 4                            # every named layer: hours on one core, so give it several
     python bench/aot.py --random 200 --sample 500 --jobs 4  # 500 combinations of those and of 200 random layers
     python bench/aot.py --layers gn-silu,evonorm-s0 --targets 90,gfx942
+    python bench/aot.py --table --output now.json --before bench/results/aot_before.json  # what a change does
 
 Checked for each combination of layer, order, dtype, layout, target, shape class and kind of plan: nothing spills (STACK
 of NVIDIA's cubins, vgpr_spill_count of AMD's), nothing computes in float64, no atomics but integer ones in cooperative
@@ -13,6 +14,10 @@ of full tensors.
 
 A kind that a layer does not have, or whose tiles are too small for a slab of the class, counts as refused.
 
+Each row for compute capability 90 has, for each kernel, what the machine code says of a tile and what `predict` makes
+of it. --table is for the named layers at (128, 256, 56, 56), and those that normalize over channels alone at tokens
+(8, 2048, 4096), in bfloat16 and float32: the kind that the shape gets and the multi-launch kind.
+
 Random layers are drawn as in bench/passes.py; those that a static stage refuses are left out. Results are written as
 the run goes on. Exits with 1 if a combination fails.
 """
@@ -21,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import re
@@ -35,12 +41,13 @@ from typing import Any
 
 from common import machine, write
 from passes import draw
+from predict import TABLE_DIMS, plan_for, predict, tokens
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS, plan_of_kind
-from normforge.codegen.orders import program
+from normforge.codegen.kinds import KINDS
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton import emit_triton
@@ -62,9 +69,12 @@ CLASSES = {
     "small": (4, 4, 2, 49),
     "tiny": (2, 2, 1, 9),
     "flat": (64, 32, 16, 1),
+    **TABLE_DIMS,
 }
 EVERY = 25  # combinations between two writes of the results
 
+# What the table says of a kernel.
+TILE = ("instructions", "barriers", "shuffles", "load_bytes", "in_flight", "registers", "blocks")
 FIELDS = ("layer", "order", "dtype", "layout", "target", "class", "kind")
 Combination = tuple[str, int, str, str, int | str, str, str]
 
@@ -94,7 +104,7 @@ def check(combination: Combination, out: Path | None = None) -> dict[str, Any]:
     row: dict[str, Any] = dict(
         zip(("layer", "order", "dtype", "layout", "target", "class", "kind"), combination, strict=True)
     )
-    plan = plan_of_kind(kind, program(graph_of(layer), order, True), dtype, layout)
+    plan = plan_for(graph_of(layer), order, dtype, layout, kind, CLASSES[cls])
     if plan is None:
         return row | {"refused": "the layer has no plan of this kind", "failures": []}
     try:
@@ -108,7 +118,7 @@ def check(combination: Combination, out: Path | None = None) -> dict[str, Any]:
     failures += [f"{k.name}: float64" for k, r in zip(kernels, found, strict=True) if r.float64]
     failures += [f"{k.name}: offsets of 32 bits" for k, r in zip(kernels, found, strict=True) if r.narrow_offsets]
     for k, r in zip(kernels, found, strict=True):
-        bad = [a for a in r.atomics if kind != "cooperative" or is_float_atomic(a)]
+        bad = [a for a in r.atomics if plan.kind != "cooperative" or is_float_atomic(a)]
         failures += [f"{k.name}: {a}" for a in bad]
     failures += count_failures(plan)
     dims = CLASSES[cls]
@@ -117,6 +127,11 @@ def check(combination: Combination, out: Path | None = None) -> dict[str, Any]:
     whole = emit_triton(plan, plan.symbol).shape(dims).get("ALIGNED", 1)  # blocks of slabs start at multiples of 16
     if contiguous % 16 == 0 and contiguous > 1 and whole:
         failures += narrow
+    if target == 90:
+        try:
+            row |= {"made": plan.kind, "predicted": predict(plan, dims, kernels).as_row()}
+        except ValueError as error:
+            failures.append(f"no prediction: {error}")
     if out:
         out.mkdir(parents=True, exist_ok=True)
         for k in kernels:
@@ -164,6 +179,43 @@ def access_widths(plan: Plan, kernels: list[CompiledKernel]) -> tuple[list[int],
     return widths, failures
 
 
+def in_table(combination: Combination) -> bool:
+    """Each layer has its own shape, and a kind once where the shape gets it."""
+    layer, order, dtype, layout, _, cls, kind = combination
+    if (cls == "tokens") != tokens(layer):
+        return False
+    got = plan_for(graph_of(layer), order, dtype, layout, "chosen", CLASSES[cls])
+    return kind == "chosen" or got is None or got.kind != kind
+
+
+def table(rows: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> Table:
+    """A line a kernel: of the loop with the most instructions over tiles. Shares are a line a plan; with `before`, what
+    was there stands in front of an arrow."""
+    out = Table(box=None, pad_edge=False)
+    for name in ("layer", "order", "dtype", "layout", "kind", "share", "of plan", "kernel", "us", "limit", *TILE):
+        out.add_column(name, justify="left" if name in ("layer", "dtype", "layout", "kind", "kernel") else "right")
+    old = {tuple(r[k] for k in FIELDS): r for r in before or []}
+    for row in sorted((r for r in rows if "predicted" in r), key=lambda r: [str(r[k]) for k in FIELDS]):
+        was = old.get(tuple(row[k] for k in FIELDS), {}).get("predicted")
+        now = row["predicted"]
+        where = [row["layer"], str(row["order"]), row["dtype"], row["layout"], row["made"]]
+        shares = [_change(was and was[k], now[k], "{:.2f}") for k in ("share", "of_plan")]
+        kernels = list(itertools.zip_longest(was["kernels"] if was else [], now["kernels"], fillvalue={}))
+        for old_kernel, kernel in kernels:
+            cells = [_change(old_kernel.get(k), kernel.get(k), f) for k, f in (("us", "{:.1f}"), ("limit", "{}"))] + [
+                _change(old_kernel.get(k), kernel.get(k), "{}") for k in TILE
+            ]
+            out.add_row(*where, *shares, kernel.get("name", old_kernel.get("name")), *cells)
+            where, shares = [""] * 5, [""] * 2
+    return out
+
+
+def _change(before: Any, now: Any, form: str) -> str:
+    """ "3 > 2", or "2" where nothing changed or nothing was there."""
+    said = [form.format(v) if v is not None else "-" for v in (before, now)]
+    return said[1] if before is None or said[0] == said[1] else " > ".join(said)
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over all rows."""
     done = [r for r in rows if "kernels" in r]
@@ -193,7 +245,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the assembly of each kernel here")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument("--table", action="store_true", help="the combinations of the table, and print it")
+    parser.add_argument("--before", type=Path, help="a JSON of before, which the table compares with")
     args = parser.parse_args()
+    if args.table:
+        parser.set_defaults(
+            targets="90", dtypes="bfloat16,float32", kinds="chosen,multi-launch", classes=",".join(TABLE_DIMS)
+        )
+        args = parser.parse_args()
     layers = [*filter(None, args.layers.split(",")), *random_layers(args.random)]
     combinations: list[Combination] = list(
         itertools.product(
@@ -206,6 +265,8 @@ def main() -> int:
             KINDS if args.kinds == "all" else args.kinds.split(","),
         )
     )
+    if args.table:
+        combinations = [c for c in combinations if in_table(c)]
     if args.sample is not None:
         combinations = random.Random(args.seed).sample(combinations, min(args.sample, len(combinations)))
     rows: list[dict[str, Any]] = []
@@ -235,6 +296,9 @@ def main() -> int:
                 progress.advance(task)
     report["status"] = "complete"
     save()
+    if args.table:
+        before = json.loads(args.before.read_text())["rows"] if args.before else None
+        Console(width=240).print(table(rows, before))
     for what, value in summary(rows).items():
         print(f"{what}: {value}")
     return 1 if any(r["failures"] for r in rows) else 0

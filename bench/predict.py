@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil, prod
+from typing import Any
 
 from costs import Cost, Kernel, Tile
 from loops import Text
@@ -129,6 +130,22 @@ class Prediction:
         """The same in the bytes that the plan moves: memory's part is 1 where the plan is all that keeps it lower."""
         return self.moved / self.seconds / COPY
 
+    def as_row(self) -> dict[str, Any]:
+        """Plain figures: of each kernel the loop over tiles that has the most instructions."""
+        kernels = []
+        for one in self.launches:
+            row: dict[str, Any] = {"name": one.name, "us": round(one.seconds * 1e6, 2), "limit": one.limit}
+            if tile := max(one.tiles, key=lambda t: t.instructions, default=None):
+                row |= {
+                    "instructions": tile.instructions, "barriers": tile.barriers, "shuffles": tile.shuffles,
+                    "load_bytes": min(tile.load_bytes, default=0), "in_flight": tile.loads_in_flight,
+                }  # fmt: skip
+                if tile.divisions:
+                    row["divisions"] = tile.divisions
+            kernels.append(row | {"registers": one.registers, "blocks": one.blocks, "programs": one.programs})
+        shares = {"share": round(self.share, 3), "of_plan": round(self.planned_share, 3)}
+        return {"us": round(self.seconds * 1e6, 2)} | shares | {"kernels": kernels}
+
 
 def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = None) -> Prediction:
     """The time of a plan at a shape on an H100.
@@ -173,7 +190,7 @@ def _launch(
         whole |= {part_block(name, i): value for name, value in its.items()}
         here = sizes | its | {name: sizes[long] for name, long in zip(stage.sizes, stage.size_names, strict=True)}
         for name in "QL":  # functions of the prelude say Q for Q0 and Q1
-            here.setdefault(name, max((sizes[f"{name}{m}"] for m in stage.merges), default=1))
+            here.setdefault(name, max((sizes.get(f"{name}{m}", 1) for m in stage.merges), default=1))
         stages.append((stage, here, programs))
     grid = sum(programs for _, programs in found)
     if launch.walk == "cooperative":
@@ -237,9 +254,18 @@ class _Traffic:
         return dram, cache
 
 
-def plan_for(layer: str, order: int, dtype: str, layout: str, kind: str, dims: Dims) -> Plan | None:
-    """The plan of a kind, or with kind "chosen" the one that the shape gets."""
-    wanted = program(nf.parse(layer), order, True)
+# The shapes of the table of `aot`: a layer of ResNet-50 at batch 128, and tokens of 4096 channels.
+TABLE_DIMS: dict[str, Dims] = {"image": (128, 32, 8, 56 * 56), "tokens": (8, 32, 128, 2048)}
+
+
+def tokens(layer: str) -> bool:
+    """True for layers that normalize over channels alone."""
+    return layer in ("layernorm-gelu", "rmsnorm")
+
+
+def plan_for(graph: nf.Graph, order: int, dtype: str, layout: str, kind: str, dims: Dims) -> Plan | None:
+    """The plan of a kind, or with kind "chosen" the one that the shape gets; None where there is none."""
+    wanted = program(graph, order, True)
     if kind == "chosen":
         return choose_plan(wanted, dtype, layout, dims, TYPICAL_DEVICE)
     return plan_of_kind(kind, wanted, dtype, layout)
@@ -259,7 +285,7 @@ def references() -> list[tuple[str, float, float, float]]:
         found.append((what, here, least, least if most is None else most))
 
     def of(layer: str, order: int, layout: str, kind: str, dims: Dims) -> Prediction:
-        plan = plan_for(layer, order, "bfloat16", layout, kind, dims)
+        plan = plan_for(nf.parse(layer), order, "bfloat16", layout, kind, dims)
         assert plan is not None
         return predict(plan, dims)
 
