@@ -203,11 +203,11 @@ def check_extreme(name: str, backend: str, layout: str, device: str = "cpu") -> 
 
 
 # Shapes that need every variant of a kernel that SECOND_SHAPES need: positions on each rung of the ladder of blocks,
-# multiples of 16 and not, one sample and several, one channel a group and several.
+# multiples of 16, of 4 and of neither, one sample and several, one channel a group and several.
 FIRST_SHAPES: list[tuple[int, ...]] = [
-    (n, c, side, side)
-    for n, c in ((1, 32), (4, 48))
-    for side in (2, 3, 4, 7, 8, 14, 16, 25, 28, 57)
+    (5, 64, 2, 2), (1, 32, 3, 3), (5, 64, 3, 3), (1, 32, 4, 4), (2, 64, 5, 6), (1, 32, 7, 7), (1, 32, 8, 8),
+    (4, 48, 8, 8), (4, 48, 14, 14), (2, 48, 15, 15), (1, 32, 16, 16), (4, 48, 18, 18), (4, 48, 25, 25), (4, 48, 28, 28),
+    (2, 80, 28, 28), (1, 32, 45, 45), (1, 32, 57, 57), (1, 32, 60, 60), (1, 32, 72, 72), (1, 32, 2, 2),
 ]  # fmt: skip
 SECOND_SHAPES: list[tuple[int, ...]] = [
     (3, 64, 3, 3), (2, 96, 2, 4), (5, 32, 4, 4), (2, 64, 5, 5), (3, 80, 7, 6), (2, 48, 8, 6), (4, 64, 8, 8),

@@ -14,10 +14,13 @@ from functools import lru_cache
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.resident import SLAB_KINDS, slabs_of
+from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.text import Lines
 from normforge.codegen.triton_cooperative import cooperative_launch, cooperative_text
 from normforge.codegen.triton_launch import (
     DIMS,
+    SWEEP_THREADS,
+    VECTOR_BYTES,
     Launch,
     TritonModule,
     constexprs,
@@ -43,10 +46,13 @@ from normforge.codegen.triton_small import SmallText
 from normforge.codegen.triton_sweep import SweepText
 from normforge.codegen.triton_swept import SweptText
 from normforge.errors import BackendError
+from normforge.ir.types import S
 
 __all__ = ["emit_triton", "launch_count"]
 
-MANY_SUMS = 16  # accumulators of a sweep beyond which its tile shrinks
+# Of a tile, for each thread: what it loads of all tensors at once, and the sums that it keeps through the walk.
+LOADED_BYTES = 64
+KEPT_SUMS = 96
 
 
 @lru_cache(maxsize=256)
@@ -83,6 +89,7 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         tuple(storage.outputs),
         tuple(storage.work.values()),
         tuple(launches),
+        ITEM_BYTES[plan.dtype],
         *_sweep_tiles(plan),
     )
 
@@ -116,10 +123,19 @@ def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], Slabs | 
 
 
 def tile_elements(plan: Plan, index: int) -> int:
-    """Elements of a tile of a sweep: fewer where more values live at once, so that registers are enough."""
-    if len(plan.sweeps[index].sums) > MANY_SUMS:
-        return 256
-    return 1024 if plan.order < 2 else 512
+    """Elements of a tile of a sweep. Several loads of 16 bytes a thread are under way at once, one of each tensor at
+    least, and fewer of each where there are more tensors, so that registers are enough. Where sums run across the
+    contiguous axis a thread keeps one for each element of a load: loads are narrower for many sums."""
+    sweep = plan.sweeps[index]
+    item = ITEM_BYTES[plan.dtype]
+    vector = VECTOR_BYTES // item
+    each = max(LOADED_BYTES // (VECTOR_BYTES * max(len(sweep.loads), 1)), 1)
+    tile = SWEEP_THREADS * vector * (1 << each.bit_length() - 1)
+    across = [n for n in sweep.sums if bool(n.reduced & S) == (plan.layout == "nhwc")]
+    while vector > 1 and len(across) * vector > KEPT_SUMS:
+        vector //= 2
+        tile = SWEEP_THREADS * vector
+    return tile
 
 
 def _walk(plan: Plan, index: int) -> str:
@@ -136,7 +152,9 @@ def _launch(kernel: Kernel, name: str, body: str, storage: Storage) -> Launch:
         return Launch(name, "slabs", -1, 0, (), (), pointers, sizes, blocks)
     if isinstance(kernel, SweepKernel):
         sizes = (*DIMS, *(s for s in ("Q", "L") if s in words))
-        return Launch(name, kernel.walk, kernel.index, 0, (), (), pointers, sizes, ("BLOCK_C", "BLOCK_S", "ALIGNED"))
+        own = tuple(b for b in ("THREADS", "VECTOR") if b in words)
+        blocks = ("BLOCK_C", "BLOCK_S", "ALIGNED", *own)
+        return Launch(name, kernel.walk, kernel.index, 0, (), (), pointers, sizes, blocks)
     merges = tuple(i for i in range(len(storage.plan.sweeps)) if f"Q{i}" in words)
     sizes = (*DIMS, *(f"{s}{i}" for i in merges for s in "QL" if f"{s}{i}" in words))
     larger = [sum_operand(n).axes for n in kernel.sums] + [n.axes for n in kernel.stores]

@@ -246,7 +246,7 @@ def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, i
     assert division is not None
     n, g, k, s = dims
     sizes = module.shape(dims)
-    _, blocks, _ = arguments(module.launches[0], sizes, aligned=False)
+    _, blocks, _ = arguments(module.launches[0], sizes)
     extent = {"": 1, "K": k, "C": g * k}
     slab = k * (1 if plan.slab & G else g) if not plan.slab & K else 1
     units = [slab]

@@ -17,19 +17,18 @@ from normforge.ir.types import G
 
 DIMS = ("N", "G", "K", "S")
 NUM_WARPS = 4
-# Programs of a sweep over rows beyond which each walks several tiles: partials stay few.
+SWEEP_THREADS = 32 * NUM_WARPS
+VECTOR_BYTES = 16  # of the widest load
+ALIGNMENTS = (16, 4, 1)  # of the contiguous extent, told apart by kernels: 4 for rows of 14x14
+LINE_BYTES = 128  # what memory moves at once: tiles narrower than that waste some of it
+CONTIGUOUS = (1024, 256, 64, 16)  # lengths of tiles along the contiguous axis
+LITTLE_WASTE = 0.15  # share of a tile that may be wasted for the sake of a longer one
+# Programs of a sweep over rows beyond which each walks several tiles: partials stay few, and threads are joined seldom.
 ENOUGH_PROGRAMS = 4096
-# (sums beyond chunks, several chunks) -> BLOCK_P, BLOCK_R, BLOCK_Q: one element a thread in any tile, for a double
-# backward merges up to 33 rows at once, and what shares a launch with a sweep should not take registers from it.
-SMALL_BLOCKS = {
-    (False, False): (128, 1, 1),
-    (False, True): (8, 1, 16),
-    (True, False): (8, 16, 1),
-    (True, True): (1, 8, 16),
-}
-# For sums of this many rows and more, such as those of a batch: few points a program, so that many programs share them.
+# Chunks of a row, and rows times chunks of a point, beyond which one point takes all threads of a small kernel.
+MANY_CHUNKS = 64
+MANY_PARTS = 512
 MANY_ROWS = 32
-MANY_ROWS_BLOCKS = (2, 32, 2)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class TritonModule:
         operands, outputs: pointer names of the tensors in calling order.
         work: float32 arrays that a call allocates.
         launches: in order.
+        item_bytes: of an element of a full tensor.
         tiles: elements of a tile, by sweep.
         walks: how each sweep is walked.
         slabs: how programs own slabs; None where they do not.
@@ -95,66 +95,84 @@ class TritonModule:
     outputs: tuple[str, ...]
     work: tuple[Work, ...]
     launches: tuple[Launch, ...]
+    item_bytes: int
     tiles: tuple[int, ...]
     walks: tuple[str, ...]
     slabs: Slabs | None = None
 
     def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
-        """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S of each sweep by number. TILE, the
-        channels that a cooperative launch does at a time, is all of them, where its device has no say.
+        """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S, THREADS, VECTOR of each sweep by
+        number. ALIGNED says what the contiguous extent is a multiple of. TILE, the channels that a cooperative launch
+        does at a time, is all of them, where its device has no say.
 
         Args:
             dims: N, groups, channels a group, positions.
         """
         sizes = dict(zip(DIMS, dims, strict=True))
         sizes["C"] = sizes["TILE"] = sizes["G"] * sizes["K"]
+        contiguous = sizes["S"] if self.layout == "nchw" else sizes["C"]
+        sizes["ALIGNED"] = next(a for a in ALIGNMENTS if contiguous % a == 0)
         if self.slabs is not None:
-            return sizes | slab_sizes(self.slabs, dims)
+            return sizes | slab_sizes(self.slabs, dims, aligned=sizes["ALIGNED"] == ALIGNMENTS[0])
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
-            bc, bs = sweep_blocks(self.layout, walk, tile, sizes)
-            tiles = 1
+            bc, bs = sweep_blocks(self.layout, walk, tile, sizes, self.item_bytes)
+            chunks, tiles = cdiv(sizes["S"], bs), 1
             if walk == "rows":
-                steps = cdiv(sizes["S"], bs)
-                programs = sizes["N"] * cdiv(sizes["C"], bc) * steps
-                while tiles < steps and programs > ENOUGH_PROGRAMS * tiles:
-                    tiles *= 2
+                wanted = cdiv(ENOUGH_PROGRAMS, sizes["N"] * cdiv(sizes["C"], bc))
+                tiles = cdiv(chunks, min(wanted, chunks))
             sizes[f"BLOCK_C{i}"], sizes[f"BLOCK_S{i}"] = bc, bs
             sizes[f"L{i}"] = bs * tiles
-            sizes[f"Q{i}"] = cdiv(sizes["S"], bs * tiles)
+            sizes[f"Q{i}"] = cdiv(chunks, tiles)
+            vector = min(VECTOR_BYTES // self.item_bytes, sizes["ALIGNED"])
+            sizes[f"THREADS{i}"], sizes[f"VECTOR{i}"] = own_elements(self.layout, walk, (bc, bs), vector)
         return sizes
 
 
 def ladder(layout: str, walk: str, tile: int) -> tuple[tuple[int, int], ...]:
-    """(BLOCK_C, BLOCK_S) of a sweep, for ever shorter contiguous axes.
-
-    The contiguous axis is the long one. Where sums run across it the other axis keeps a few elements, so that the
-    variance of a tile is one of several values.
-    """
-    across = walk != "rows" if layout == "nchw" else walk == "rows"
-    widest = tile // 16 if across else tile
-    long = [max(widest >> shift, 1) for shift in (0, 2, 4, 6)]
-    pairs = [(tile // n, n) for n in dict.fromkeys(long)]
-    if layout == "nhwc":
-        pairs = [(n, m) for m, n in pairs]
-        if across:  # one position: no space to sum over
-            pairs.append((tile, 1))
-    return tuple(pairs)
+    """(BLOCK_C, BLOCK_S) of a sweep, for ever shorter contiguous axes: not the longest where the walk runs across it,
+    which would leave few programs. With channels last one more for one position, where there is no space to sum."""
+    along = (walk == "rows") == (layout == "nchw")
+    pairs = [(tile // n, n) for n in CONTIGUOUS[0 if along else 1 :] if n <= tile]
+    return tuple(pairs) if layout == "nchw" else (*((n, m) for m, n in pairs), (tile, 1))
 
 
-def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int]) -> tuple[int, int]:
-    """The rung of the ladder for a shape: the shortest that holds the contiguous axis, or the longest."""
+def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int], item: int) -> tuple[int, int]:
+    """The rung of the ladder for a shape: the one that wastes least of tiles and of lines of memory, the longest of
+    such. `item` is the bytes of an element."""
     pairs = ladder(layout, walk, tile)
-    channels = sizes["K"] if walk == "groups" else sizes["C"]
-    if layout == "nchw":
-        return next((p for p in reversed(pairs) if p[1] >= sizes["S"]), pairs[0])
-    if pairs[-1] == (tile, 1):
-        if sizes["S"] == 1:
+    channels, positions = sizes["K"] if walk == "groups" else sizes["C"], sizes["S"]
+    if layout == "nhwc":
+        if positions == 1:
             return pairs[-1]
         pairs = pairs[:-1]
-    return next((p for p in reversed(pairs) if p[0] >= channels), pairs[0])
+    contiguous = positions if layout == "nchw" else channels
+
+    def waste(pair: tuple[int, int]) -> float:
+        masked = math.prod(cdiv(n, b) * b / n for n, b in zip((channels, positions), pair, strict=True))
+        line = min(contiguous, LINE_BYTES // item)
+        return masked * max(line / pair[layout == "nchw"], 1.0)
+
+    return min(pairs, key=lambda pair: (int((waste(pair) - 1) / LITTLE_WASTE), -pair[layout == "nchw"]))
 
 
-def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
+def own_elements(layout: str, walk: str, blocks: tuple[int, int], vector: int) -> tuple[int, int]:
+    """Along the walk of a sweep, how many threads share a tile, and how many adjacent elements each takes at a time:
+    as Triton lays out a tile that is loaded by the widest loads, on warps of 32.
+
+    Args:
+        layout: of full tensors. walk: of the sweep.
+        blocks: BLOCK_C and BLOCK_S.
+        vector: elements of the widest load.
+    """
+    contiguous, other = blocks if layout == "nhwc" else blocks[::-1]
+    vector = min(vector, contiguous, max(contiguous * other // SWEEP_THREADS, 1))
+    along = min(SWEEP_THREADS, contiguous // vector)
+    if (walk == "rows") == (layout == "nchw"):
+        return along, vector
+    return min(SWEEP_THREADS // along, other), 1
+
+
+def slab_sizes(slabs: Slabs, dims: Dims, *, aligned: bool) -> dict[str, int]:
     """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
 
     Raises:
@@ -167,7 +185,7 @@ def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     return {
         "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
         "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
-        "ALIGNED": int(walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0),
+        "ALIGNED": int(aligned and (walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0)),
     }  # fmt: skip
 
 
@@ -216,16 +234,23 @@ def kernel_head(launch: Launch) -> list[str]:
 
 
 def small_blocks(launches: Sequence[Launch], sizes: dict[str, int]) -> list[dict[str, int]]:
-    """BLOCK_P, BLOCK_R and BLOCK_Q of the small stages of a launch: one of five for each, and decided for all together,
-    so that merging does not multiply the variants of a kernel."""
-    summed = max((extent(axes, sizes) for one in launches for axes in one.walked), default=1)
-    chunks = max((sizes[f"Q{i}"] for one in launches for i in one.merges), default=1) > 1
-    blocks = (
-        MANY_ROWS_BLOCKS
-        if one.walked and summed >= MANY_ROWS
-        else SMALL_BLOCKS[bool(one.walked) and summed > 1, bool(one.merges) and chunks]
-        for one in launches
-    )
+    """BLOCK_P, BLOCK_R and BLOCK_Q of the small stages of a launch: one of four for each, and decided for all together,
+    so that merging does not multiply the variants of a kernel.
+
+    One element a thread, mostly: a double backward merges up to 33 rows at once, and what shares a launch with a sweep
+    should not take registers from it. Few points with much to add up take more.
+    """
+    rows = max((extent(axes, sizes) for one in launches for axes in one.walked), default=1)
+    chunks = max((sizes[f"Q{i}"] for one in launches for i in one.merges), default=1)
+    if chunks >= MANY_CHUNKS:
+        summing, plain = (1, 4, 128), (1, 1, 256)
+    elif rows * chunks >= MANY_PARTS:
+        summing, plain = (1, 32, 8), (8, 1, 16)
+    elif rows < MANY_ROWS and chunks > 1:
+        summing, plain = (1, 8, 16), (8, 1, 16)
+    else:
+        summing, plain = (2, 32, 2), (128, 1, 1) if chunks == 1 else (8, 1, 16)
+    blocks = (summing if one.walked else plain for one in launches)
     return [dict(zip(("BLOCK_P", "BLOCK_R", "BLOCK_Q"), values, strict=True)) for values in blocks]
 
 
@@ -249,24 +274,23 @@ def workspace(module: TritonModule, sizes: dict[str, int]) -> tuple[list[tuple[i
     return places, total
 
 
-def arguments(launch: Launch, sizes: dict[str, int], *, aligned: bool) -> tuple[tuple[int, ...], dict[str, int], int]:
+def arguments(launch: Launch, sizes: dict[str, int]) -> tuple[tuple[int, ...], dict[str, int], int]:
     """(sizes in calling order, constexpr arguments by name, number of programs) of one launch.
 
     Args:
         launch: the launch.
         sizes: from `TritonModule.shape`.
-        aligned: the contiguous extent is a multiple of 16.
     """
     values = tuple(sizes[name] for name in launch.size_names)
     groups = launch.parts if launch.walk == "cooperative" else (launch,)
-    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes, aligned=aligned)]
+    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes)]
     if not launch.parts:
         return values, found[0][0], found[0][1]
     blocks = {part_block(name, i): b for i, (stage, _) in enumerate(found) for name, b in stage.items()}
     return values, blocks, sum(programs for _, programs in found)
 
 
-def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int], *, aligned: bool) -> list[tuple[dict[str, int], int]]:
+def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int]) -> list[tuple[dict[str, int], int]]:
     """(constexpr arguments by name, number of programs) of each stage of one launch."""
     small = [stage for stage in stages if stage.walk == "small"]
     merging = dict(zip(small, small_blocks(small, sizes), strict=True))
@@ -277,11 +301,11 @@ def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int], *, aligned: bo
             blocks = merging[stage]
             programs = cdiv(extent(stage.space, sizes), blocks["BLOCK_P"])
         elif stage.walk == "slabs":
-            blocks = sizes | {"ALIGNED": int(aligned) & sizes["ALIGNED"]}
+            blocks = sizes
             programs = sizes["PROGRAMS"]
         else:
             bc = sizes[f"BLOCK_C{i}"]
-            blocks = {"BLOCK_C": bc, "BLOCK_S": sizes[f"BLOCK_S{i}"], "ALIGNED": int(aligned)}
+            blocks = sizes | {name: sizes[f"{name}{i}"] for name in ("BLOCK_C", "BLOCK_S", "THREADS", "VECTOR")}
             inner = {"rows": cdiv(sizes["C"], bc), "columns": 1, "groups": sizes["G"]}[stage.walk]
             programs = sizes["N"] * inner * sizes[f"Q{i}"]
         found.append(({name: blocks[name] for name in stage.blocks}, programs))

@@ -64,9 +64,74 @@ def chan(mean, m2, seen, tile_mean, tile_m2, count):
 
     Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
     """
-    share = count / (seen + count)
+    share = count / tl.maximum(seen + count, 1.0)  # a thread may have none yet
     delta = tile_mean - mean
     return mean + delta * share, m2 + tile_m2 + delta * delta * (seen * share)
+''',
+    "own_sum": '''
+@triton.jit
+def own_sum(
+    value, here, MASKED: tl.constexpr, AXIS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):
+    """Sums along an axis of a tile over the elements that one thread holds: [BLOCK_C, THREADS] (axis 1) or
+    [THREADS, BLOCK_S] (axis 0).
+
+    Along the axis a thread holds VECTOR adjacent elements, again and again after those of all THREADS threads.
+    """
+    value = tl.broadcast_to(value, [BLOCK_C, BLOCK_S])
+    if MASKED:
+        value = tl.where(here, value, 0.0)
+    if AXIS == 1:
+        own = tl.reshape(value, [BLOCK_C, BLOCK_S // (THREADS * VECTOR), THREADS, VECTOR])
+        return tl.sum(tl.sum(own, axis=3), axis=1)
+    else:
+        own = tl.reshape(value, [BLOCK_C // (THREADS * VECTOR), THREADS, VECTOR, BLOCK_S])
+        return tl.sum(tl.sum(own, axis=2), axis=0)
+''',
+    "own_pair": '''
+@triton.jit
+def own_pair(
+    value, count, here, MASKED: tl.constexpr, AXIS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):
+    """(mean, sum of squared deviations) of the `count` elements of a tile that one thread holds; see `own_sum`."""
+    value = tl.broadcast_to(value, [BLOCK_C, BLOCK_S])
+    total = own_sum(value, here, MASKED, AXIS, BLOCK_C, BLOCK_S, THREADS, VECTOR)
+    mean = total * (1.0 / tl.maximum(count, 1.0))
+    if AXIS == 1:
+        shape: tl.constexpr = [BLOCK_C, BLOCK_S // (THREADS * VECTOR), THREADS, VECTOR]
+        spread = tl.broadcast_to(mean[:, None, :, None], shape)
+    else:
+        shape: tl.constexpr = [BLOCK_C // (THREADS * VECTOR), THREADS, VECTOR, BLOCK_S]
+        spread = tl.broadcast_to(mean[None, :, None, :], shape)
+    delta = value - tl.reshape(spread, [BLOCK_C, BLOCK_S])
+    return mean, own_sum(delta * delta, here, MASKED, AXIS, BLOCK_C, BLOCK_S, THREADS, VECTOR)
+''',
+    "own_seen": '''
+@triton.jit
+def own_seen(size, AXIS: tl.constexpr, BLOCK: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """How many of `size` elements along an axis, walked in blocks, each thread has had: [1, THREADS] (axis 1) or
+    [THREADS, 1] (axis 0)."""
+    rest = tl.where(tl.arange(0, BLOCK) < size % BLOCK, 1.0, 0.0)
+    own = tl.reshape(rest, [BLOCK // (THREADS * VECTOR), THREADS, VECTOR])
+    seen = tl.sum(tl.sum(own, axis=2), axis=0) + (size // BLOCK * (BLOCK // THREADS)).to(tl.float32)
+    return seen[None, :] if AXIS == 1 else seen[:, None]
+''',
+    "join": '''
+@triton.jit
+def join(mean, m2, seen, AXIS: tl.constexpr):
+    """(mean, sum of squared deviations) along an axis from those of each thread's `seen` elements.
+
+    Chan's formula for many at once. The mean is summed as differences from a first one, which keeps the digits of
+    large means.
+    """
+    count = tl.sum(seen, axis=AXIS, keep_dims=True)
+    first = tl.sum(mean * (seen / count), axis=AXIS, keep_dims=True)
+    delta = tl.where(seen > 0, mean - first, 0.0)
+    shift = tl.sum(delta * seen, axis=AXIS, keep_dims=True) / count
+    delta = delta - tl.where(seen > 0, shift, 0.0)
+    return first + shift, tl.sum(m2 + delta * delta * seen, axis=AXIS, keep_dims=True)
 ''',
     "sum_equal": '''
 @triton.jit
@@ -93,20 +158,20 @@ def merge_mean(mean_ptr, row, inside, C, S, L, Q, BLOCK_Q: tl.constexpr):
     `row` addresses the first chunk. Means are summed as differences from it, which keeps the digits of large ones.
     """
     first = tl.load(mean_ptr + row, mask=inside, other=0.0)
-    total = tl.zeros_like(first)
+    total = tl.zeros([first.shape[0], first.shape[1], BLOCK_Q], tl.float32)
     for q0 in range(0, Q, BLOCK_Q):
         q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]
         here = inside[:, :, None] & (q < Q)
         mean = tl.load(mean_ptr + (row[:, :, None] + q * C), mask=here, other=0.0)
         length = tl.minimum(S - q * L, L).to(tl.float32)
-        total += tl.sum(tl.where(here, (mean - first[:, :, None]) * length, 0.0), axis=2)
-    return first + total / S.to(tl.float32)
+        total += tl.where(here, (mean - first[:, :, None]) * length, 0.0)
+    return first + tl.sum(total, axis=2) / S.to(tl.float32)
 ''',
     "merge_var": '''
 @triton.jit
 def merge_var(mean_ptr, m2_ptr, row_mean, row, inside, C, S, L, Q, BLOCK_Q: tl.constexpr):
     """Variances of rows of S elements from (mean, sum of squared deviations) of their Q chunks of L elements."""
-    total = tl.zeros_like(row_mean)
+    total = tl.zeros([row_mean.shape[0], row_mean.shape[1], BLOCK_Q], tl.float32)
     for q0 in range(0, Q, BLOCK_Q):
         q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]
         here = inside[:, :, None] & (q < Q)
@@ -114,8 +179,8 @@ def merge_var(mean_ptr, m2_ptr, row_mean, row, inside, C, S, L, Q, BLOCK_Q: tl.c
         delta = tl.load(mean_ptr + at_chunk, mask=here, other=0.0) - row_mean[:, :, None]
         m2 = tl.load(m2_ptr + at_chunk, mask=here, other=0.0)
         length = tl.minimum(S - q * L, L).to(tl.float32)
-        total += tl.sum(tl.where(here, m2 + delta * delta * length, 0.0), axis=2)
-    return total / S.to(tl.float32)
+        total += tl.where(here, m2 + delta * delta * length, 0.0)
+    return tl.sum(total, axis=2) / S.to(tl.float32)
 ''',
     "rotate": '''
 @triton.jit
@@ -146,6 +211,12 @@ def wait(counter_ptr, programs):
 
 
 def prelude(body: str) -> str:
-    """Imports, and the device functions that `body` calls."""
-    used = [text for name, text in FUNCTIONS.items() if re.search(rf"\b{name}\(", body)]
-    return HEAD + "".join("\n" + text for text in used)
+    """Imports, and the device functions that `body` calls, and those that they call, callees first."""
+    used: set[str] = set()
+    rest = [body]
+    while rest:
+        text = rest.pop()
+        new = {name for name in FUNCTIONS if re.search(rf"\b{name}\(", text)} - used
+        used |= new
+        rest += [FUNCTIONS[name] for name in new]
+    return HEAD + "".join("\n" + text for name, text in FUNCTIONS.items() if name in used)

@@ -1,7 +1,8 @@
 """Triton text for small values: programs over blocks of points of an index space.
 
 A program owns BLOCK_P points and walks what is summed away in blocks of BLOCK_R: tiles [BLOCK_P, BLOCK_R]. Rows
-are merged from the partials of their chunks where they are needed, BLOCK_Q chunks at a time.
+are merged from the partials of their chunks where they are needed, BLOCK_Q chunks at a time. Each thread adds up what
+it meets on a walk, and threads are joined after it, so that the loads of several rounds can be under way at once.
 """
 
 from __future__ import annotations
@@ -115,8 +116,7 @@ class SmallText:
         nodes = below(st, roots, self.kernel.reads)
         self._values(out, [n for n in nodes if not n.axes & ~space], "p_in")
         for node in nest.sums:
-            out(f"{st.var(node)} = tl.zeros([BLOCK_P, 1], tl.float32)")
-            self.done.add(node)
+            out(f"{st.var(node)} = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)")
         walked = nest.axes & ~space
         length = " * ".join(extents(walked)) if walked != C else "C"
         with out.block(f"for r0 in range(0, {length}, BLOCK_R):  # {reduced_name(walked)}", ""):
@@ -129,10 +129,12 @@ class SmallText:
             self._emit_values(out, nodes, "inside", here)
             for node in nest.sums:
                 value = st.constant(sum_operand(node)) or st.var(sum_operand(node))
-                added = f"tl.sum(tl.where(inside, {value}, 0.0), axis=1, keep_dims=True)"
-                out(f"{st.var(node)} += {added}  # {axes_name(node.axes)}")
+                out(f"{st.var(node)} += tl.where(inside, {value}, 0.0)")
             for node in nest.stores:
                 self._store(out, node, "inside")
+        for node in nest.sums:
+            out(f"{st.var(node)} = tl.sum({st.var(node)}, axis=1, keep_dims=True)  # {axes_name(node.axes)}")
+            self.done.add(node)
 
     # -- values
 
@@ -187,9 +189,9 @@ class SmallText:
 
     def _merge_sums(self, out: Lines, sums: list[Node], sweep: int, mask: str) -> None:
         st = self.storage
-        shape = "[BLOCK_P, BLOCK_R]" if mask == "inside" else "[BLOCK_P, 1]"
+        shape = "[BLOCK_P, BLOCK_R, BLOCK_Q]" if mask == "inside" else "[BLOCK_P, 1, BLOCK_Q]"
         for node in sums:
-            out(f"{st.var(node)} = tl.zeros({shape}, tl.float32)  # {axes_name(node.axes)}")
+            out(f"{st.var(node)} = tl.zeros({shape}, tl.float32)")
         with out.block(f"for q0 in range(0, Q{sweep}, BLOCK_Q):", ""):
             out(
                 "q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]",
@@ -197,12 +199,10 @@ class SmallText:
                 f"here = {mask}[:, :, None] & (q < Q{sweep})",
             )
             for node in sums:
-                # `where` again: triton 3.6 fails on a sum of a load itself that is carried around a loop.
-                load = f"tl.load({st.partial(node)} + at_chunk, mask=here, other=0.0)"
-                out(f"{st.var(node)} += tl.sum(tl.where(here, {load}, 0.0), axis=2)")
+                out(f"{st.var(node)} += tl.load({st.partial(node)} + at_chunk, mask=here, other=0.0)")
         for node in sums:
-            if node.op is Op.MEAN:
-                out(f"{st.var(node)} = {st.var(node)} / S.to(tl.float32)")
+            share = " / S.to(tl.float32)" if node.op is Op.MEAN else ""
+            out(f"{st.var(node)} = tl.sum({st.var(node)}, axis=2){share}  # {axes_name(node.axes)}")
 
     def _paired(self, node: Node) -> bool:
         """True for a mean that comes with a variance of the same rows."""

@@ -1,9 +1,11 @@
 """Triton text for the sweeps of a plan: programs over tiles [BLOCK_C, BLOCK_S] of one sample.
 
 Walk "rows": a program owns a block of channels and a chunk of positions, and walks the chunk tile by tile. Walks
-"columns" and "groups": it owns a block of positions and walks all channels (of a group). A variance is taken as
-(mean, sum of squared deviations) of each tile, two passes over registers, and tiles are joined by Chan's formula, so
-every full tensor is loaded once. Each partial has one writer; nothing is atomic.
+"columns" and "groups": it owns a block of positions and walks all channels (of a group). Sums along the walk are kept
+by each thread for itself, over the elements of a tile that it holds, and threads are joined once after the walk: the
+loop has no barrier and no shuffle. A variance is taken as (mean, sum of squared deviations) of a thread's elements of
+a tile, two passes over registers, and tiles and threads are joined by Chan's formula, so every full tensor is loaded
+once. Each partial has one writer; nothing is atomic.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ class SweepText:
         self.column_sums = [n for n in sums if not n.reduced & S]
         self.column_pairs = [n for n in variances if not n.reduced & S]
         self.rows = self.kernel.walk == "rows"
+        # Along the walk, which is axis 1 of a tile for rows.
+        self.sums, self.pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
+        self.axis, self.block, self.mask = (1, "BLOCK_S", "s_in") if self.rows else (0, "BLOCK_C", "c_in")
         self.nodes = below(self.storage, self.kernel.roots, self.kernel.reads)
         columns = {n for n in self.kernel.sums if not n.reduced & S}
         following = below(self.storage, self.kernel.values, self.kernel.reads | columns)
@@ -49,31 +54,37 @@ class SweepText:
         self.storage.define_sizes(out, (n for n in (*self.nodes, *self.following) if n not in self.kernel.reads))
         walked = S if self.rows else C
         self._values(out, (n for n in self.nodes if not n.axes & walked))
-        accumulators = self._open(out)
-        if self.rows:
-            head = "for t in range(0, tl.cdiv(tl.minimum(S - q * L, L), BLOCK_S)):"
-        elif self.kernel.walk == "columns":
-            head = "for c0 in range(0, C, BLOCK_C):"
-        else:
-            head = "for k0 in range(0, K, BLOCK_C):"
-        with out.block(head, ""):
-            self._step(out)
-            self._values(out, (n for n in self.nodes if n.axes & walked))
-            names = [name for name, _ in self.storage.plan.outputs]
-            for name, node in self.kernel.stores:
-                pointer = self.storage.outputs[names.index(name)]
-                out(f"tl.store({pointer} + at, {self._value(node)}, mask=inside)")
-            self._accumulate(out)
-        if accumulators:
-            self._close(out)
+        extent = "tl.minimum(S - q * L, L)" if self.rows else "C" if self.kernel.walk == "columns" else "K"
+        out(f"size = {extent}  # of the walk")
+        if not (self.sums or self.pairs):
+            with out.block(f"for t in range(0, tl.cdiv(size, {self.block})):", ""):
+                self._step(out, "{0} & {1}")
+                self._tile(out, walked)
+            return
+        out(f"whole = size // {self.block}")
+        self._open(out)
+        with out.block("for REST in tl.static_range(2):  # whole tiles, then what is left over, with masks", ""):
+            last = f"tl.cdiv(size, {self.block})"
+            with out.block(f"for t in range(whole if REST else 0, {last} if REST else whole):", ""):
+                self._step(out, "{0} & {1} if REST else {0}")
+                self._tile(out, walked)
+        self._close(out)
+
+    def _tile(self, out: Lines, walked: int) -> None:
+        self._values(out, (n for n in self.nodes if n.axes & walked))
+        names = [name for name, _ in self.storage.plan.outputs]
+        for name, node in self.kernel.stores:
+            pointer = self.storage.outputs[names.index(name)]
+            out(f"tl.store({pointer} + at, {self._value(node)}, mask=inside)")
+        self._accumulate(out)
 
     # -- indices
 
     def _place(self, out: Lines) -> None:
         contiguous = "S" if self.storage.plan.layout == "nchw" else "C"
         out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
-        with out.block("if ALIGNED:", ""):
-            out(f"{contiguous} = {contiguous} // 16 * 16  # says so to the compiler: wide loads")
+        with out.block("if ALIGNED > 1:", ""):
+            out(f"{contiguous} = {contiguous} // ALIGNED * ALIGNED  # says so to the compiler: wide loads")
         if self.rows:
             out(
                 "L = L // BLOCK_S * BLOCK_S  # as it is: says that chunks start at multiples of a tile",
@@ -93,28 +104,24 @@ class SweepText:
             out("g = (pid // Q % G).to(tl.int64)", "n = (pid // Q // G).to(tl.int64)")
         out("s = (q * BLOCK_S + tl.arange(0, BLOCK_S))[None, :]  # [1, BLOCK_S]", "s_in = s < S")
 
-    def _step(self, out: Lines) -> None:
-        """Indices of the tile."""
+    def _step(self, out: Lines, inside: str) -> None:
+        """Indices of the tile; `inside` is its mask, of those of what a program keeps and of what it walks."""
         if self.rows:
-            out(
-                "s0 = q * L + t * BLOCK_S",
-                "s = (s0 + tl.arange(0, BLOCK_S))[None, :]  # [1, BLOCK_S]",
-                "s_in = s < S",
-            )
+            out("s = (q * L + t * BLOCK_S + tl.arange(0, BLOCK_S))[None, :]  # [1, BLOCK_S]", "s_in = s < S")
         elif self.kernel.walk == "columns":
             out(
-                "channel = c0 + tl.arange(0, BLOCK_C)",
+                "channel = t * BLOCK_C + tl.arange(0, BLOCK_C)",
                 "c = channel.to(tl.int64)[:, None]  # [BLOCK_C, 1]",
                 "g = (channel // K).to(tl.int64)[:, None]",
                 "c_in = c < C",
             )
         else:
             out(
-                "k = (k0 + tl.arange(0, BLOCK_C))[:, None]  # [BLOCK_C, 1]",
+                "k = (t * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]  # [BLOCK_C, 1]",
                 "c = g * K + k",
                 "c_in = k < K",
             )
-        out("inside = c_in & s_in")
+        out(f"inside = {inside.format(*(('c_in', 's_in') if self.rows else ('s_in', 'c_in')))}")
         at = "(n * C + c) * S + s" if self.storage.plan.layout == "nchw" else "(n * S + s) * C + c"
         out(f"at = {at}  # [BLOCK_C, BLOCK_S]")
 
@@ -138,74 +145,79 @@ class SweepText:
 
     # -- sums
 
-    def _open(self, out: Lines) -> bool:
-        """Accumulators that live over the whole walk; True when there are any."""
-        sums, pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
-        shape = "[BLOCK_C, 1]" if self.rows else "[1, BLOCK_S]"
-        for node in sums:
+    def _open(self, out: Lines) -> None:
+        """Accumulators that live over the whole walk, one for each thread along it."""
+        shape = "[BLOCK_C, THREADS]" if self.rows else "[THREADS, BLOCK_S]"
+        for node in self.sums:
             out(f"{self.storage.var(node)} = tl.zeros({shape}, tl.float32)")
-        for node in pairs:
+        for node in self.pairs:
             v = self.storage.var(node)
             out(f"mean_{v} = tl.zeros({shape}, tl.float32)", f"m2_{v} = tl.zeros({shape}, tl.float32)")
-        if pairs and not self.rows:
-            for v in dict.fromkeys(self._seen(n) for n in pairs):
-                out(f"{v} = tl.zeros({shape}, tl.float32)")
-        return bool(sums or pairs)
+        if any(map(self._once, self.pairs)):
+            out("groups = tl.zeros([THREADS, 1], tl.float32)  # that each thread has seen")
+        if not all(map(self._once, self.pairs)):
+            out(
+                f"seen = own_seen(size, {self.axis}, {self.block}, THREADS, VECTOR)",
+                f"left = seen - (whole * ({self.block} // THREADS)).to(tl.float32)",
+            )
 
     def _accumulate(self, out: Lines) -> None:
         st = self.storage
-        sums, pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
-        axis = 1 if self.rows else 0
-        for node in sums:
-            out(f"{st.var(node)} += {self._sum(node, self._value(node.args[0]), axis)}")
-        if pairs and self.rows:
-            out("seen = (s0 - q * L).to(tl.float32)", "count = tl.minimum(S - s0, BLOCK_S).to(tl.float32)")
-        for once in dict.fromkeys(self._seen(n) for n in pairs):
-            if not self.rows:
-                out(f"here = {self._mask(once.endswith('groups'))}")
-                out("count = tl.sum(tl.where(here, 1.0, 0.0), axis=0, keep_dims=True)  # a block may have none")
-            for node in pairs:
-                if self._seen(node) == once:
+        for node in self.sums:
+            value, mask, shape = self._own(node)
+            out(f"{st.var(node)} += own_sum({value}, {mask}, {shape})")
+        for once in dict.fromkeys(map(self._once, self.pairs)):
+            before, count = ("groups", "count_groups") if once else ("before", "count")
+            if once:
+                ones = "tl.where(c % K == 0, 1.0, 0.0), c_in, True"
+                out(f"count_groups = own_sum({ones}, 0, BLOCK_C, 1, THREADS, VECTOR)")
+            else:
+                out(f"before = tl.cast(t, tl.float32) * ({self.block} // THREADS)")
+                out(f"count = left if REST else tl.full([], {self.block} // THREADS, tl.float32)")
+            for node in self.pairs:
+                if self._once(node) == once:
                     v = st.var(node)
-                    self._tile_pair(out, node, axis, "count" if self.rows else "tl.maximum(count, 1.0)")
-                    out(f"mean_{v}, m2_{v} = chan(mean_{v}, m2_{v}, {once}, tile_mean, tile_m2, count)")
-            if not self.rows:
-                out(f"{once} += count")
+                    value, mask, shape = self._own(node)
+                    out(f"tile_mean, tile_m2 = own_pair({value}, {count}, {mask}, {shape})")
+                    out(f"mean_{v}, m2_{v} = chan(mean_{v}, m2_{v}, {before}, tile_mean, tile_m2, {count})")
+            if once:
+                out("groups += count_groups")
         if self.rows or not (self.row_sums or self.row_pairs):
             return
         # Beside columns, each row of a tile is a chunk of its own.
         out("row = (n * Q + q) * C + c")
         for node in self.row_sums:
-            out(f"tl.store({st.partial(node)} + row, {self._sum(node, self._value(node.args[0]), 1)}, mask=c_in)")
+            total = f"tl.sum(tl.where(s_in, {self._value(node.args[0])}, 0.0), axis=1, keep_dims=True)"
+            out(f"tl.store({st.partial(node)} + row, {total}, mask=c_in)")
         if self.row_pairs:
             out("row_count = tl.minimum(S - q * BLOCK_S, BLOCK_S).to(tl.float32)")
         for node in self.row_pairs:
-            self._tile_pair(out, node, 1, "row_count")
-            out(f"tl.store({st.partial(node, 'm')} + row, tile_mean, mask=c_in)")
-            out(f"tl.store({st.partial(node, 'q')} + row, tile_m2, mask=c_in)")
+            value = self._value(node.args[0])
+            out(
+                f"tile_mean = tl.sum(tl.where(s_in, {value}, 0.0), axis=1, keep_dims=True) / row_count",
+                f"delta = tl.where(s_in, {value} - tile_mean, 0.0)",
+                f"tl.store({st.partial(node, 'm')} + row, tile_mean, mask=c_in)",
+                f"tl.store({st.partial(node, 'q')} + row, tl.sum(delta * delta, axis=1, keep_dims=True), mask=c_in)",
+            )
 
-    def _tile_pair(self, out: Lines, node: Node, axis: int, count: str) -> None:
-        value, mask = self._value(node.args[0]), self._mask(self._once(node))
-        out(f"tile_mean = {self._sum(node, value, axis)} / {count}")
-        out(f"delta = tl.where({mask}, {value} - tile_mean, 0.0)")
-        out(f"tile_m2 = tl.sum(delta * delta, axis={axis}, keep_dims=True)")
-
-    def _sum(self, node: Node, value: str, axis: int) -> str:
-        return f"tl.sum(tl.where({self._mask(self._once(node))}, {value}, 0.0), axis={axis}, keep_dims=True)"
+    def _own(self, node: Node) -> tuple[str, str, str]:
+        """Arguments of the functions that take what one thread holds of a tile: the value, its mask, the shape."""
+        once = self._once(node)
+        mask = f"{self.mask} & (c % K == 0), True" if once else f"{self.mask}, REST"
+        return self._value(node.args[0]), mask, f"{self.axis}, BLOCK_C, BLOCK_S, THREADS, VECTOR"
 
     def _once(self, node: Node) -> bool:
         """A sum over channels of what is the same for all channels of a group takes each group once."""
         return not node.reduced & S and not node.args[0].axes & K
 
-    def _mask(self, once: bool) -> str:
-        return "(inside & (c % K == 0))" if once else "inside"
-
-    def _seen(self, node: Node) -> str:
-        """The count of elements before this tile."""
-        return "seen" if self.rows else "seen_groups" if self._once(node) else "seen_channels"
-
     def _close(self, out: Lines) -> None:
+        """Threads are joined; partials of rows, and values of columns, are stored."""
         st = self.storage
+        for node in self.sums:
+            out(f"{st.var(node)} = tl.sum({st.var(node)}, axis={self.axis}, keep_dims=True)")
+        for node in self.pairs:
+            v, seen = st.var(node), "groups" if self._once(node) else "seen"
+            out(f"mean_{v}, m2_{v} = join(mean_{v}, m2_{v}, {seen}, {self.axis})")
         if self.rows:
             out("row = (n * Q + q) * C + c")
             for node in self.row_sums:

@@ -54,8 +54,7 @@ class Call:
     """
 
     def __init__(self, module: TritonModule, sizes: dict[str, int]) -> None:
-        aligned = (sizes["S"] if module.layout == "nchw" else sizes["C"]) % 16 == 0
-        self.launches = [arguments(launch, sizes, aligned=aligned) for launch in module.launches]
+        self.launches = [arguments(launch, sizes) for launch in module.launches]
         self.warps = [warps(launch, sizes) for launch in module.launches]
         self.work, self.total = workspace(module, sizes)
         self.offsets = [4 * first for first, _ in self.work]

@@ -278,7 +278,7 @@ def run_cooperative(
     smallest = next(t for b in range(8, 30) if (t := tile_channels(plan, module, dims, 1 << b)))
     smallest = math.gcd(smallest, *(tile_channels(plan, module, dims, 1 << b) or 0 for b in range(8, 30)))
     sizes = module.shape(dims) | {"TILE": smallest * tile}
-    values, blocks, _ = arguments(launch, sizes, aligned=sizes["S"] % 16 == 0)
+    values, blocks, _ = arguments(launch, sizes)
     made = [torch.full_like(e, float("nan")) for e in expected]
     named = dict(zip((*module.operands, *module.outputs), (*given, *made), strict=True))
     for array in module.work:

@@ -184,7 +184,7 @@ def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str)
         functions = execute_text(module.source, plan.symbol)
         sizes = module.shape((2, 4, 3, 9))
         for launch in module.launches:
-            values, blocks, _ = arguments(launch, sizes, aligned=False)
+            values, blocks, _ = arguments(launch, sizes)
             parameters = list(inspect.signature(functions[launch.kernel].fn).parameters)
             assert parameters == [*launch.pointers, *launch.size_names, *blocks]
             assert len(values) == len(launch.size_names)
@@ -264,7 +264,7 @@ def test_twenty_more_shapes_need_no_new_kernel(name: str) -> None:
         module = emit_triton(make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw"), "t")
         met, more = (
             {
-                (launch.kernel, *arguments(launch, module.shape(dims), aligned=dims[3] % 16 == 0)[1].items())
+                (launch.kernel, *arguments(launch, module.shape(dims))[1].items())
                 for dims in map(plan_dims, shapes)
                 for launch in module.launches
             }

@@ -14,7 +14,7 @@ from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.resident import slabs_of
 from normforge.codegen.shapes import plan_dims
 from normforge.codegen.triton import emit_triton, launch_count
-from normforge.codegen.triton_launch import arguments, ladder, sweep_blocks, warps
+from normforge.codegen.triton_launch import SWEEP_THREADS, arguments, ladder, own_elements, sweep_blocks, warps
 from normforge.codegen.triton_names import CODE
 from normforge.errors import BackendError
 from normforge.ir.ops import CORE, LEAF, REDUCE
@@ -85,13 +85,20 @@ def test_every_operation_has_text() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("walk", ["rows", "columns", "groups"])
 def test_few_block_classes(layout: str, walk: str) -> None:
-    for tile in (256, 512, 1024):
+    for tile in (512, 1024, 4096):
         rungs = ladder(layout, walk, tile)
         assert len(rungs) <= 5
         assert all(c * s == tile for c, s in rungs)
         for s in (1, 2, 49, 3136):
             for c in (1, 3, 64, 1000):
-                assert sweep_blocks(layout, walk, tile, {"S": s, "C": c, "K": c}) in rungs
+                blocks = sweep_blocks(layout, walk, tile, {"S": s, "C": c, "K": c}, 2)
+                assert blocks in rungs
+                for vector in (1, 4, 8):
+                    threads, each = own_elements(layout, walk, blocks, vector)
+                    walked = blocks[walk == "rows"]
+                    assert walked % (threads * each) == 0
+                    along = (walk == "rows") == (layout == "nchw")
+                    assert each == (min(vector, walked, tile // SWEEP_THREADS) if along else 1)
 
 
 SHAPES = [(n, c, s) for n in (1, 3, 8, 64) for c in (6, 32, 64, 96, 320, 1024) for s in (1, 7, 16, 49, 196, 784, 3136)]
@@ -101,7 +108,7 @@ SHAPES = [(n, c, s) for n in (1, 3, 8, 64) for c in (6, 32, 64, 96, 320, 1024) f
 @pytest.mark.parametrize("kind", ["resident", "swept"])
 @pytest.mark.parametrize("name", ["gn-silu", "bn-relu", "ln-relu", "in-relu", "layernorm-gelu"])
 def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> None:
-    """Over many shapes a kernel has at most five classes of blocks, each aligned or not."""
+    """Over many shapes a kernel has at most five classes of blocks, each of one of the alignments."""
     for order in range(3):
         plan = plan_of_kind(kind, program(nf.parse(name), order, True), "bfloat16", layout)
         assert plan is not None
@@ -112,12 +119,11 @@ def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> N
             if slabs_of(plan).blocks(dims) is None:
                 continue
             sizes = module.shape(dims)
-            for aligned in (False, True):
-                for launch in module.launches:
-                    _, blocks, programs = arguments(launch, sizes, aligned=aligned)
-                    constants = (*sorted(blocks.items()), ("warps", warps(launch, sizes)))
-                    variants.setdefault(launch.kernel, set()).add(constants)
-                    assert programs > 0
+            for launch in module.launches:
+                _, blocks, programs = arguments(launch, sizes)
+                constants = (*sorted(blocks.items()), ("warps", warps(launch, sizes)))
+                variants.setdefault(launch.kernel, set()).add(constants)
+                assert programs > 0
         for constants in variants.values():
             assert len({tuple(v for v in c if v[0] != "ALIGNED") for c in constants}) <= 5
             assert len(constants) <= 10

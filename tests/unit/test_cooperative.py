@@ -45,8 +45,8 @@ def test_calls_the_stages_of_the_twin(layer: str, order: int) -> None:
     calls = re.findall(r"(nf_\w+_stage)\(", mine["nf_cooperative"])
     assert sorted(calls) == sorted(stages)
     sizes = ours.shape(DIMS)
-    blocks = arguments(ours.launches[0], sizes, aligned=True)[1]
-    separate = [arguments(launch, sizes, aligned=True)[1] for launch in twins.launches]
+    blocks = arguments(ours.launches[0], sizes)[1]
+    separate = [arguments(launch, sizes)[1] for launch in twins.launches]
     assert list(blocks.values()) == [value for one in separate for value in one.values()]
     assert ours.launches[0].pointers[-1] == "counters_ptr" and ours.work == twins.work
 
@@ -85,7 +85,7 @@ def test_tiles_are_whole_blocks_and_fit(layer: str, dims: tuple[int, int, int, i
     tile = tile_channels(plan, module, dims, 50 << 20)
     if tile is None:
         return
-    _, blocks, _ = arguments(module.launches[0], module.shape(dims), aligned=False)
+    _, blocks, _ = arguments(module.launches[0], module.shape(dims))
     n, g, k, s = dims
     division = divide(plan)
     assert division is not None
