@@ -191,10 +191,12 @@ class Kernel:
 
     def _trips(self, loop: Loop) -> Trips:
         mine = self.loop_of[loop]
+        copies = [x for x, its in self.loop_of.items() if its == mine and x.depth == loop.depth]
+        copy = sorted(copies, key=lambda x: x.first).index(loop)
         if mine.function == self.launch.kernel:
-            return self.text.trips(mine, self.launch.kernel, self.whole, self.grid)
+            return self.text.trips(mine, self.launch.kernel, self.whole, self.grid, copy)
         stage, names, programs = self.stages[max(self._stage(loop), 0)]
-        return self.text.trips(mine, stage.stage, names, programs)
+        return self.text.trips(mine, stage.stage, names, programs, copy)
 
     def _copies(self, body: Iterable[Instruction]) -> float:
         """How many iterations a body holds, where the compiler has unrolled a loop: by its accesses to memory."""

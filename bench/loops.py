@@ -50,7 +50,7 @@ class Text:
             TextLoop(f.name, n.lineno, n.end_lineno or n.lineno, n.iter if isinstance(n, ast.For) else None)
             for f in self.functions.values()
             for n in ast.walk(f)
-            if isinstance(n, ast.For | ast.While)
+            if isinstance(n, ast.While) or (isinstance(n, ast.For) and "static_range" not in ast.unparse(n.iter))
         ]
 
     def function(self, line: int) -> str:
@@ -73,7 +73,7 @@ class Text:
         found = [x for x in self.loops if x.line <= line <= x.end]
         return max(found, key=lambda x: x.line, default=None)
 
-    def trips(self, loop: TextLoop, caller: str, arguments: dict[str, int], programs: int) -> Trips:
+    def trips(self, loop: TextLoop, caller: str, arguments: dict[str, int], programs: int, copy: int) -> Trips:
         """How often a loop runs.
 
         Args:
@@ -81,6 +81,7 @@ class Text:
             caller: the stage, or the kernel.
             arguments: sizes and blocks by the names that `caller` gives them.
             programs: how many run it.
+            copy: which, where a static range around it makes several of it.
 
         Raises:
             ValueError: the text has bounds that its scalars do not tell.
@@ -93,12 +94,12 @@ class Text:
             names: dict[str, Any] = {"tl": _language(pid, programs)}
             exec(self.code, names)  # what is scalar among the functions that the text calls
             names |= arguments | {"pid": pid, "range": _range}
-            bounds = dict(_run(self.functions[caller].body, names))
-            if loop.line not in bounds:
-                bounds = {loop.line: _evaluate(loop.over, names)}
-            if bounds[loop.line] is None:
+            bounds = [found for line, found in _run(self.functions[caller].body, names) if line == loop.line]
+            bounds = bounds or [_evaluate(loop.over, names)]
+            found = bounds[min(copy, len(bounds) - 1)]
+            if found is None:
                 raise ValueError(f"cannot tell how often this repeats: {ast.unparse(loop.over)}")
-            counts.append(bounds[loop.line])
+            counts.append(found)
             if counts[0].step == programs:  # they take its items in turn
                 each = counts[0].stop / programs
                 return Trips(each, ceil(each))
@@ -124,14 +125,17 @@ def _evaluate(expression: ast.expr, names: dict[str, Any]) -> Any:
 
 
 def _run(body: list[ast.stmt], names: dict[str, Any]) -> Iterator[tuple[int, Any]]:
-    """Every loop's line and range, with the scalars as they are the first time."""
+    """Every loop's line and range, with the scalars as they are the first time; static ranges are unrolled."""
     for statement in body:
         if isinstance(statement, ast.For):
             found = _evaluate(statement.iter, names)
-            yield statement.lineno, found
-            if found is not None and isinstance(statement.target, ast.Name):
-                names[statement.target.id] = found.start
-            yield from _run(statement.body, names)
+            static = "static_range" in ast.unparse(statement.iter)
+            if not static:
+                yield statement.lineno, found
+            for value in [None] if found is None else found if static else [found.start]:
+                if value is not None and isinstance(statement.target, ast.Name):
+                    names[statement.target.id] = value
+                yield from _run(statement.body, names)
         elif isinstance(statement, ast.If | ast.While):
             yield from _run(statement.body, names)
             yield from _run(statement.orelse, names)

@@ -166,9 +166,8 @@ def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = N
     full = full_pointers(plan, module)
     traffic = _Traffic(plan, module, dims, sizes, full)
     text = Text(module.source)
-    aligned = (dims[3] if plan.layout == "nchw" else dims[1] * dims[2]) % 16 == 0
     found = [
-        _launch(launch, compiled, text, full, sizes, traffic, aligned=aligned)
+        _launch(launch, compiled, text, full, sizes, traffic)
         for launch, compiled in zip(module.launches, kernels, strict=True)
     ]
     return Prediction(plan.kind, tuple(found), traffic.floor, traffic.moved)
@@ -176,14 +175,14 @@ def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = N
 
 def _launch(
     launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
-    sizes: dict[str, int], traffic: _Traffic, *, aligned: bool,
+    sizes: dict[str, int], traffic: _Traffic,
 ) -> LaunchPrediction:  # fmt: skip
     warps, used = compiled.warps, resources(compiled)
     blocks = programs_at_once(
         used.registers, compiled.shared, warps=warps, threads=THREADS, register_file=REGISTERS, shared_memory=SHARED
     )
     groups = launch.parts if launch.walk == "cooperative" else (launch,)
-    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes, aligned=aligned)]
+    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes)]
     parts = [stage for group in groups for stage in (group.parts or (group,))]
     whole, stages = dict(sizes), []
     for i, (stage, (its, programs)) in enumerate(zip(parts, found, strict=True)):
