@@ -24,7 +24,7 @@ LINE_BYTES = 128  # what memory moves at once: tiles narrower than that waste so
 CONTIGUOUS = (1024, 256, 64, 16)  # lengths of tiles along the contiguous axis
 LITTLE_WASTE = 0.15  # share of a tile that may be wasted for the sake of a longer one
 # Programs of a sweep over rows beyond which each walks several tiles: partials stay few, and threads are joined seldom.
-ENOUGH_PROGRAMS = 4096
+ENOUGH_PROGRAMS = 2112
 # Chunks of a row, and rows times chunks of a point, beyond which one point takes all threads of a small kernel.
 MANY_CHUNKS = 64
 MANY_PARTS = 512

@@ -35,7 +35,7 @@ def f_sign(a):
 @triton.jit
 def f_gate(a, b, t):
     """t where a > b or unordered, t/2 where a == b, 0 where a < b."""
-    return tl.where(a == b, t * 0.5, tl.where(a < b, 0.0, t))
+    return tl.where(a < b, 0.0, t * tl.where(a == b, 0.5, 1.0))  # the factor is shared by gates of the same a and b
 ''',
     "f_sigmoid": '''
 @triton.jit

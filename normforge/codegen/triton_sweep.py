@@ -22,6 +22,10 @@ from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import C, G, K, S
 
+# Of the pipeline of a double backward: asynchronous copies bring two tiles ahead into shared memory. Its registers
+# leave room for few programs, too few to hide the time that loads take; other orders hide it.
+STAGES = 3
+
 
 @dataclass
 class SweepText:
@@ -39,6 +43,7 @@ class SweepText:
         self.column_sums = [n for n in sums if not n.reduced & S]
         self.column_pairs = [n for n in variances if not n.reduced & S]
         self.rows = self.kernel.walk == "rows"
+        self.ahead = self.storage.plan.order > 1
         # Along the walk, which is axis 1 of a tile for rows.
         self.sums, self.pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
         self.axis, self.block, self.mask = (1, "BLOCK_S", "s_in") if self.rows else (0, "BLOCK_C", "c_in")
@@ -57,15 +62,17 @@ class SweepText:
         extent = "tl.minimum(S - q * L, L)" if self.rows else "C" if self.kernel.walk == "columns" else "K"
         out(f"size = {extent}  # of the walk")
         if not (self.sums or self.pairs):
-            with out.block(f"for t in range(0, tl.cdiv(size, {self.block})):", ""):
+            ahead = f", num_stages={STAGES}" if self.ahead else ""
+            with out.block(f"for t in {'tl.' if ahead else ''}range(0, tl.cdiv(size, {self.block}){ahead}):", ""):
                 self._step(out, "{0} & {1}")
                 self._tile(out, walked)
             return
         out(f"whole = size // {self.block}")
         self._open(out)
         with out.block("for REST in tl.static_range(2):  # whole tiles, then what is left over, with masks", ""):
-            last = f"tl.cdiv(size, {self.block})"
-            with out.block(f"for t in range(whole if REST else 0, {last} if REST else whole):", ""):
+            first, last = "whole if REST else 0", f"tl.cdiv(size, {self.block}) if REST else whole"
+            ahead = f", num_stages=1 if REST else {STAGES}" if self.ahead else ""
+            with out.block(f"for t in {'tl.' if ahead else ''}range({first}, {last}{ahead}):", ""):
                 self._step(out, "{0} & {1} if REST else {0}")
                 self._tile(out, walked)
         self._close(out)
