@@ -22,8 +22,8 @@ from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import C, G, K, S
 
-# Of the pipeline of a double backward: asynchronous copies bring two tiles ahead into shared memory. Its registers
-# leave room for few programs, too few to hide the time that loads take; other orders hide it.
+# Of the pipeline of derivatives: asynchronous copies bring tiles to shared memory two ahead. Their registers leave room
+# for few programs, too few to hide the time that loads take; those of forward do.
 STAGES = 3
 
 
@@ -43,7 +43,7 @@ class SweepText:
         self.column_sums = [n for n in sums if not n.reduced & S]
         self.column_pairs = [n for n in variances if not n.reduced & S]
         self.rows = self.kernel.walk == "rows"
-        self.ahead = self.storage.plan.order > 1
+        self.ahead = self.storage.plan.order > 0
         # Along the walk, which is axis 1 of a tile for rows.
         self.sums, self.pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
         self.axis, self.block, self.mask = (1, "BLOCK_S", "s_in") if self.rows else (0, "BLOCK_C", "c_in")
