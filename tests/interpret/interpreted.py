@@ -198,10 +198,10 @@ def extreme(layer: nf.Graph) -> None:
     x = torch.tensor(np.random.default_rng(5).standard_normal(shape)).float() + 1e4
     outlier = x.clone()
     outlier[:, :, 0, 0] = 0.0
-    for x, layout in itertools.product((x, outlier), ("nchw", "nhwc")):
+    for given, layout in itertools.product((x, outlier), ("nchw", "nhwc")):
         p = program(layer, 0, True)
         values = {n.name: np.full(8 if n.axes else 1, n.attr[-1]) for n in p.operands if n.op is Op.PARAM}
-        values["x"] = x.double().numpy()
+        values["x"] = given.double().numpy()
         want = torch.tensor(evaluate(p.graph, values, groups=groups)["y"])
         made = call(p, layer, values, shape, groups, layout)
         if made is None:
@@ -228,12 +228,12 @@ def not_finite(layer: nf.Graph) -> None:
 
 def cooperative(layer: nf.Graph) -> None:
     """Tiles of several blocks, the last one not full."""
-    check_cooperative(layer, (3, 48, 4, 5), 6, orders=2)
+    check_cooperative(layer, (3, 144, 4, 5), 6, orders=2)
 
 
 def more_cooperative(layer: nf.Graph) -> None:
     """Channels that are no multiple of a block, rows of several chunks, every order."""
-    check_cooperative(layer, (3, 48, 4, 5), 6, orders=3)
+    check_cooperative(layer, (3, 144, 4, 5), 6, orders=3)
     check_cooperative(layer, (2, 6, 31, 53), 3, orders=3)
 
 
