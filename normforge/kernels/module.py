@@ -14,7 +14,7 @@ from normforge.codegen.shapes import resolve_groups
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
-from normforge.ir.types import B, C, G, K, S
+from normforge.ir.types import B, G, K, S
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
 from normforge.kernels.run import direct, run
@@ -192,30 +192,27 @@ class Layer(nn.Module):
             operands += [getattr(self, r.name) for r in self.running]
         door = run if torch.compiler.is_compiling() else direct
         out = door(operands, self._keys[self.training])
-        if self.training and self.running:
+        if self.training:
             self._update(out[1 : 1 + len(self.running)], x)
         return out[0]
 
     def _eager(self, x: Tensor) -> Tensor:
         values = {"x": x} | dict(zip((p.name for p in self.graph.params), self._values(), strict=True))
         buffers = None if self.training else {r.name: getattr(self, r.name) for r in self.running}
-        y, raw = run_eager(self.graph, values, self.groups, buffers=buffers)
+        y, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
         if self.training:
-            self._update(raw, x)
+            self._update(statistics, x)
         return y
 
-    @torch.no_grad()
-    def _update(self, raw: Sequence[Tensor], x: Tensor) -> None:
-        """Running statistics take one step: (1 - m) old + m new."""
-        if x.numel() == 0:
+    def _update(self, statistics: Sequence[Tensor], x: Tensor) -> None:
+        """Running statistics take one step, (1 - m) old + m new, all in one operation."""
+        if not self.running or x.numel() == 0:
             return
-        for r, value in zip(self.running, raw, strict=True):
-            buffer = getattr(self, r.name)
-            n = x.numel() // (1 if r.node.reduced & C else self.channels)
-            factor = n / (n - 1) if r.unbiased and n > 1 else 1.0
-            if value.dtype != buffer.dtype or value.shape != buffer.shape:
-                value = value.to(buffer.dtype).reshape(buffer.shape)
-            if factor == 1:
-                buffer.lerp_(value, self.momentum)
-            else:
-                buffer.mul_(1 - self.momentum).add_(value, alpha=self.momentum * factor)
+        buffers = [getattr(self, r.name) for r in self.running]
+        values = [
+            v
+            if v.dtype is b.dtype and v.shape == b.shape and not v.requires_grad
+            else v.detach().to(b.dtype).reshape(b.shape)
+            for v, b in zip(statistics, buffers, strict=True)
+        ]
+        torch._foreach_lerp_(buffers, values, self.momentum)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from reference import (
     run,
     tolerance,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
@@ -77,6 +79,36 @@ def test_running_statistics_follow_the_definition() -> None:
     one = nf.compile("bn-relu", channels=3, backend="c").double()
     one(x[:1, :, :1, :1])  # n = 1: no correction, and no division by zero
     torch.testing.assert_close(one.running_var, torch.full((3,), 0.9, dtype=torch.float64))
+
+
+class Mutations(TorchDispatchMode):
+    """Notes the operations that change a tensor in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["c", "eager"])
+@pytest.mark.parametrize("layer", [*BATCH_LAYERS, NESTED])
+def test_running_statistics_take_one_operation(layer: str, backend: str) -> None:
+    """However many there are, a step changes all of them by one call; inference changes none."""
+    m = nf.compile(layer, channels=4, groups=2, backend=backend)
+    x = torch.randn(3, 4, 5, 2)
+    for mode in (True, False):
+        m.train(mode)
+        with Mutations() as seen:
+            m(x)
+        assert seen.names == ["_foreach_lerp_.Scalar"] * mode
+    x = x.requires_grad_()
+    m.train()
+    m(x)
+    assert not any(b.requires_grad for b in m.buffers())
 
 
 def test_matches_torch_batch_norm() -> None:
