@@ -21,6 +21,7 @@ from normforge.ir.node import Node
 from normforge.ir.text import parse_formula
 from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
+from normforge.kernels.empty import Allocator, allocator
 
 MAX_ORDER = 3
 MAX_CALLS = 1024  # prepared calls that a job keeps
@@ -238,10 +239,6 @@ def layout_of(like: Tensor) -> str | None:
     return "nhwc" if last else None
 
 
-# shape, strides, dtype -> a tensor with any content
-Allocator = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
-
-
 class Call(NamedTuple):
     """What a call of a job needs that only the first operand's dtype, device, shape and strides decide.
 
@@ -303,8 +300,8 @@ def _call(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
         tensors.append(t)
     outputs: list[Tensor] = []
     others: list[tuple[Tensor, Tensor]] = []
-    for allocator, shape, own, dtype, of in specs:
-        made = result = allocator(shape, own, dtype)
+    for empty, shape, own, dtype, of in specs:
+        made = result = empty(shape, own, dtype)
         if of >= 0:
             like = inputs[of]
             if like.dtype is not dtype or like.shape != shape or like.device != device:
@@ -327,7 +324,7 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
     n, c = x.shape[:2]
     dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
     strides, wide = like.stride(), arithmetic_dtype(x.dtype)
-    empty = _allocator(x.device)
+    empty = allocator(x.device)
 
     def shape(node: Node) -> tuple[int, ...]:
         return tuple(x.shape) if is_data(node) else small_shape(node.axes, x, job.groups)
@@ -349,15 +346,6 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         job.launcher(x.dtype, layout, x.device, dims),
         dims,
     )
-
-
-def _allocator(device: torch.device) -> Allocator:
-    """`torch.empty_strided` on a device, a CUDA one being the current one. What Inductor's wrappers call is the same
-    without the parsing of arguments, which takes longer than the allocation of a small tensor."""
-    found: Allocator | None = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
-    if found is None or device.type not in ("cpu", "cuda"):
-        return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
-    return found
 
 
 def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:

@@ -217,12 +217,11 @@ class Layer(nn.Module):
         if x.numel() == 0:
             return
         buffers = self._buffers_of()
-        values = [
-            v
-            if v.dtype is b.dtype and v.shape == b.shape and not v.requires_grad
-            else v.detach().to(b.dtype).reshape(b.shape)
-            for v, b in zip(statistics, buffers, strict=True)
-        ]
+        values = []
+        for value, buffer in zip(statistics, buffers, strict=True):
+            if value.dtype is not buffer.dtype or value.requires_grad:
+                value = value.detach().to(buffer.dtype)
+            values.append(value)
         torch._foreach_lerp_(buffers, values, self.momentum)
 
 
