@@ -111,6 +111,51 @@ def test_running_statistics_take_one_operation(layer: str, backend: str) -> None
     assert not any(b.requires_grad for b in m.buffers())
 
 
+@pytest.mark.parametrize("layer", ["bn-relu", "evonorm-s0", "layernorm-gelu"])
+def test_a_prepared_call_asks_torch_for_memory_alone(layer: str) -> None:
+    """From the second call of a shape on: no conversion, no copy, no view, in any order."""
+    m = nf.compile(layer, channels=4, groups=2, backend="c")
+    x = torch.randn(3, 4, 5, 2, requires_grad=True)
+    leaves = [x, *m.parameters()]
+    dy = torch.randn(3, 4, 5, 2, requires_grad=True)
+
+    def orders() -> None:
+        first = torch.autograd.grad(m(x), leaves, dy, create_graph=True)
+        torch.autograd.grad(first[0], [*leaves, dy], dy, materialize_grads=True)
+
+    orders()
+    with torch.autograd.profiler.profile() as seen:
+        orders()
+    names = {e.name for e in seen.function_events if e.name.startswith("aten::")}
+    assert "Direct" in {e.name for e in seen.function_events}
+    materialized = {"aten::zeros", "aten::zero_", "aten::fill_"}  # of parameters that the gradient does not depend on
+    assert names <= {"aten::empty", "aten::empty_strided", "aten::_foreach_lerp_", "aten::lerp_", *materialized}
+
+
+def test_parameters_that_something_else_holds() -> None:
+    """A parametrization, `functional_call`, and a parameter of another shape with as many elements."""
+
+    class Double(torch.nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return 2 * w
+
+    m = make(nf.layers["gn-silu"], "c", 4, 2, torch.float32, 0)
+    x = torch.randn(3, 4, 5, 2)
+    doubled = {name: 2 * p for name, p in m.named_parameters()}
+    want = torch.func.functional_call(m, doubled, (x,))
+    assert not torch.equal(want, m(x))
+    other = copy.deepcopy(m)
+    for name in ("weight", "bias"):
+        torch.nn.utils.parametrize.register_parametrization(other, name, Double())
+    assert torch.equal(other(x), want)
+    m.weight = torch.nn.Parameter(m.weight.detach().reshape(4, 1, 1))
+    m(x).square().sum().backward()
+    assert m.weight.grad.shape == (4, 1, 1)
+    plain = torch.nn.Parameter(m.weight.detach().reshape(4))
+    (grad,) = torch.autograd.grad(torch.func.functional_call(m, {"weight": plain}, (x,)).square().sum(), plain)
+    assert torch.equal(m.weight.grad.reshape(4), grad)
+
+
 def test_matches_torch_batch_norm() -> None:
     torch.manual_seed(0)
     mine = nf.compile("bn-relu", channels=5, backend="c")
