@@ -5,6 +5,7 @@ It interprets the surface graph, not a derivative graph of ours, so it is a seco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,15 +52,16 @@ def run_eager(
         buffers: running statistics by name, for inference; None in training.
 
     Returns:
-        y, like x, and in training the raw running statistics (E, biased variance, mean square), detached,
-        shaped by type: (C,), (groups,) or ().
+        y, like x, and in training what the running statistics average (E, variance times n/(n-1), mean square),
+        detached, shaped by type: (C,), (groups,) or ().
     """
     x = values["x"]
     n, c = x.shape[:2]
     shape = (n, groups, c // groups, -1 if x.numel() else 0)
     dtype = arithmetic_dtype(x.dtype)
     statistics = {r.node: r for r in running_statistics(graph)}
-    raw: dict[str, Tensor] = {}
+    extents = (n, groups, c // groups, x[0, 0].numel() if x.numel() else 0)
+    kept: dict[str, Tensor] = {}
     env: dict[Node, Tensor] = {}
     for node in graph.nodes:
         op = node.op
@@ -78,19 +80,22 @@ def run_eager(
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
-                kept = buffers[r.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
-                env[node] = kept if op is Op.MEAN else torch.sqrt(kept + graph.eps)
+                value = buffers[r.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
+                env[node] = value if op is Op.MEAN else torch.sqrt(value + graph.eps)
                 continue
             env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
                 flat = statistic.detach().reshape(-1)
-                raw[r.name] = flat if node.axes else flat.reshape(())
+                count = math.prod(e for e, bit in zip(extents, (B, G, K, S), strict=True) if node.reduced & bit)
+                if r.unbiased and count > 1:
+                    flat = flat * (count / (count - 1))
+                kept[r.name] = flat if node.axes else flat.reshape(())
     y = env[graph.output].to(x.dtype).expand(n, groups, c // groups, max(1, x[0, 0].numel()) if x.numel() else 0)
     out = torch.empty_like(x)  # the strides of x, as every backend returns them
     y = y.reshape(x.shape)
     if y.stride() != out.stride():
         y = torch.empty_strided(out.shape, out.stride(), dtype=x.dtype, device=x.device).copy_(y)
-    return y, [raw[r.name] for r in statistics.values()] if buffers is None else []
+    return y, [kept[r.name] for r in statistics.values()] if buffers is None else []
 
 
 def small_shape(axes: int, n: int, groups: int, c: int) -> tuple[int, int, int, int]:

@@ -46,7 +46,7 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Progr
     """The program of one order of a layer.
 
     Forward's operands are x, the parameters in the order of the formula, and in inference the buffers; its
-    outputs are y, the raw running statistics in their order (training only), and the saved moments.
+    outputs are y, what the running statistics average in their order (training only), and the saved moments.
     Order k + 1 is given order k's operands, one cotangent for each differentiable output, and (from order 1
     on) the saved moments; its outputs are the gradients of order k's differentiable operands. A gradient penalty
     gives a cotangent to the gradient of x alone: `seeded` leaves out the others, and all that depends on them.

@@ -123,13 +123,13 @@ def current_stream(index: int) -> int:
 
 def hooked() -> bool:
     """True when a profiler, say, has hooks that Triton's front calls around launches."""
-    runtime = _knobs().runtime
+    runtime = _runtime()
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 @cache
-def _knobs() -> Any:
+def _runtime() -> Any:
     from triton import knobs
 
-    return knobs
+    return knobs.runtime

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, is_data, make_plan
 from normforge.errors import BackendError, ShapeError
 from normforge.ir.graph import Graph
+from normforge.ir.node import Node
 from normforge.ir.text import parse_formula
 from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
+from normforge.kernels.empty import Allocator, allocator
 
 MAX_ORDER = 3
 MAX_CALLS = 1024  # prepared calls that a job keeps
@@ -126,10 +129,20 @@ class Job:
         position = {node: i for i, node in enumerate(self.program.operands)}
         return tuple(position[node] for node in self.program.wrt_before)
 
-    @property
+    @cached_property
     def differentiable(self) -> int:
         """How many outputs can be given a cotangent: y, and all gradients."""
         return len(self.gradients_of) if self.order else 1
+
+    @cached_property
+    def saved(self) -> int:
+        """How many statistics forward saves; derivatives have them as their last operands."""
+        return len(self.program.saved)
+
+    @cached_property
+    def public(self) -> int:
+        """How many outputs there are before those that forward saves."""
+        return len(self.specs) - (0 if self.order else self.saved)
 
     @cached_property
     def launchers(self) -> dict[tuple[torch.dtype, str, str, str], Launcher]:
@@ -226,20 +239,25 @@ def layout_of(like: Tensor) -> str | None:
     return "nhwc" if last else None
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a call of a job needs that only the first operand's dtype, device, shape and strides decide.
 
     Attributes:
+        device: of all tensors. current: the CUDA device that must be the current one; -1 for none.
         strides: of full tensors.
         wide: dtype of small tensors.
-        sizes: elements of each operand.
+        operands: elements of each, and whether it is full.
+        outputs: of each its allocator, shape, strides and dtype in the kernel, and the place of the operand that it
+            is the gradient of, whose shape and dtype it is returned in; -1 for none.
         launch: the kernel. dims: its extents.
     """
 
+    device: torch.device
+    current: int
     strides: tuple[int, ...]
     wide: torch.dtype
-    sizes: tuple[int, ...]
+    operands: tuple[tuple[int, bool], ...]
+    outputs: tuple[tuple[Allocator, tuple[int, ...], tuple[int, ...], torch.dtype, int], ...]
     launch: Launcher
     dims: tuple[int, int, int, int]
 
@@ -258,26 +276,43 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
         if len(job.calls) >= MAX_CALLS:
             job.calls.clear()
         job.calls[key] = call
-    wide = call.wide
-    for t, size in zip(inputs, call.sizes, strict=True):
+    if call.current >= 0 and torch.cuda.current_device() != call.current:
+        with torch.cuda.device(call.current):
+            return _call(call, inputs)
+    return _call(call, inputs)
+
+
+def _call(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Bring operands into shape, allocate outputs, launch. Most of what a small layer costs is here: no torch
+    operation is called, and no property asked for, that the prepared call can spare."""
+    device, _, strides, wide, operands, specs, launch, dims = call
+    tensors: list[Tensor] = []
+    for t, (size, full) in zip(inputs, operands, strict=True):
         if t.numel() != size:
             raise ShapeError(
                 f"an operand has {t.numel()} elements and the layer needs {size}: was a parameter replaced?"
             )
-    given = [
-        (t if t.stride() == call.strides else _like(t, x, call.strides))
-        if full
-        else (t if t.dtype is wide and t.device == x.device and t.is_contiguous() else _small(t, x, wide))
-        for t, full in zip(inputs, job.full_operands, strict=True)
-    ]
-    outputs = allocate(job, inputs)
-    # Gradients come in the dtype of what they are gradients of, which need not be that of the kernel.
-    made = [
-        o if spec[0] == "full" or o.dtype is wide else torch.empty_like(o, dtype=wide)
-        for o, spec in zip(outputs, job.specs, strict=True)
-    ]
-    call.launch([*given, *made], call.dims)
-    return [o if m is o else o.copy_(m) for m, o in zip(made, outputs, strict=True)]
+        if full:
+            if t.stride() != strides:
+                t = _like(t, inputs[0], strides)
+        elif t.dtype is not wide or not t.is_contiguous() or t.device != device:
+            t = _small(t, inputs[0], wide)
+        tensors.append(t)
+    outputs: list[Tensor] = []
+    others: list[tuple[Tensor, Tensor]] = []
+    for empty, shape, own, dtype, of in specs:
+        made = result = empty(shape, own, dtype)
+        if of >= 0:
+            like = inputs[of]
+            if like.dtype is not dtype or like.shape != shape or like.device != device:
+                result = torch.empty_like(like, memory_format=torch.contiguous_format)
+                others.append((result, made))
+        tensors.append(made)
+        outputs.append(result)
+    launch(tensors, dims)
+    for result, made in others:
+        result.copy_(made.view(result.shape))
+    return outputs
 
 
 def _prepare(job: Job, x: Tensor) -> Call | None:
@@ -288,12 +323,29 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         return None
     n, c = x.shape[:2]
     dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
-    sizes = tuple(
-        x.numel() if full else math.prod(small_shape(node.axes, x, job.groups))
-        for node, full in zip(job.program.operands, job.full_operands, strict=True)
+    strides, wide = like.stride(), arithmetic_dtype(x.dtype)
+    empty = allocator(x.device)
+
+    def shape(node: Node) -> tuple[int, ...]:
+        return tuple(x.shape) if is_data(node) else small_shape(node.axes, x, job.groups)
+
+    outputs = []
+    for (kind, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
+        if kind == "full":
+            outputs.append((empty, shape(node), strides, x.dtype, -1))
+        else:
+            dense = torch.empty(shape(node), device="meta").stride()
+            outputs.append((empty, shape(node), dense, wide, which if kind == "operand" else -1))
+    return Call(
+        x.device,
+        x.device.index if x.is_cuda else -1,
+        strides,
+        wide,
+        tuple((math.prod(shape(node)), is_data(node)) for node in job.program.operands),
+        tuple(outputs),
+        job.launcher(x.dtype, layout, x.device, dims),
+        dims,
     )
-    launch = job.launcher(x.dtype, layout, x.device, dims)
-    return Call(like.stride(), arithmetic_dtype(x.dtype), sizes, launch, dims)
 
 
 def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from normforge.codegen.plan import Plan
 from normforge.codegen.triton_cooperative import counters, programs_at_once, tile_channels
 from normforge.codegen.triton_launch import TritonModule
 from normforge.kernels import direct
+from normforge.kernels.empty import allocator
 
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
 NO_TILE = "no tile fits"
@@ -49,7 +51,9 @@ class CooperativeObject:
         if key in self.refused:
             self.twin(tensors, dims)
             return
-        with torch.cuda.device(index):
+        # Triton launches on the current device, which need not be that of the tensors.
+        elsewhere = index >= 0 and torch.cuda.current_device() != index
+        with torch.cuda.device(index) if elsewhere else nullcontext():
             try:
                 call = self._calls.get(key)
                 if call is None:
@@ -69,7 +73,7 @@ class CooperativeObject:
         """The counters belong to this call alone and are zeroed on its stream before it: other streams have their own,
         and a replayed graph zeroes them again."""
         device = tensors[0].device
-        block = torch.empty(call.total, dtype=torch.float32, device=device)
+        block = allocator(device)((call.total,), (1,), torch.float32)
         zeros = torch.zeros(call.counters, dtype=torch.int32, device=device)
         addresses = [t.data_ptr() for t in (*tensors, block, zeros)]
         aligned = direct.aligned(addresses)

@@ -24,6 +24,7 @@ from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct
 from normforge.kernels.assembly import atomics
+from normforge.kernels.empty import allocator
 from normforge.kernels.launch_cooperative import CooperativeObject
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
@@ -79,7 +80,8 @@ class TritonObject:
     def _launch(self, call: direct.Call, tensors: Sequence[Tensor], index: int) -> None:
         given = tensors
         if call.total:
-            given = [*tensors, torch.empty(call.total, dtype=torch.float32, device=tensors[0].device)]
+            empty = allocator(tensors[0].device)
+            given = [*tensors, empty((call.total,), (1,), torch.float32)]
         addresses = [t.data_ptr() for t in given]
         aligned = direct.aligned(addresses)
         kernels = call.ready.get(aligned)

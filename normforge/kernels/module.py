@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from normforge.codegen.shapes import resolve_groups
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
-from normforge.ir.types import B, C, G, K, S
+from normforge.ir.types import B, G, K, S
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
-from normforge.kernels.run import direct, run
+from normforge.kernels.run import direct
 from normforge.passes.running import Running, running_statistics
 
 BACKENDS = ("auto", "triton", "c", "eager")
@@ -104,6 +104,7 @@ class Layer(nn.Module):
             if r.axes & (B | S):  # cannot be: the index set of a running moment has b, w and h
                 raise OptionError(f"running statistic {r.name} varies along the batch")
             self.register_buffer(r.name, torch.full(shape, r.start))
+        self._running_names = tuple(r.name for r in self.running)
         # Looked up here, not in forward: torch.compile cannot trace a search of the path.
         self._has_compiler = toolchain.find_compiler() is not None
         self._keys = {mode: Job(0, mode, groups, graph).key for mode in (True, False)}
@@ -147,18 +148,20 @@ class Layer(nn.Module):
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def _check(self, x: Tensor) -> None:
+        shape = x.shape
+        if len(shape) > 1 and shape[self.channel_dim] == self.channels and x.dtype in _DTYPES:
+            return
         if x.dtype not in _DTYPES:
             raise DtypeError(f"the input is {x.dtype}: convert it to float32, float64, bfloat16 or float16")
         if x.dim() < 2:
             want = "(N, C, *spatial)" if self.channel_dim == 1 else "(B, *positions, C)"
             raise ShapeError(f"the input has {x.dim()} axes and the layer needs {want}: add a batch axis")
-        if x.shape[self.channel_dim] != self.channels:
-            last = self.channel_dim == 1 and x.shape[-1] == self.channels
-            again = "channel_dim=-1" if last else f"channels={x.shape[self.channel_dim]}"
-            raise ShapeError(
-                f"the input has {x.shape[self.channel_dim]} channels along axis {self.channel_dim} and the layer was "
-                f"compiled for {self.channels}: compile it again with {again}"
-            )
+        last = self.channel_dim == 1 and shape[-1] == self.channels
+        again = "channel_dim=-1" if last else f"channels={shape[self.channel_dim]}"
+        raise ShapeError(
+            f"the input has {shape[self.channel_dim]} channels along axis {self.channel_dim} and the layer was "
+            f"compiled for {self.channels}: compile it again with {again}"
+        )
 
     def _resolve(self, x: Tensor) -> str:
         """The backend for the device of x."""
@@ -168,14 +171,14 @@ class Layer(nn.Module):
             raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
         if torch.autograd.forward_ad._current_level >= 0:
             raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
-        if x.device.type == "cpu":
+        if x.is_cpu:
             if self.backend == "triton":
                 raise BackendError("backend='triton' runs on a GPU and the input is on the CPU: use 'auto' or 'c'")
             if not self._has_compiler:
                 _fall_back(f"there is no C compiler; {toolchain.INSTALL_HINT}")
                 return "eager"
             return "c"
-        if x.device.type not in ("cuda", "xpu"):  # Triton has no others; `meta` computes shapes alone
+        if not (x.is_cuda or x.is_xpu):  # Triton has no others; `meta` computes shapes alone
             if self.backend != "auto":
                 raise BackendError(f"backend={self.backend!r} does not run on {x.device}: use 'auto' or 'eager'")
             return "eager"
@@ -184,38 +187,48 @@ class Layer(nn.Module):
         return "triton"
 
     def _values(self) -> list[Tensor]:
-        return [getattr(self, self._names[p.name]) for p in self.graph.params]
+        """Parameters in the order of the formula."""
+        return _held(self, self._parameters, self._names.values())
+
+    def _buffers_of(self) -> list[Tensor]:
+        """Running statistics in order."""
+        return _held(self, self._buffers, self._running_names)
 
     def _compiled(self, x: Tensor) -> Tensor:
         operands = [x, *self._values()]
-        if not self.training:
-            operands += [getattr(self, r.name) for r in self.running]
-        door = run if torch.compiler.is_compiling() else direct
-        out = door(operands, self._keys[self.training])
-        if self.training and self.running:
+        training = self.training
+        if not training:
+            operands += self._buffers_of()
+        out = direct(operands, self._keys[training])
+        if training and self.running:
             self._update(out[1 : 1 + len(self.running)], x)
         return out[0]
 
     def _eager(self, x: Tensor) -> Tensor:
-        values = {"x": x} | dict(zip((p.name for p in self.graph.params), self._values(), strict=True))
-        buffers = None if self.training else {r.name: getattr(self, r.name) for r in self.running}
-        y, raw = run_eager(self.graph, values, self.groups, buffers=buffers)
-        if self.training:
-            self._update(raw, x)
+        values = {"x": x} | dict(zip(self._names, self._values(), strict=True))
+        buffers = None if self.training else dict(zip(self._running_names, self._buffers_of(), strict=True))
+        y, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
+        if self.training and self.running:
+            self._update(statistics, x)
         return y
 
-    @torch.no_grad()
-    def _update(self, raw: Sequence[Tensor], x: Tensor) -> None:
-        """Running statistics take one step: (1 - m) old + m new."""
+    def _update(self, statistics: Sequence[Tensor], x: Tensor) -> None:
+        """Running statistics take one step, (1 - m) old + m new, all in one operation."""
         if x.numel() == 0:
             return
-        for r, value in zip(self.running, raw, strict=True):
-            buffer = getattr(self, r.name)
-            n = x.numel() // (1 if r.node.reduced & C else self.channels)
-            factor = n / (n - 1) if r.unbiased and n > 1 else 1.0
-            if value.dtype != buffer.dtype or value.shape != buffer.shape:
-                value = value.to(buffer.dtype).reshape(buffer.shape)
-            if factor == 1:
-                buffer.lerp_(value, self.momentum)
-            else:
-                buffer.mul_(1 - self.momentum).add_(value, alpha=self.momentum * factor)
+        buffers = self._buffers_of()
+        values = []
+        for value, buffer in zip(statistics, buffers, strict=True):
+            if value.dtype is not buffer.dtype or value.requires_grad:
+                value = value.detach().to(buffer.dtype)
+            values.append(value)
+        torch._foreach_lerp_(buffers, values, self.momentum)
+
+
+def _held(module: nn.Module, tensors: Mapping[str, Tensor | None], names: Iterable[str]) -> list[Any]:
+    """Tensors of a module by name: those it has registered without asking the module, which takes many times as long,
+    and by asking where something else, such as a parametrization, holds them."""
+    try:
+        return [tensors[name] for name in names]
+    except KeyError:
+        return [getattr(module, name) for name in names]

@@ -32,28 +32,18 @@ def _(inputs: list[Tensor], key: str) -> list[Tensor]:
     return allocate(Job.parse(key), inputs)
 
 
-def _save(ctx: Any, inputs: Sequence[Tensor], key: str, outputs: Sequence[Tensor]) -> None:
-    """Forward keeps its operands and its statistics; a derivative was given the statistics."""
-    job = Job.parse(key)
-    count = len(job.program.saved)
-    saved = outputs[len(outputs) - count :] if job.order == 0 and count else ()
-    ctx.key, ctx.count = key, len(inputs)
-    ctx.save_for_backward(*inputs, *saved)
-
-
 def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], runner: Runner) -> list[Tensor | None]:
     """Gradients of the operands: the next order, run on the operands, the cotangents and the statistics. Outputs
     without a cotangent are left out of it."""
-    job = Job.parse(ctx.key)
-    tensors = list(ctx.saved_tensors)
-    count = len(tensors) - len(job.program.saved)
-    given, saved = tensors[:count], tensors[count:]
+    job: Job = ctx.job
+    tensors = ctx.saved_tensors
+    count = len(tensors) - job.saved  # of the operands, statistics left out
     seeds = {i: g for i, g in enumerate(grads[: job.differentiable]) if g is not None}
-    out: list[Tensor | None] = [None] * ctx.count
+    out: list[Tensor | None] = [None] * len(needed)
     if not seeds:
         return out
     after = job.after(tuple(seeds))
-    results = runner([*given, *seeds.values(), *saved], after.key)
+    results = runner([*tensors[:count], *seeds.values(), *tensors[count:]], after.key)
     for k, r in zip(after.gradients_of, results, strict=True):
         if needed[k]:
             out[k] = r
@@ -61,8 +51,11 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool],
 
 
 def _setup_context(ctx: Any, inputs: tuple[list[Tensor], str], output: list[Tensor]) -> None:
+    """Forward keeps its operands and its statistics; a derivative was given the statistics."""
+    operands, key = inputs
     ctx.set_materialize_grads(False)
-    _save(ctx, inputs[0], inputs[1], output)
+    ctx.job = job = Job.parse(key)
+    ctx.save_for_backward(*operands, *output[job.public :])
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None], None]:
@@ -73,37 +66,47 @@ run.register_autograd(_backward, setup_context=_setup_context)
 
 
 class Direct(torch.autograd.Function):
-    """The op for plain eager tensors."""
+    """The op for plain eager tensors.
+
+    Of forward y alone is an output that autograd sees; the statistics go through a list, which spares autograd the
+    tracking of tensors that have no gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, key: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Operands in, outputs out."""
-        job = Job.parse(key)
+    def forward(ctx: Any, job: Job, statistics: list[Tensor], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Operands in, differentiable outputs out."""
         outputs = execute(job, inputs)
-        if job.order == 0:
-            ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)
-        _save(ctx, inputs, key, outputs)
-        return tuple(outputs)
+        ctx.job = job
+        ctx.save_for_backward(*inputs, *outputs[job.public :])
+        if job.order:
+            return tuple(outputs)
+        statistics += outputs[1:]
+        return outputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The next order, differentiable in turn."""
-        return (None, *_gradients(ctx, grads, ctx.needs_input_grad[1:], direct))
+        return (None, None, *_gradients(ctx, grads, ctx.needs_input_grad[2:], direct))
 
 
 def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
-    outputs: Sequence[Tensor]
-    special = any(type(t) not in _PLAIN or t.is_neg() for t in inputs)
-    if special or torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
-        outputs = run(inputs, key)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        Job.parse(key).prepare_backward(inputs[0])
-        outputs = Direct.apply(key, *inputs)
-    else:
-        outputs = execute(Job.parse(key), inputs)
-    return outputs
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return run(inputs, key)  # type: ignore[no-any-return]
+    tracked = False
+    for t in inputs:
+        if type(t) not in _PLAIN or t.is_neg():
+            return run(inputs, key)  # type: ignore[no-any-return]
+        if t.requires_grad:
+            tracked = True
+    job = Job.parse(key)
+    if not tracked or not torch.is_grad_enabled():
+        return execute(job, inputs)
+    job.prepare_backward(inputs[0])
+    statistics: list[Tensor] = []
+    result = Direct.apply(job, statistics, *inputs)
+    return result if job.order else [result, *statistics]
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

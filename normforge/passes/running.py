@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normforge.ir.graph import Graph
-from normforge.ir.node import Node, const, make, preorder, stat, substitute
+from normforge.ir.node import Node, const, make, preorder, size, stat, substitute
 from normforge.ir.ops import MOMENT, Op
 from normforge.ir.types import B
 
-# kind of moment -> (name of the buffer, start value, the raw statistic: E, variance or E of squares)
+# kind of moment -> (name of the buffer, start value)
 _NAMES: dict[Op, tuple[str, float]] = {
     Op.MEAN: ("running_mean", 0.0),
     Op.STD: ("running_var", 1.0),
@@ -43,13 +43,24 @@ class Running:
         return self.node.op is Op.STD
 
     def raw(self) -> Node:
-        """What is averaged over steps, as a node: E[a], the biased variance, or E[a²]."""
+        """The statistic of a batch, as a node: E[a], the biased variance, or E[a²]."""
         a, axes = self.node.args[0], self.node.reduced
         if self.node.op is Op.MEAN:
             return self.node
         if self.node.op is Op.STD:
             return make(Op.VAR, (a,), (axes,))
         return make(Op.MEAN, (make(Op.SQUARE, (a,)),), (axes,))
+
+    def kept(self) -> Node:
+        """What the buffer averages over steps, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
+
+        Beside the moments this costs a kernel nothing, and leaves the module one blend of all its buffers.
+        """
+        if not self.unbiased:
+            return self.raw()
+        n, one = size(self.node.reduced), const(1.0)
+        less = make(Op.MAX, (make(Op.SUB, (n, one)), one))
+        return make(Op.MUL, (self.raw(), make(Op.DIV, (n, less))))
 
 
 def running_statistics(graph: Graph) -> tuple[Running, ...]:
@@ -67,8 +78,8 @@ def running_statistics(graph: Graph) -> tuple[Running, ...]:
 
 
 def training_graph(graph: Graph) -> Graph:
-    """The layer with the raw value of each running statistic as a further output."""
-    extra = tuple((r.name, r.raw()) for r in running_statistics(graph))
+    """The layer with what each running statistic averages as a further output."""
+    extra = tuple((r.name, r.kept()) for r in running_statistics(graph))
     return graph.with_outputs(*graph.outputs, *extra)
 
 

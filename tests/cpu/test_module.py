@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from reference import (
     run,
     tolerance,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
@@ -77,6 +79,81 @@ def test_running_statistics_follow_the_definition() -> None:
     one = nf.compile("bn-relu", channels=3, backend="c").double()
     one(x[:1, :, :1, :1])  # n = 1: no correction, and no division by zero
     torch.testing.assert_close(one.running_var, torch.full((3,), 0.9, dtype=torch.float64))
+
+
+class Mutations(TorchDispatchMode):
+    """Notes the operations that change a tensor in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["c", "eager"])
+@pytest.mark.parametrize("layer", [*BATCH_LAYERS, NESTED])
+def test_running_statistics_take_one_operation(layer: str, backend: str) -> None:
+    """However many there are, a step changes all of them by one call; inference changes none."""
+    m = nf.compile(layer, channels=4, groups=2, backend=backend)
+    x = torch.randn(3, 4, 5, 2)
+    for mode in (True, False):
+        m.train(mode)
+        with Mutations() as seen:
+            m(x)
+        assert seen.names == ["_foreach_lerp_.Scalar"] * mode
+    x = x.requires_grad_()
+    m.train()
+    m(x)
+    assert not any(b.requires_grad for b in m.buffers())
+
+
+@pytest.mark.parametrize("layer", ["bn-relu", "evonorm-s0", "layernorm-gelu"])
+def test_a_prepared_call_asks_torch_for_memory_alone(layer: str) -> None:
+    """From the second call of a shape on: no conversion, no copy, no view, in any order."""
+    m = nf.compile(layer, channels=4, groups=2, backend="c")
+    x = torch.randn(3, 4, 5, 2, requires_grad=True)
+    leaves = [x, *m.parameters()]
+    dy = torch.randn(3, 4, 5, 2, requires_grad=True)
+
+    def orders() -> None:
+        first = torch.autograd.grad(m(x), leaves, dy, create_graph=True)
+        torch.autograd.grad(first[0], [*leaves, dy], dy, materialize_grads=True)
+
+    orders()
+    with torch.autograd.profiler.profile() as seen:
+        orders()
+    names = {e.name for e in seen.function_events if e.name.startswith("aten::")}
+    assert "Direct" in {e.name for e in seen.function_events}
+    materialized = {"aten::zeros", "aten::zero_", "aten::fill_"}  # of parameters that the gradient does not depend on
+    assert names <= {"aten::empty", "aten::empty_strided", "aten::_foreach_lerp_", "aten::lerp_", *materialized}
+
+
+def test_parameters_that_something_else_holds() -> None:
+    """A parametrization, `functional_call`, and a parameter of another shape with as many elements."""
+
+    class Double(torch.nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return 2 * w
+
+    m = make(nf.layers["gn-silu"], "c", 4, 2, torch.float32, 0)
+    x = torch.randn(3, 4, 5, 2)
+    doubled = {name: 2 * p for name, p in m.named_parameters()}
+    want = torch.func.functional_call(m, doubled, (x,))
+    assert not torch.equal(want, m(x))
+    other = copy.deepcopy(m)
+    for name in ("weight", "bias"):
+        torch.nn.utils.parametrize.register_parametrization(other, name, Double())
+    assert torch.equal(other(x), want)
+    m.weight = torch.nn.Parameter(m.weight.detach().reshape(4, 1, 1))
+    m(x).square().sum().backward()
+    assert m.weight.grad.shape == (4, 1, 1)
+    plain = torch.nn.Parameter(m.weight.detach().reshape(4))
+    (grad,) = torch.autograd.grad(torch.func.functional_call(m, {"weight": plain}, (x,)).square().sum(), plain)
+    assert torch.equal(m.weight.grad.reshape(4), grad)
 
 
 def test_matches_torch_batch_norm() -> None:

@@ -52,22 +52,33 @@ def test_nested_moments_are_told_apart() -> None:
     assert inner.node in outer.node.args[0].args
 
 
-def test_training_graph_returns_the_raw_statistics() -> None:
+def test_training_graph_returns_what_buffers_average() -> None:
     graph = parse("(x - mean[b,w,h](x)) / std[b,w,h](x) + x / rms[b,w,h](x)")
     x = np.random.default_rng(0).standard_normal((3, 4, 2, 5))
     out = evaluate(training_graph(graph), {"x": x})
     assert_close(out["running_mean"], x.mean((0, 2, 3)), length=30)
-    assert_close(out["running_var"], x.var((0, 2, 3)), length=30)
+    assert_close(out["running_var"], x.var((0, 2, 3), ddof=1), length=30)
     assert_close(out["running_ms"], (x**2).mean((0, 2, 3)), length=30)
     assert_close(out["y"], evaluate(graph, {"x": x})["y"])
+    one = evaluate(training_graph(graph), {"x": x[:1, :, :1, :1]})  # no division by zero
+    np.testing.assert_array_equal(one["running_var"], np.zeros(4))
+
+
+def test_the_correction_counts_every_element_under_the_index_set() -> None:
+    graph = parse("x * std[b,w,h,c](std[w,h](x))")  # broadcast along w and h
+    x = np.random.default_rng(0).standard_normal((3, 4, 2, 5))
+    (kept,) = (evaluate(training_graph(graph), {"x": x})[r.name] for r in running_statistics(graph))
+    inner = np.sqrt(x.var((2, 3)) + graph.eps)
+    assert_close(kept, inner.var() * 120 / 119, length=120)
 
 
 @given(layer_graphs())
 def test_inference_on_the_batch_statistics_is_training(graph: Graph) -> None:
     """With buffers that hold exactly this batch's raw statistics, both modes are one function."""
     values = random_values(graph, (3, 6, 2, 3), groups=2, seed=1)
-    train, infer = training_graph(graph), inference_graph(graph)
-    verify(train)
+    verify(training_graph(graph))
+    raw = tuple((r.name, r.raw()) for r in running_statistics(graph))
+    train, infer = graph.with_outputs(*graph.outputs, *raw), inference_graph(graph)
     verify(infer)
     out = evaluate(train, values, groups=2)
     buffers = {r.name: out[r.name] for r in running_statistics(graph)}

@@ -1,0 +1,24 @@
+"""Memory of small outputs and of workspace, without the parsing of arguments by `torch.empty`, which takes longer than
+the allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# shape, strides, dtype -> a tensor with any content
+Allocator = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+
+
+@lru_cache(maxsize=64)
+def allocator(device: torch.device) -> Allocator:
+    """`torch.empty_strided` on a device. Where Inductor's generated code has a shorter way, that one; on CUDA it
+    allocates on the current device, which has to be this one."""
+    known = device.type in ("cpu", "cuda")
+    found: Allocator | None = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None) if known else None
+    if found is None:
+        return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    return found
