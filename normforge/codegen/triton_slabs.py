@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
@@ -112,8 +113,7 @@ class Slabs:
         Args:
             dims: N, groups, channels a group, positions.
         """
-        contiguous = dims[3] if self.walk.on_e & S else dims[1] * dims[2]
-        ragged = contiguous % 16 != 0 and not self.loop
+        ragged = self.contiguous(dims) % 16 != 0 and not self.loop
         limit = RAGGED[min(self.order, 2)] if ragged else self.tile
         for rung in self.rungs:
             if rung.elements > limit:
@@ -122,6 +122,10 @@ class Slabs:
             if found is not None:
                 return found
         return None
+
+    def contiguous(self, dims: Dims) -> int:
+        """Elements of the contiguous axis of full tensors."""
+        return dims[3] if self.walk.on_e & S else dims[1] * dims[2]
 
     def _warps(self, rung: Rung) -> int:
         if rung.elements <= 1024:
@@ -224,16 +228,17 @@ def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
 
 
 LADDERS: dict[str, tuple[Rung, ...]] = {
-    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256), Rung(64, 512)),
+    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256)),
     "columns": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
     "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
 # Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
-# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills; for sm_100 see `Device.half_tiles`. "keyed"
-# is a walk over rows some of whose sums end in rows.
+# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills under triton 3.6 to 3.9 (bench/tiles.py); for
+# sm_100 see `Device.half_tiles`. "keyed" is a walk over rows some of whose sums end in rows. 32768 elements of forward
+# fit under triton 3.6 and not under 3.8, and would leave one program to a processor.
 TILES: dict[str, tuple[int, int, int]] = {
-    "rows": (32768, 16384, 4096),
+    "rows": (16384, 16384, 4096),
     "keyed": (16384, 8192, 1024),
     "columns": (16384, 4096, 1024),
     "positions": (16384, 4096, 1024),
@@ -249,6 +254,17 @@ LOOPS: dict[str, tuple[Rung, ...]] = {
     "positions": (Rung(4, 1024),),
     "channels": (Rung(128, 32), Rung(64, 64)),
 }
+
+
+def tile_dims(slabs: Slabs) -> dict[tuple[Rung, bool], Dims]:
+    """A shape for each tile of a plan and each answer to: is the contiguous axis a multiple of 16?"""
+    found: dict[tuple[Rung, bool], Dims] = {}
+    for n, k, s in product((2, 32), (1, 2, 8, 32, 128, 5, 125), (16, 64, 49, 256, 196, 784, 961, 3136, 12544)):
+        dims = (n, 8 if k % 2 == 0 else 7, k, s)
+        blocks = slabs.blocks(dims)
+        if blocks is not None:
+            found.setdefault((blocks.rung, slabs.contiguous(dims) % 16 == 0), dims)
+    return found
 
 
 def extent(axes: int, dims: Dims) -> int:

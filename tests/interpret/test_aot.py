@@ -15,7 +15,7 @@ from normforge.codegen.plan import make_plan
 from normforge.codegen.resident import slabs_of
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_slabs import Dims, Rung, Slabs
+from normforge.codegen.triton_slabs import tile_dims
 from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
 from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources, typical_dims
 
@@ -110,25 +110,13 @@ def test_more_cooperative(name: str, dtype: str, target: int) -> None:
         check_cooperative(name, order, dtype, target)
 
 
-def slab_shapes(slabs: Slabs) -> dict[tuple[Rung, bool], Dims]:
-    """A shape for each tile of a plan whose programs own slabs."""
-    found: dict[tuple[Rung, bool], Dims] = {}
-    for n in (2, 32):
-        for k in (1, 2, 8, 32, 128):
-            for s in (16, 64, 49, 256, 196, 784, 961, 3136, 12544):
-                blocks = slabs.blocks((n, 8, k, s))
-                if blocks is not None:
-                    found.setdefault((blocks.rung, s % 16 == 0), (n, 8, k, s))
-    return found
-
-
 def check_slabs(name: str, order: int, dtype: str, layout: str, target: int | str, kind: str, count: int = 9) -> None:
     plan = plan_of_kind(kind, program(nf.parse(name), order, True), dtype, layout)
     if plan is None:
         return
     slabs = slabs_of(plan)
     wanted = slabs.rungs_of(half=kind == "resident" and target == 100)
-    shapes = [(rung, dims) for (rung, _), dims in slab_shapes(slabs).items() if rung in wanted]
+    shapes = [(rung, dims) for (rung, _), dims in tile_dims(slabs).items() if rung in wanted]
     for rung, dims in shapes[-count:]:
         for kernel in compile_aot(plan, target, title=name, dims=dims):
             found = resources(kernel)
