@@ -13,7 +13,6 @@ from normforge.codegen.text import wrapped
 from normforge.codegen.triton_names import Work, extents
 from normforge.codegen.triton_slabs import Dims, Slabs, cdiv
 from normforge.errors import ShapeError
-from normforge.ir.types import G
 
 DIMS = ("N", "G", "K", "S")
 NUM_WARPS = 4
@@ -160,14 +159,16 @@ def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     Raises:
         ShapeError: a slab does not fit.
     """
-    blocks, walk = slabs.blocks(dims), slabs.walk
+    blocks = slabs.blocks(dims)
     if blocks is None:
         raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
     rung = blocks.rung
+    n, _, _, s = slabs.folded(dims)
     return {
+        "N": n, "S": s, "L0": blocks.length, "VECTOR": min(slabs.alignment(dims, blocks), 16 // slabs.itemsize),
         "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
         "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
-        "ALIGNED": int(walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0),
+        "ALIGNED": slabs.alignment(dims, blocks),
     }  # fmt: skip
 
 
@@ -277,7 +278,7 @@ def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int], *, aligned: bo
             blocks = merging[stage]
             programs = cdiv(extent(stage.space, sizes), blocks["BLOCK_P"])
         elif stage.walk == "slabs":
-            blocks = sizes | {"ALIGNED": int(aligned) & sizes["ALIGNED"]}
+            blocks = sizes
             programs = sizes["PROGRAMS"]
         else:
             bc = sizes[f"BLOCK_C{i}"]

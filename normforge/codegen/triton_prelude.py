@@ -75,15 +75,84 @@ def sum_equal(value, key, AXIS: tl.constexpr):
     same = key == tl.trans(key)
     return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1 - AXIS, keep_dims=True)
 ''',
+    "lanes": '''
+@triton.jit
+def lanes(value, V: tl.constexpr):
+    """Sums of V neighbours, which one thread holds: [A, E] -> [A, E // V]."""
+    return tl.sum(tl.reshape(value, [value.shape[0], value.shape[1] // V, V]), axis=2)
+''',
+    "sum_row": '''
+@triton.jit
+def sum_row(value):
+    """Sums along the second axis: [A, E] -> [A, 1]. Of one row as a number, which any thread layout takes."""
+    if value.shape[0] == 1:
+        return tl.sum(tl.sum(value, axis=1), axis=0) + tl.zeros([1, 1], tl.float32)
+    else:
+        return tl.sum(value, axis=1, keep_dims=True)
+''',
+    "sum_row2": '''
+@triton.jit
+def sum_row2(a, b):
+    """Two such sums; for one row threads wait for each other once."""
+    if a.shape[0] == 1:
+        both = tl.sum(tl.sum(tl.join(a, b), axis=1), axis=0)
+        return number(both, 0), number(both, 1)
+    else:
+        return sum_row(a), sum_row(b)
+''',
     "sum_slab": '''
 @triton.jit
 def sum_slab(value, slab, MANY: tl.constexpr):
-    """Sums of the chunks of each slab: [BLOCK_A, 1] -> the same, or [1, 1] where there is one slab."""
+    """Sums of the chunks of each slab: [BLOCK_A, E] -> [BLOCK_A, 1], or [1, 1] where there is one slab."""
     if MANY:
         same = slab == tl.trans(slab)
-        return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1, keep_dims=True)
+        rows = tl.sum(value, axis=1, keep_dims=True)
+        return tl.sum(tl.where(same, tl.trans(rows), 0.0), axis=1, keep_dims=True)
     else:
-        return tl.sum(value, axis=0, keep_dims=True)
+        return tl.sum(value) + tl.zeros([1, 1], tl.float32)
+''',
+    "sum_slab2": '''
+@triton.jit
+def sum_slab2(a, b, slab, MANY: tl.constexpr):
+    """Two such sums; for one slab threads wait for each other once."""
+    if MANY:
+        return sum_slab(a, slab, MANY), sum_slab(b, slab, MANY)
+    else:
+        both = tl.sum(tl.reshape(tl.join(a, b), [a.shape[0] * a.shape[1], 2]), axis=0)
+        return number(both, 0), number(both, 1)
+''',
+    "sum_row4": '''
+@triton.jit
+def sum_row4(a, b, c, d):
+    """Four such sums."""
+    if a.shape[0] == 1:
+        return numbers4(tl.sum(tl.sum(tl.join(tl.join(a, b), tl.join(c, d)), axis=1), axis=0))
+    else:
+        return sum_row(a), sum_row(b), sum_row(c), sum_row(d)
+''',
+    "sum_slab4": '''
+@triton.jit
+def sum_slab4(a, b, c, d, slab, MANY: tl.constexpr):
+    """Four such sums."""
+    if MANY:
+        return sum_slab(a, slab, 1), sum_slab(b, slab, 1), sum_slab(c, slab, 1), sum_slab(d, slab, 1)
+    else:
+        every = tl.join(tl.join(a, b), tl.join(c, d))
+        return numbers4(tl.sum(tl.reshape(every, [a.shape[0] * a.shape[1], 2, 2]), axis=0))
+''',
+    "number": '''
+@triton.jit
+def number(values, at: tl.constexpr):
+    """One of a few, as [1, 1]. `tl.split` would pass them between threads."""
+    i = tl.arange(0, values.shape[0])
+    return tl.sum(tl.where(i == at, values, 0.0), axis=0) + tl.zeros([1, 1], tl.float32)
+''',
+    "numbers4": '''
+@triton.jit
+def numbers4(values):
+    """[2, 2] -> four of [1, 1], in the order of two joins."""
+    values = tl.reshape(values, [4])
+    return number(values, 0), number(values, 2), number(values, 1), number(values, 3)
 ''',
     "merge_mean": '''
 @triton.jit
@@ -146,6 +215,10 @@ def wait(counter_ptr, programs):
 
 
 def prelude(body: str) -> str:
-    """Imports, and the device functions that `body` calls."""
-    used = [text for name, text in FUNCTIONS.items() if re.search(rf"\b{name}\(", body)]
-    return HEAD + "".join("\n" + text for text in used)
+    """Imports, and the device functions that `body` calls, and those that these call."""
+    used: dict[str, str] = {}
+    text = body
+    while new := [n for n in FUNCTIONS if n not in used and re.search(rf"\b{n}\(", text)]:
+        used |= {n: FUNCTIONS[n] for n in new}
+        text = "".join(FUNCTIONS[n] for n in new)
+    return HEAD + "".join("\n" + FUNCTIONS[n] for n in FUNCTIONS if n in used)

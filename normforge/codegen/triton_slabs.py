@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from math import gcd
 
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
@@ -71,6 +72,7 @@ class Blocks:
         slabs: slabs that a program owns along BLOCK_A (rows) or channels along BLOCK_E (channels); else 1.
         programs: their number.
         chunks: parts of a row over space, in one program or several: partial sums are as many.
+        length: positions of a chunk where a program walks it.
     """
 
     rung: Rung
@@ -78,6 +80,7 @@ class Blocks:
     slabs: int
     programs: int
     chunks: int
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,30 @@ class Slabs:
         tile: elements of the largest tile.
         order: of the derivative; more values live at once in higher ones.
         loop: a program walks its slab tile by tile, so that any length fits.
+        partials: sums that programs leave for others.
+        folds: nothing tells the batch and the positions apart: all positions are those of one sample.
+        itemsize: bytes of an element of a full tensor.
     """
 
     walk: Walk
     tile: int
     order: int
     loop: bool = False
+    partials: int = 0
+    folds: bool = False
+    itemsize: int = 2
+
+    @property
+    def persistent(self) -> bool:
+        """Programs walk one slab after the other and keep what crosses slabs in registers meanwhile."""
+        return self.walk.name == "positions" and self.partials > 0 and not self.loop
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The tiles that there are, in ascending order."""
         if not self.loop:
-            return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
+            ladder = PERSISTENT if self.persistent else LADDERS[self.walk.name]
+            return tuple(r for r in ladder if r.elements <= self.tile)
         return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
 
     def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
@@ -113,6 +128,7 @@ class Slabs:
         Args:
             dims: N, groups, channels a group, positions.
         """
+        dims = self.folded(dims)
         ragged = self.contiguous(dims) % 16 != 0 and not self.loop
         limit = RAGGED[min(self.order, 2)] if ragged else self.tile
         for rung in self.rungs:
@@ -127,7 +143,21 @@ class Slabs:
         """Elements of the contiguous axis of full tensors."""
         return dims[3] if self.walk.on_e & S else dims[1] * dims[2]
 
+    def alignment(self, dims: Dims, blocks: Blocks) -> int:
+        """Elements that rows of full tensors, and the parts of them that programs own, start at multiples of."""
+        starts = gcd(self.contiguous(dims), 16)
+        if self.walk.name == "channels" and self.walk.slab & G:
+            starts = gcd(starts, blocks.slabs)
+        return next(a for a in ALIGNMENTS if starts % a == 0)
+
+    def folded(self, dims: Dims) -> Dims:
+        """The dims that programs are given."""
+        n, g, k, s = dims
+        return (1, g, k, n * s) if self.folds else dims
+
     def _warps(self, rung: Rung) -> int:
+        if self.persistent:
+            return max(4, rung.elements // 256)
         if rung.elements <= 1024:
             return 4 if self.order < 2 else 8
         return 8 if rung.elements <= 16384 else 16
@@ -148,11 +178,23 @@ class Slabs:
             whole, split = (rung.a, rung.e) if walk.name == "columns" else (rung.e, rung.a)
             if not self.loop and extent(walk.crossed, dims) > whole:
                 return None
+            if self.persistent:
+                chunks, length = self._share(owned, s, rung.a)
+                return Blocks(rung, warps, 1, owned * chunks, chunks, length)
             return Blocks(rung, warps, 1, owned * cdiv(s, split), cdiv(s, split))
         width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
         if not 0 < width <= rung.e or (not self.loop and (s if walk.slab & B else n * s) > rung.a):
             return None
         return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
+
+
+    def _share(self, owned: int, positions: int, block: int) -> tuple[int, int]:
+        """Chunks of the positions of a sample (or of a group of it), and their length: each is one program, and one
+        row of partial sums."""
+        rows = owned * positions // (POSITIONS_A_PARTIAL * self.partials)
+        programs = min(max(rows, FEW_PROGRAMS), ENOUGH_PROGRAMS)
+        length = cdiv(cdiv(positions, block), max(programs // owned, 1)) * block
+        return cdiv(positions, length), length
 
 
 def make_walk(layout: str, slab: int) -> Walk | None:
@@ -233,6 +275,15 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
     "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
+# What kernels are told of rows; 14 x 14 positions are a multiple of 4.
+ALIGNMENTS = (16, 4, 1)
+# Of programs that walk the slabs of positions: one 16-byte access a thread and 16-bit tensor.
+PERSISTENT = (Rung(16, 64), Rung(4, 256), Rung(1, 1024), Rung(1, 2048), Rung(1, 4096))
+# Their number: a row of partial sums for each is written and read, at most a twentieth of what the tensors take. Fewer
+# positions are shared among about as many as there are processors; a device runs four at once on each of 132.
+POSITIONS_A_PARTIAL = 32
+FEW_PROGRAMS = 128
+ENOUGH_PROGRAMS = 512
 # Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
 # compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills under triton 3.6 to 3.9 (bench/tiles.py); for
 # sm_100 see `Device.half_tiles`. "keyed" is a walk over rows some of whose sums end in rows. 32768 elements of forward
