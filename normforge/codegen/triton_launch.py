@@ -166,7 +166,7 @@ def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     n, _, _, s = slabs.folded(dims)
     return {
         "N": n, "S": s, "L0": blocks.length, "VECTOR": min(slabs.alignment(dims, blocks), 16 // slabs.itemsize),
-        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
+        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many and blocks.slabs > 1), "WARPS": blocks.warps,
         "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
         "ALIGNED": slabs.alignment(dims, blocks),
     }  # fmt: skip

@@ -20,6 +20,8 @@ from normforge.ir.node import Node, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import B, C, G, K, S, axes_name
 
+STAGES = 3  # tiles that are on their way to a program while it works on one, and that one
+
 
 @dataclass
 class ResidentText:
@@ -46,7 +48,8 @@ class ResidentText:
         partials = [(node, f"sum_{self.storage.var(node)}") for node in self.kernel.partials]
         out(*(f"{total} = tl.zeros([BLOCK_A, BLOCK_E], tl.float32)" for _, total in partials))
         before = set(self.done)
-        with out.block("for s0 in range(0, tl.minimum(S - first, L0).to(tl.int32), BLOCK_A):", ""):
+        length = "tl.minimum(S - first, L0).to(tl.int32)"
+        with out.block(f"for s0 in tl.range(0, {length}, BLOCK_A, num_stages={STAGES}):", ""):
             self._slab(out, nodes)
         self.done = before
         for node, total in partials:
@@ -297,14 +300,14 @@ class ResidentText:
         for term in terms:
             alike.setdefault((self._total(term[0]), self._varies(term[0].args[0].axes)), []).append(term)
         for (total, _), mine in alike.items():
-            joins = re.fullmatch(r"(sum_row|sum_slab)\((lanes\(.*, VECTOR\))(, slab, MANY)?\)", total)
+            joins = re.fullmatch(r"(sum_row|sum_slab)\((tl\.where\(.*\), )((?:slab, MANY, )?\w+)\)", total)
             i = 0
             while i < len(mine):
                 count = next(n for n in (4, 2, 1) if n <= len(mine) - i) if joins else 1
                 part, i = mine[i : i + count], i + count
                 if joins and count > 1:
                     name, inner, rest = joins.groups()
-                    items = [*(inner.format(v) for _, v, _ in part), *(["slab", "MANY"] if rest else [])]
+                    items = [*(inner.format(v)[:-2] for _, v, _ in part), *rest.split(", ")]
                     out(*wrapped(f"{', '.join(name for _, _, name in part)} = {name}{count}", items, ""))
                 else:
                     node, value, name = part[0]
@@ -324,24 +327,21 @@ class ResidentText:
         walk, operand = self.walk, node.args[0]
         kept = operand.axes & ~node.reduced
         over = node.reduced & operand.axes
-        text = f"tl.where({self._counted(node)}, {{}}, 0.0)"
+        text = counted = f"tl.where({self._counted(node)}, {{}}, 0.0)"
         stays = walk.slab | kept
         sum_e, sum_a = bool(over & walk.on_e), bool(over & walk.on_a)
+        vector = "VECTOR" if sum_e else "1"
         keyed_e = sum_e and bool(stays & walk.on_e)
         keyed_a = sum_a and bool(stays & walk.on_a)
         if sum_e and not keyed_e:
-            text = f"sum_row({self._lanes_of(text, node)})"
+            text = f"sum_row({text}, {vector})"
         if keyed_a and walk.name == "rows" and not kept & walk.crossed:
-            text = f"sum_slab({text.removeprefix('sum_row(').removesuffix(')') if sum_e else text}, slab, MANY)"
+            text = f"sum_slab({counted}, slab, MANY, {vector})"
         elif keyed_a:
             text = f"sum_equal({text}, {address(stays & ~S)}.to(tl.int32), 0)"
         elif sum_a:
             text = f"tl.sum({text}, axis=0, keep_dims=True)"
         return text, f"{address(stays & walk.on_e)}.to(tl.int32)" if keyed_e else None
-
-    def _lanes_of(self, text: str, node: Node) -> str:
-        """What each thread adds of its own; nothing where a value is the same all along BLOCK_E."""
-        return f"lanes({text}, VECTOR)" if self._varies(node.args[0].axes)[1] else text
 
     def _counted(self, node: Node) -> str:
         """The mask of what a sum adds: every element of its operand once."""
@@ -358,13 +358,14 @@ class ResidentText:
         if self.persistent:
             out(f"sum_{self.storage.var(node)} += {value}")
             return
-        total = f"sum_row(lanes({value}, VECTOR))" if axis else f"tl.sum({value}, axis=0, keep_dims=True)"
+        total = f"sum_row({value}, VECTOR)" if axis else f"tl.sum({value}, axis=0, keep_dims=True)"
         self._store_partial(out, node, total)
 
     def _store_partial(self, out: Lines, node: Node, value: str) -> None:
         along = "a_in" if self.walk.on_e & S else "e_in"
-        chunks = "Q0" if self.persistent else "Q"
-        chunk = {"rows": "(n * chunks + q) * C + c", "channels": "n * C + c"}.get(
-            self.walk.name, f"(n * {chunks} + q) * C + c"
-        )
-        out(f"tl.store({self.storage.partial(node)} + ({chunk}), {value}, mask={along})")
+        out(f"tl.store({self.storage.partial(node)} + ({self._chunk()}), {value}, mask={along})")
+
+    def _chunk(self) -> str:
+        """The address of a partial sum."""
+        found = {"rows": "(n * chunks + q) * C + c", "channels": "n * C + c"}
+        return found.get(self.walk.name, f"(n * {'Q0' if self.persistent else 'Q'} + q) * C + c")

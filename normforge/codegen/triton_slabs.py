@@ -114,9 +114,9 @@ class Slabs:
     def rungs(self) -> tuple[Rung, ...]:
         """The tiles that there are, in ascending order."""
         if not self.loop:
-            ladder = PERSISTENT if self.persistent else LADDERS[self.walk.name]
-            return tuple(r for r in ladder if r.elements <= self.tile)
-        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
+            return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
+        ladder = LOOPS["partials" if self.partials and self.walk.name == "positions" else self.walk.name]
+        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in ladder if r.a * self.tile >= r.elements)
 
     def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
         """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
@@ -156,8 +156,8 @@ class Slabs:
         return (1, g, k, n * s) if self.folds else dims
 
     def _warps(self, rung: Rung) -> int:
-        if self.persistent:
-            return max(4, rung.elements // 256)
+        if self.walk.name == "positions" or self.loop:  # 16 bytes of 16-bit numbers a thread
+            return min(max(4, rung.elements // 256), 8 if self.loop else 16)
         if rung.elements <= 1024:
             return 4 if self.order < 2 else 8
         return 8 if rung.elements <= 16384 else 16
@@ -166,10 +166,11 @@ class Slabs:
         walk, (n, g, k, s) = self.walk, dims
         warps = self._warps(rung)
         if walk.name == "rows":
+            if self.loop:
+                least = min(self.rungs, key=lambda r: (self._covered(r, dims), -r.e))
+                return Blocks(rung, warps, 1, extent(walk.slab, dims), 1) if rung == least else None
             chunks = extent(walk.crossed & ~S, dims) * cdiv(s, rung.e)
-            if self.loop and rung != self.rungs[-1] and s <= rung.e // 2:
-                return None
-            if not self.loop and chunks > rung.a:
+            if chunks > rung.a:
                 return None
             each = rung.a // chunks if rung.many else 1
             return Blocks(rung, warps, each, cdiv(extent(walk.slab, dims), each), cdiv(s, rung.e))
@@ -187,6 +188,11 @@ class Slabs:
             return None
         return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
 
+
+    def _covered(self, rung: Rung, dims: Dims) -> int:
+        """Elements of the tiles of a slab of rows, what lies beyond its ends included."""
+        rows, s = extent(self.walk.crossed & ~S, dims), dims[3]
+        return cdiv(rows, rung.a) * rung.a * cdiv(s, rung.e) * rung.e
 
     def _share(self, owned: int, positions: int, block: int) -> tuple[int, int]:
         """Chunks of the positions of a sample (or of a group of it), and their length: each is one program, and one
@@ -224,7 +230,8 @@ def largest_tile(
     """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
     that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
-        return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
+        large = walk.name == "rows" if order == 0 else walk.name == "positions"
+        return 4096 if large else 2048 if order < 2 else 1024
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
@@ -272,38 +279,38 @@ def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
 LADDERS: dict[str, tuple[Rung, ...]] = {
     "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256)),
     "columns": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
-    "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
+    "positions": (Rung(16, 64), Rung(4, 256), Rung(1, 1024), Rung(1, 2048), Rung(1, 4096)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
 # What kernels are told of rows; 14 x 14 positions are a multiple of 4.
 ALIGNMENTS = (16, 4, 1)
-# Of programs that walk the slabs of positions: one 16-byte access a thread and 16-bit tensor.
-PERSISTENT = (Rung(16, 64), Rung(4, 256), Rung(1, 1024), Rung(1, 2048), Rung(1, 4096))
-# Their number: a row of partial sums for each is written and read, at most a twentieth of what the tensors take. Fewer
-# positions are shared among about as many as there are processors; a device runs four at once on each of 132.
+# Of programs that walk slab after slab: each writes a row of partial sums, which is read once, all together at most a
+# twentieth of what the tensors take. Fewer positions are shared among about as many programs as there are processors,
+# more among four for each of 132.
 POSITIONS_A_PARTIAL = 32
 FEW_PROGRAMS = 128
 ENOUGH_PROGRAMS = 512
-# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
-# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills under triton 3.6 to 3.9 (bench/tiles.py); for
-# sm_100 see `Device.half_tiles`. "keyed" is a walk over rows some of whose sums end in rows. 32768 elements of forward
-# fit under triton 3.6 and not under 3.8, and would leave one program to a processor.
+# Elements of the largest tile of 16-bit numbers, by walk and order; half for float32. Under triton 3.6 to 3.9 nothing
+# spills for sm_80, sm_90 and gfx942 (bench/tiles.py); for sm_100 see `Device.half_tiles`. In most a thread has at most
+# 128 registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows some
+# of whose sums end in rows.
 TILES: dict[str, tuple[int, int, int]] = {
-    "rows": (16384, 16384, 4096),
-    "keyed": (16384, 8192, 1024),
-    "columns": (16384, 4096, 1024),
-    "positions": (16384, 4096, 1024),
-    "channels": (8192, 4096, 1024),
+    "rows": (8192, 4096, 1024),
+    "keyed": (8192, 4096, 1024),
+    "columns": (8192, 4096, 1024),
+    "positions": (4096, 4096, 2048),
+    "channels": (4096, 4096, 1024),
 }
 # Elements of the largest tile, by order, where the contiguous axis is no multiple of 16: each element then has an
 # address and a mask of its own from loads to stores.
 RAGGED = (4096, 4096, 1024)
 # Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
 LOOPS: dict[str, tuple[Rung, ...]] = {
-    "rows": (Rung(8, 512), Rung(64, 64)),
-    "columns": (Rung(128, 32),),
-    "positions": (Rung(4, 1024),),
-    "channels": (Rung(128, 32), Rung(64, 64)),
+    "rows": (Rung(64, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 2048), Rung(1, 4096)),
+    "columns": (Rung(32, 32),),
+    "positions": (Rung(1, 2048),),
+    "partials": (Rung(64, 64),),  # over positions, so that partial sums are few
+    "channels": (Rung(32, 32), Rung(16, 64)),
 }
 
 

@@ -23,7 +23,7 @@ def test_small_slabs_are_resident(order: int) -> None:
 
 def test_a_device_of_half_tiles() -> None:
     tight = Device(148, 126 << 20, half_tiles=True)
-    large: Dims = (64, 32, 1, 112 * 112)
+    large: Dims = (64, 32, 1, 88 * 88)
     assert kind("in-relu", large) == "resident" and kind("in-relu", large, device=tight) == "swept"
     for order in range(3):
         assert kind("gn-silu", (8, 32, 2, 196), order=order, device=tight) == "resident"
