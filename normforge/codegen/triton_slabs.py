@@ -155,7 +155,9 @@ class Slabs:
         n, g, k, s = dims
         return (1, g, k, n * s) if self.folds else dims
 
-    def _warps(self, rung: Rung) -> int:
+    def _warps(self, rung: Rung, *, ragged: bool) -> int:
+        if self.loop and self.order > 1 and self.walk.name == "channels" and ragged:
+            return 8
         if self.walk.name == "positions" or self.loop:  # 16 bytes of 16-bit numbers a thread
             return min(max(4, rung.elements // 256), 8 if self.loop else 16)
         if rung.elements <= 1024:
@@ -164,7 +166,7 @@ class Slabs:
 
     def _fit(self, dims: Dims, rung: Rung) -> Blocks | None:
         walk, (n, g, k, s) = self.walk, dims
-        warps = self._warps(rung)
+        warps = self._warps(rung, ragged=self.contiguous(dims) % 16 != 0)
         if walk.name == "rows":
             if self.loop:
                 least = min(self.rungs, key=lambda r: (self._covered(r, dims), -r.e))

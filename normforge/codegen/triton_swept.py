@@ -111,7 +111,8 @@ class SweptText(ResidentText):
             return "for a0 in range(0, rows, BLOCK_A):"
         if self.walk.name == "positions":
             return f"for e0 in tl.range(0, {channels}, BLOCK_E, num_stages={STAGES}):"
-        length = channels if self.walk.name == "columns" else "S" if self.walk.slab & B else "N * S"
+        length = channels if self.walk.name == "columns" else "S" if self.walk.slab & B else "(N * S)"
+        length = length if self.walk.name == "columns" else f"{length}.to(tl.int32)"
         return f"for a0 in tl.range(0, {length}, BLOCK_A, num_stages={STAGES}):"
 
     def _tile(self, out: Lines) -> None:

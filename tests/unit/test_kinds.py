@@ -6,6 +6,7 @@ import pytest
 
 import normforge as nf
 from normforge.codegen.kinds import TYPICAL_DEVICE, Device, choose_plan
+from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 
 Dims = tuple[int, int, int, int]
@@ -55,3 +56,13 @@ def test_reads_of_a_swept_plan() -> None:
     p = nf.plan(nf.parse("in-relu"), 1, shape=(64, 32, 160, 160), dtype="bfloat16")
     assert (p.kind, p.loads, p.reads, p.writes, p.resident_in) == ("swept", 4, 2, 1, "L2")
     assert p.launches == 2
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", ["layernorm-gelu", "rmsnorm"])
+def test_partial_sums_of_layers_over_channels_are_few(name: str, order: int) -> None:
+    """Written and read, they are less than a twentieth of what the tensors take, also of (batch, channels)."""
+    for shape in ((8, 2048, 4096), (32768, 2048)):
+        p = nf.plan(nf.parse(name), order, shape=shape, dtype="bfloat16", layout="nhwc")
+        cost = account(p)
+        assert p.kind == "resident" and 0 < 2 * cost.workspace < cost.floor / 20
