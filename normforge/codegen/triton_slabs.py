@@ -190,7 +190,6 @@ class Slabs:
             return None
         return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
 
-
     def _covered(self, rung: Rung, dims: Dims) -> int:
         """Elements of the tiles of a slab of rows, what lies beyond its ends included."""
         rows, s = extent(self.walk.crossed & ~S, dims), dims[3]
@@ -232,8 +231,8 @@ def largest_tile(
     """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
     that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
-        large = walk.name == "rows" if order == 0 else walk.name == "positions"
-        return 4096 if large else 2048 if order < 2 else 1024
+        large = {0: "rows", 1: "positions"}.get(order)
+        return 4096 if walk.name == large else 2048 if order < 2 or walk.name == "positions" else 1024
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
@@ -294,8 +293,8 @@ FEW_PROGRAMS = 128
 ENOUGH_PROGRAMS = 512
 # Elements of the largest tile of 16-bit numbers, by walk and order; half for float32. Under triton 3.6 to 3.9 nothing
 # spills for sm_80, sm_90 and gfx942 (bench/tiles.py); for sm_100 see `Device.half_tiles`. In most a thread has at most
-# 128 registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows some
-# of whose sums end in rows.
+# 128 registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows
+# some of whose sums end in rows.
 TILES: dict[str, tuple[int, int, int]] = {
     "rows": (8192, 4096, 1024),
     "keyed": (8192, 4096, 1024),

@@ -169,8 +169,8 @@ class SweptText(ResidentText):
         return f"[{'BLOCK_A' if along_a else 1}, {wide if along_e else 1}]"
 
     def _like(self, node: Node) -> tuple[str, str]:
-        """What decides how many elements an accumulator has seen: the mask, and the shape of the count. Where nothing is
-        added along BLOCK_E, what lies beyond its end is never stored, and need not be told apart."""
+        """What decides how many elements an accumulator has seen: the mask, and the shape of the count. Where nothing
+        is added along BLOCK_E, what lies beyond its end is never stored, and need not be told apart."""
         mask, shape = self._counted(node), self._shape(node)
         if self._vector(node) == "1" and mask == "inside":
             return "a_in", "[BLOCK_A, 1]"

@@ -332,7 +332,8 @@ def interpreter_works() -> bool:
 
 
 CHECKS = {
-    f.__name__: f for f in (usual, more, chunks, low_precision, extreme, outlier, not_finite, cooperative, more_cooperative)
+    f.__name__: f
+    for f in (usual, more, chunks, low_precision, extreme, outlier, not_finite, cooperative, more_cooperative)
 }
 
 if __name__ == "__main__":
