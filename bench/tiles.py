@@ -7,8 +7,8 @@
 The limits of tiles (`TILES`, `RAGGED`, `LOOPS` in normforge/codegen/triton_slabs.py) hold for every compiler that is
 supported, and each has a register allocation of its own: run this under the oldest and the newest triton, and those
 between. A row is a layer, order, dtype, layout, kind and target; each of its tiles is compiled for a shape that gets
-it, with the contiguous axis a multiple of 16 and not. Prints what spills, exits with 1 if anything does. Only compiles: any
-torch will do beside any triton.
+it, with the contiguous axis a multiple of 16 and not. Prints what spills, exits with 1 if anything does. Only compiles:
+any torch will do beside any triton.
 """
 
 from __future__ import annotations
