@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from math import gcd
+from math import gcd, lcm
 
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
@@ -156,7 +156,7 @@ class Slabs:
         return (1, g, k, n * s) if self.folds else dims
 
     def _warps(self, rung: Rung, *, ragged: bool) -> int:
-        if self.loop and self.order > 1 and self.walk.name == "channels" and ragged:
+        if self.loop and self.order > 1 and ragged:
             return 8
         if self.walk.name == "positions" or self.loop:  # 16 bytes of 16-bit numbers a thread
             return min(max(4, rung.elements // 256), 8 if self.loop else 16)
@@ -185,7 +185,10 @@ class Slabs:
                 chunks, length = self._share(owned, s, rung.a)
                 return Blocks(rung, warps, 1, owned * chunks, chunks, length)
             return Blocks(rung, warps, 1, owned * cdiv(s, split), cdiv(s, split))
-        width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
+        unit = 1 if walk.slab & K else k
+        if self.loop and lcm(unit, 4) <= self.rungs[-1].e and (g * k) % 4 == 0:  # for 8-byte accesses
+            unit = lcm(unit, 4)
+        width = g * k if not walk.slab & G else rung.e // unit * unit
         if not 0 < width <= rung.e or (not self.loop and (s if walk.slab & B else n * s) > rung.a):
             return None
         return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
