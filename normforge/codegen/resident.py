@@ -19,7 +19,7 @@ from normforge.codegen.triton_slabs import Slabs, Walk, along_loop, holds, large
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
-from normforge.ir.types import FULL, S
+from normforge.ir.types import FULL, B, S
 from normforge.passes.canonicalise import Canonicalise
 
 SLAB_KINDS = ("resident", "swept")
@@ -184,8 +184,27 @@ def divide(graph: Graph, slab: int) -> Parts | None:
     return Parts(first, tuple(inside), tuple(values), tuple(partials))
 
 
+@lru_cache(maxsize=4096)
 def slabs_of(plan: Plan) -> Slabs:
     """How the programs of a resident or swept plan own slabs."""
     walk = make_walk(plan.layout, plan.slab)
-    assert walk is not None
-    return Slabs(walk, plan.tile, plan.order, plan.kind == "swept")
+    parts = divide(plan.graph, plan.slab)
+    assert walk is not None and parts is not None
+    partials, item = parts.partials, ITEM_BYTES[plan.dtype]
+    folds = walk.name == "positions" and folds_batch(plan.graph, partials)
+    return Slabs(walk, plan.tile, plan.order, plan.kind == "swept", len(partials), folds, item)
+
+
+def folds_batch(graph: Graph, partials: tuple[Node, ...]) -> bool:
+    """True where every value varies along the batch and the positions or along neither, but for partial sums that are
+    summed along the batch next."""
+    both = B | S
+    for node in graph.nodes:
+        if node.op is Op.SIZE and node.reduced & both not in (0, both):
+            return False
+        if node not in partials and node.axes & both not in (0, both):
+            return False
+        crossed = [a for a in node.args if a in partials]
+        if crossed and not (node.op is Op.SUM and node.reduced & B):
+            return False
+    return not any(n in partials for _, n in graph.outputs)

@@ -147,8 +147,8 @@ def _launch(kernel: Kernel, name: str, body: str, storage: Storage) -> Launch:
     words = set(re.findall(r"\w+", body))
     pointers = tuple(p for p in storage.shapes if p in words)
     if isinstance(kernel, SlabKernel):
-        sizes = (*DIMS, *(s for s in ("SLABS", "WIDTH") if s in words))
-        blocks = tuple(b for b in ("BLOCK_A", "BLOCK_E", "MANY", "ALIGNED") if b in words)
+        sizes = (*DIMS, *(s for s in ("SLABS", "WIDTH", "Q0", "L0") if s in words))
+        blocks = tuple(b for b in ("BLOCK_A", "BLOCK_E", "VECTOR", "MANY", "ALIGNED") if b in words)
         return Launch(name, "slabs", -1, 0, (), (), pointers, sizes, blocks)
     if isinstance(kernel, SweepKernel):
         sizes = (*DIMS, *(s for s in ("Q", "L") if s in words))

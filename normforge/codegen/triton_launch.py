@@ -11,15 +11,13 @@ from dataclasses import dataclass
 
 from normforge.codegen.text import wrapped
 from normforge.codegen.triton_names import Work, extents
-from normforge.codegen.triton_slabs import Dims, Slabs, cdiv
+from normforge.codegen.triton_slabs import ALIGNMENTS, Dims, Slabs, cdiv
 from normforge.errors import ShapeError
-from normforge.ir.types import G
 
 DIMS = ("N", "G", "K", "S")
 NUM_WARPS = 4
 SWEEP_THREADS = 32 * NUM_WARPS
 VECTOR_BYTES = 16  # of the widest load
-ALIGNMENTS = (16, 4, 1)  # of the contiguous extent, told apart by kernels: 4 for rows of 14x14
 LINE_BYTES = 128  # what memory moves at once: tiles narrower than that waste some of it
 CONTIGUOUS = (1024, 256, 64, 16)  # lengths of tiles along the contiguous axis
 LITTLE_WASTE = 0.15  # share of a tile that may be wasted for the sake of a longer one
@@ -110,10 +108,10 @@ class TritonModule:
         """
         sizes = dict(zip(DIMS, dims, strict=True))
         sizes["C"] = sizes["TILE"] = sizes["G"] * sizes["K"]
+        if self.slabs is not None:
+            return sizes | slab_sizes(self.slabs, dims)
         contiguous = sizes["S"] if self.layout == "nchw" else sizes["C"]
         sizes["ALIGNED"] = next(a for a in ALIGNMENTS if contiguous % a == 0)
-        if self.slabs is not None:
-            return sizes | slab_sizes(self.slabs, dims, aligned=sizes["ALIGNED"] == ALIGNMENTS[0])
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
             bc, bs = sweep_blocks(self.layout, walk, tile, sizes, self.item_bytes)
             chunks, tiles = cdiv(sizes["S"], bs), 1
@@ -172,20 +170,23 @@ def own_elements(layout: str, walk: str, blocks: tuple[int, int], vector: int) -
     return min(SWEEP_THREADS // along, other), 1
 
 
-def slab_sizes(slabs: Slabs, dims: Dims, *, aligned: bool) -> dict[str, int]:
+def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
 
     Raises:
         ShapeError: a slab does not fit.
     """
-    blocks, walk = slabs.blocks(dims), slabs.walk
+    blocks = slabs.blocks(dims)
     if blocks is None:
         raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
     rung = blocks.rung
+    n, _, _, s = slabs.folded(dims)
     return {
-        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many), "WARPS": blocks.warps,
+        "N": n, "S": s, "L0": blocks.length,
+        "VECTOR": min(slabs.alignment(dims, blocks), VECTOR_BYTES // slabs.itemsize),
+        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many and blocks.slabs > 1), "WARPS": blocks.warps,
         "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
-        "ALIGNED": int(aligned and (walk.name != "channels" or not walk.slab & G or blocks.slabs % 16 == 0)),
+        "ALIGNED": slabs.alignment(dims, blocks),
     }  # fmt: skip
 
 

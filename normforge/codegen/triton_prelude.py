@@ -140,15 +140,129 @@ def sum_equal(value, key, AXIS: tl.constexpr):
     same = key == tl.trans(key)
     return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1 - AXIS, keep_dims=True)
 ''',
+    "lanes": '''
+@triton.jit
+def lanes(value, V: tl.constexpr):
+    """Sums of V neighbours, which one thread holds: [A, E] -> [A, E // V]."""
+    if V == 1:
+        return value
+    else:
+        return tl.sum(tl.reshape(value, [value.shape[0], value.shape[1] // V, V]), axis=2)
+''',
+    "sum_row": '''
+@triton.jit
+def sum_row(value, V: tl.constexpr):
+    """Sums along the second axis: [A, E] -> [A, 1]. Of one row as a number, which any thread layout takes."""
+    if value.shape[0] == 1:
+        return tl.sum(tl.sum(lanes(value, V), axis=1), axis=0) + tl.zeros([1, 1], tl.float32)
+    else:
+        return tl.sum(value, axis=1, keep_dims=True)
+''',
+    "sum_row2": '''
+@triton.jit
+def sum_row2(a, b, V: tl.constexpr):
+    """Two such sums; for one row threads wait for each other once."""
+    if a.shape[0] == 1:
+        both = tl.sum(tl.sum(tl.join(lanes(a, V), lanes(b, V)), axis=1), axis=0)
+        return number(both, 0), number(both, 1)
+    else:
+        return sum_row(a, V), sum_row(b, V)
+''',
+    "sum_row4": '''
+@triton.jit
+def sum_row4(a, b, c, d, V: tl.constexpr):
+    """Four such sums."""
+    if a.shape[0] == 1:
+        every = tl.join(tl.join(lanes(a, V), lanes(b, V)), tl.join(lanes(c, V), lanes(d, V)))
+        return numbers4(tl.sum(tl.sum(every, axis=1), axis=0))
+    else:
+        return sum_row(a, V), sum_row(b, V), sum_row(c, V), sum_row(d, V)
+''',
     "sum_slab": '''
 @triton.jit
-def sum_slab(value, slab, MANY: tl.constexpr):
-    """Sums of the chunks of each slab: [BLOCK_A, 1] -> the same, or [1, 1] where there is one slab."""
+def sum_slab(value, slab, MANY: tl.constexpr, V: tl.constexpr):
+    """Sums of the chunks of each slab: [BLOCK_A, E] -> [BLOCK_A, 1], or [1, 1] where there is one slab."""
     if MANY:
         same = slab == tl.trans(slab)
-        return tl.sum(tl.where(same, tl.trans(value), 0.0), axis=1, keep_dims=True)
+        rows = tl.sum(value, axis=1, keep_dims=True)
+        return tl.sum(tl.where(same, tl.trans(rows), 0.0), axis=1, keep_dims=True)
     else:
-        return tl.sum(value, axis=0, keep_dims=True)
+        return sum_all(lanes(value, V))
+''',
+    "sum_slab2": '''
+@triton.jit
+def sum_slab2(a, b, slab, MANY: tl.constexpr, V: tl.constexpr):
+    """Two such sums; for one slab threads wait for each other once."""
+    if MANY:
+        return sum_slab(a, slab, MANY, V), sum_slab(b, slab, MANY, V)
+    else:
+        both = tl.join(lanes(a, V), lanes(b, V))
+        both = tl.sum(tl.reshape(both, [both.shape[0] * both.shape[1], 2]), axis=0)
+        return number(both, 0), number(both, 1)
+''',
+    "sum_slab4": '''
+@triton.jit
+def sum_slab4(a, b, c, d, slab, MANY: tl.constexpr, V: tl.constexpr):
+    """Four such sums."""
+    if MANY:
+        return sum_slab(a, slab, 1, V), sum_slab(b, slab, 1, V), sum_slab(c, slab, 1, V), sum_slab(d, slab, 1, V)
+    else:
+        every = tl.join(tl.join(lanes(a, V), lanes(b, V)), tl.join(lanes(c, V), lanes(d, V)))
+        return numbers4(tl.sum(tl.reshape(every, [every.shape[0] * every.shape[1], 2, 2]), axis=0))
+''',
+    "sum_all": '''
+@triton.jit
+def sum_all(value):
+    """The sum of a tile, [1, 1]."""
+    return tl.sum(value) + tl.zeros([1, 1], tl.float32)
+''',
+    "add_pair": '''
+@triton.jit
+def add_pair(center, mean, m2, seen, value, here, count, V: tl.constexpr):
+    """The elements of a tile that are `here`, added to what each thread keeps of `seen` elements: [A, E // V] each.
+
+    `mean` is counted from `center`, the mean of a thread's first elements, so that it keeps the digits of deviations.
+    Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
+    """
+    elements = tl.maximum(count, 1.0)
+    share = count / tl.maximum(seen + count, 1.0)
+    if V == 1:
+        center = tl.where(seen > 0, center, value)
+        gap = tl.where(here, value - center, 0.0) - mean
+        return center, mean + gap * share, m2 + gap * gap * (seen * share)
+    else:
+        value = tl.where(here, value, 0.0)
+        here = tl.reshape(here, [here.shape[0], here.shape[1] // V, V])
+        value = tl.reshape(value, [value.shape[0], value.shape[1] // V, V])
+        center = tl.where(seen > 0, center, tl.sum(value, axis=2) / elements)
+        value = tl.where(here, value - center[:, :, None], 0.0)
+        tile_mean = tl.sum(value, axis=2) / elements
+        delta = tl.where(here, value - tile_mean[:, :, None], 0.0)
+        gap = tile_mean - mean
+        return center, mean + gap * share, m2 + tl.sum(delta * delta, axis=2) + gap * gap * (seen * share)
+''',
+    "sum_rows2": '''
+@triton.jit
+def sum_rows2(a, b):
+    """Two sums of each row at once, for stores: threads hold them as nothing else of a tile."""
+    both = tl.sum(tl.join(a, b), axis=1)
+    first = tl.arange(0, 2)[None, :] == 0
+    a = tl.sum(tl.where(first, both, 0.0), axis=1, keep_dims=True)
+    return a, tl.sum(tl.where(first, 0.0, both), axis=1, keep_dims=True)
+''',
+    "number": '''
+@triton.jit
+def number(values, at: tl.constexpr):
+    """One of a few, as [1, 1]. `tl.split` would pass them between threads."""
+    i = tl.arange(0, values.shape[0])
+    return tl.sum(tl.where(i == at, values, 0.0), axis=0) + tl.zeros([1, 1], tl.float32)
+''',
+    "numbers4": '''
+@triton.jit
+def numbers4(values):
+    """[2, 2] -> four of [1, 1], in the order of two joins."""
+    values = tl.reshape(values, [4])
+    return number(values, 0), number(values, 2), number(values, 1), number(values, 3)
 ''',
     "merge_mean": '''
 @triton.jit
@@ -211,12 +325,10 @@ def wait(counter_ptr, programs):
 
 
 def prelude(body: str) -> str:
-    """Imports, and the device functions that `body` calls, and those that they call, callees first."""
-    used: set[str] = set()
-    rest = [body]
-    while rest:
-        text = rest.pop()
-        new = {name for name in FUNCTIONS if re.search(rf"\b{name}\(", text)} - used
-        used |= new
-        rest += [FUNCTIONS[name] for name in new]
-    return HEAD + "".join("\n" + text for name, text in FUNCTIONS.items() if name in used)
+    """Imports, and the device functions that `body` calls, and those that these call."""
+    used: dict[str, str] = {}
+    text = body
+    while new := [n for n in FUNCTIONS if n not in used and re.search(rf"\b{n}\(", text)]:
+        used |= {n: FUNCTIONS[n] for n in new}
+        text = "".join(FUNCTIONS[n] for n in new)
+    return HEAD + "".join("\n" + FUNCTIONS[n] for n in FUNCTIONS if n in used)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
+from math import gcd, lcm
 
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
@@ -70,6 +72,7 @@ class Blocks:
         slabs: slabs that a program owns along BLOCK_A (rows) or channels along BLOCK_E (channels); else 1.
         programs: their number.
         chunks: parts of a row over space, in one program or several: partial sums are as many.
+        length: positions of a chunk where a program walks it.
     """
 
     rung: Rung
@@ -77,6 +80,7 @@ class Blocks:
     slabs: int
     programs: int
     chunks: int
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,19 +92,31 @@ class Slabs:
         tile: elements of the largest tile.
         order: of the derivative; more values live at once in higher ones.
         loop: a program walks its slab tile by tile, so that any length fits.
+        partials: sums that programs leave for others.
+        folds: nothing tells the batch and the positions apart: all positions are those of one sample.
+        itemsize: bytes of an element of a full tensor.
     """
 
     walk: Walk
     tile: int
     order: int
     loop: bool = False
+    partials: int = 0
+    folds: bool = False
+    itemsize: int = 2
+
+    @property
+    def persistent(self) -> bool:
+        """Programs walk one slab after the other and keep what crosses slabs in registers meanwhile."""
+        return self.walk.name == "positions" and self.partials > 0 and not self.loop
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The tiles that there are, in ascending order."""
         if not self.loop:
             return tuple(r for r in LADDERS[self.walk.name] if r.elements <= self.tile)
-        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in LOOPS[self.walk.name])
+        ladder = LOOPS["partials" if self.partials and self.walk.name == "positions" else self.walk.name]
+        return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in ladder if r.a * self.tile >= r.elements)
 
     def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
         """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
@@ -112,8 +128,8 @@ class Slabs:
         Args:
             dims: N, groups, channels a group, positions.
         """
-        contiguous = dims[3] if self.walk.on_e & S else dims[1] * dims[2]
-        ragged = contiguous % 16 != 0 and not self.loop
+        dims = self.folded(dims)
+        ragged = self.contiguous(dims) % 16 != 0 and not self.loop
         limit = RAGGED[min(self.order, 2)] if ragged else self.tile
         for rung in self.rungs:
             if rung.elements > limit:
@@ -123,19 +139,40 @@ class Slabs:
                 return found
         return None
 
-    def _warps(self, rung: Rung) -> int:
+    def contiguous(self, dims: Dims) -> int:
+        """Elements of the contiguous axis of full tensors."""
+        return dims[3] if self.walk.on_e & S else dims[1] * dims[2]
+
+    def alignment(self, dims: Dims, blocks: Blocks) -> int:
+        """Elements that rows of full tensors, and the parts of them that programs own, start at multiples of."""
+        starts = gcd(self.contiguous(dims), 16)
+        if self.walk.name == "channels" and self.walk.slab & G:
+            starts = gcd(starts, blocks.slabs)
+        return next(a for a in ALIGNMENTS if starts % a == 0)
+
+    def folded(self, dims: Dims) -> Dims:
+        """The dims that programs are given."""
+        n, g, k, s = dims
+        return (1, g, k, n * s) if self.folds else dims
+
+    def _warps(self, rung: Rung, *, ragged: bool) -> int:
+        if self.loop and self.order > 1 and ragged:
+            return 8
+        if self.walk.name == "positions" or self.loop:  # 16 bytes of 16-bit numbers a thread
+            return min(max(4, rung.elements // 256), 8 if self.loop else 16)
         if rung.elements <= 1024:
             return 4 if self.order < 2 else 8
         return 8 if rung.elements <= 16384 else 16
 
     def _fit(self, dims: Dims, rung: Rung) -> Blocks | None:
         walk, (n, g, k, s) = self.walk, dims
-        warps = self._warps(rung)
+        warps = self._warps(rung, ragged=self.contiguous(dims) % 16 != 0)
         if walk.name == "rows":
+            if self.loop:
+                least = min(self.rungs, key=lambda r: (self._covered(r, dims), -r.e))
+                return Blocks(rung, warps, 1, extent(walk.slab, dims), 1) if rung == least else None
             chunks = extent(walk.crossed & ~S, dims) * cdiv(s, rung.e)
-            if self.loop and rung != self.rungs[-1] and s <= rung.e // 2:
-                return None
-            if not self.loop and chunks > rung.a:
+            if chunks > rung.a:
                 return None
             each = rung.a // chunks if rung.many else 1
             return Blocks(rung, warps, each, cdiv(extent(walk.slab, dims), each), cdiv(s, rung.e))
@@ -144,11 +181,30 @@ class Slabs:
             whole, split = (rung.a, rung.e) if walk.name == "columns" else (rung.e, rung.a)
             if not self.loop and extent(walk.crossed, dims) > whole:
                 return None
+            if self.persistent:
+                chunks, length = self._share(owned, s, rung.a)
+                return Blocks(rung, warps, 1, owned * chunks, chunks, length)
             return Blocks(rung, warps, 1, owned * cdiv(s, split), cdiv(s, split))
-        width = g * k if not walk.slab & G else rung.e if walk.slab & K else rung.e // k * k
+        unit = 1 if walk.slab & K else k
+        if self.loop and lcm(unit, 4) <= self.rungs[-1].e and (g * k) % 4 == 0:  # for 8-byte accesses
+            unit = lcm(unit, 4)
+        width = g * k if not walk.slab & G else rung.e // unit * unit
         if not 0 < width <= rung.e or (not self.loop and (s if walk.slab & B else n * s) > rung.a):
             return None
         return Blocks(rung, warps, width, (n if walk.slab & B else 1) * cdiv(g * k, width), 1)
+
+    def _covered(self, rung: Rung, dims: Dims) -> int:
+        """Elements of the tiles of a slab of rows, what lies beyond its ends included."""
+        rows, s = extent(self.walk.crossed & ~S, dims), dims[3]
+        return cdiv(rows, rung.a) * rung.a * cdiv(s, rung.e) * rung.e
+
+    def _share(self, owned: int, positions: int, block: int) -> tuple[int, int]:
+        """Chunks of the positions of a sample (or of a group of it), and their length: each is one program, and one
+        row of partial sums."""
+        rows = owned * positions // (POSITIONS_A_PARTIAL * self.partials)
+        programs = min(max(rows, FEW_PROGRAMS), ENOUGH_PROGRAMS)
+        length = cdiv(cdiv(positions, block), max(programs // owned, 1)) * block
+        return cdiv(positions, length), length
 
 
 def make_walk(layout: str, slab: int) -> Walk | None:
@@ -178,7 +234,8 @@ def largest_tile(
     """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
     that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
-        return 4096 if order < 2 else 1024 if walk.name == "channels" else 2048
+        large = {0: "rows", 1: "positions"}.get(order)
+        return 4096 if walk.name == large else 2048 if order < 2 or walk.name == "positions" else 1024
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
@@ -224,31 +281,52 @@ def holds(walk: Walk, nodes: Iterable[Node]) -> bool:
 
 
 LADDERS: dict[str, tuple[Rung, ...]] = {
-    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256), Rung(64, 512)),
+    "rows": (Rung(32, 32, True), Rung(64, 64), Rung(64, 128), Rung(64, 256)),
     "columns": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
-    "positions": (Rung(16, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 4096), Rung(1, 16384)),
+    "positions": (Rung(16, 64), Rung(4, 256), Rung(1, 1024), Rung(1, 2048), Rung(1, 4096)),
     "channels": (Rung(32, 32), Rung(128, 32), Rung(256, 32), Rung(512, 32), Rung(1024, 32)),
 }
-# Elements of the largest tile of 16-bit numbers that registers hold, by walk and order; half for float32. Measured by
-# compiling ahead of time for sm_80, sm_90 and gfx942, where nothing spills; for sm_100 see `Device.half_tiles`. "keyed"
-# is a walk over rows some of whose sums end in rows.
+# What kernels are told of rows; 14 x 14 positions are a multiple of 4.
+ALIGNMENTS = (16, 4, 1)
+# Of programs that walk slab after slab: each writes a row of partial sums, which is read once, all together at most a
+# twentieth of what the tensors take. Fewer positions are shared among about as many programs as there are processors,
+# more among four for each of 132.
+POSITIONS_A_PARTIAL = 32
+FEW_PROGRAMS = 128
+ENOUGH_PROGRAMS = 512
+# Elements of the largest tile of 16-bit numbers, by walk and order; half for float32. Under triton 3.6 to 3.9 nothing
+# spills for sm_80, sm_90 and gfx942 (bench/tiles.py); for sm_100 see `Device.half_tiles`. In most a thread has at most
+# 128 registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows
+# some of whose sums end in rows.
 TILES: dict[str, tuple[int, int, int]] = {
-    "rows": (32768, 16384, 4096),
-    "keyed": (16384, 8192, 1024),
-    "columns": (16384, 4096, 1024),
-    "positions": (16384, 4096, 1024),
-    "channels": (8192, 4096, 1024),
+    "rows": (8192, 4096, 1024),
+    "keyed": (8192, 4096, 1024),
+    "columns": (8192, 4096, 1024),
+    "positions": (4096, 4096, 2048),
+    "channels": (4096, 4096, 1024),
 }
 # Elements of the largest tile, by order, where the contiguous axis is no multiple of 16: each element then has an
 # address and a mask of its own from loads to stores.
 RAGGED = (4096, 4096, 1024)
 # Tiles that walk a slab, by the extent that does not grow with it; BLOCK_A follows from the elements of a tile.
 LOOPS: dict[str, tuple[Rung, ...]] = {
-    "rows": (Rung(8, 512), Rung(64, 64)),
-    "columns": (Rung(128, 32),),
-    "positions": (Rung(4, 1024),),
-    "channels": (Rung(128, 32), Rung(64, 64)),
+    "rows": (Rung(64, 64), Rung(16, 256), Rung(4, 1024), Rung(2, 2048), Rung(1, 4096)),
+    "columns": (Rung(32, 32),),
+    "positions": (Rung(1, 2048),),
+    "partials": (Rung(64, 64),),  # over positions, so that partial sums are few
+    "channels": (Rung(32, 32), Rung(16, 64)),
 }
+
+
+def tile_dims(slabs: Slabs) -> dict[tuple[Rung, bool], Dims]:
+    """A shape for each tile of a plan and each answer to: is the contiguous axis a multiple of 16?"""
+    found: dict[tuple[Rung, bool], Dims] = {}
+    for n, k, s in product((2, 32), (1, 2, 8, 32, 128, 5, 125), (16, 64, 49, 256, 196, 784, 961, 3136, 12544)):
+        dims = (n, 8 if k % 2 == 0 else 7, k, s)
+        blocks = slabs.blocks(dims)
+        if blocks is not None:
+            found.setdefault((blocks.rung, slabs.contiguous(dims) % 16 == 0), dims)
+    return found
 
 
 def extent(axes: int, dims: Dims) -> int:

@@ -210,6 +210,26 @@ def extreme(layer: nf.Graph) -> None:
         compare(from_layout(made[0], shape, layout).reshape(shape), want, allowed, f"y of {layer} {layout}")
 
 
+def outlier(layer: nf.Graph) -> None:
+    """mean/std = 1e4, and the first element of each row far from it: variances keep five digits, over several tiles."""
+    shape, groups = (1, 4, 47, 97), 2
+    x = torch.tensor(np.random.default_rng(6).standard_normal(shape)).float() + 1e4
+    x[:, :, 0, 0] += 3e3
+    for layout in ("nchw", "nhwc"):
+        p = program(layer, 0, True)
+        values = {n.name: np.full(4 if n.axes else 1, n.attr[-1]) for n in p.operands if n.op is Op.PARAM}
+        values["x"] = x.double().numpy()
+        want = evaluate(p.graph, values, groups=groups)
+        made = call(p, layer, values, shape, groups, layout)
+        if made is None:
+            continue
+        for (name, node), got in zip(p.graph.outputs, made, strict=True):
+            if node.op is Op.VAR:
+                expected = torch.tensor(want[name]).flatten()
+                error = float(((got.double() - expected) / expected).abs().max())
+                assert error < 1e-5, f"{name} of {layer} {layout}: relative error {error}"
+
+
 def not_finite(layer: nf.Graph) -> None:
     """NaN and infinities reach the output where the evaluator has them."""
     for bad in (float("nan"), float("inf")):
@@ -315,7 +335,8 @@ def interpreter_works() -> bool:
 
 
 CHECKS = {
-    f.__name__: f for f in (usual, more, chunks, low_precision, extreme, not_finite, cooperative, more_cooperative)
+    f.__name__: f
+    for f in (usual, more, chunks, low_precision, extreme, outlier, not_finite, cooperative, more_cooperative)
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from normforge.codegen.plan import make_plan
 from normforge.codegen.resident import slabs_of
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_slabs import Dims, Rung, Slabs
+from normforge.codegen.triton_slabs import Dims, tile_dims
 from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
 from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources, typical_dims
 
@@ -110,25 +110,13 @@ def test_more_cooperative(name: str, dtype: str, target: int) -> None:
         check_cooperative(name, order, dtype, target)
 
 
-def slab_shapes(slabs: Slabs) -> dict[tuple[Rung, bool], Dims]:
-    """A shape for each tile of a plan whose programs own slabs."""
-    found: dict[tuple[Rung, bool], Dims] = {}
-    for n in (2, 32):
-        for k in (1, 2, 8, 32, 128):
-            for s in (16, 64, 49, 256, 196, 784, 961, 3136, 12544):
-                blocks = slabs.blocks((n, 8, k, s))
-                if blocks is not None:
-                    found.setdefault((blocks.rung, s % 16 == 0), (n, 8, k, s))
-    return found
-
-
 def check_slabs(name: str, order: int, dtype: str, layout: str, target: int | str, kind: str, count: int = 9) -> None:
     plan = plan_of_kind(kind, program(nf.parse(name), order, True), dtype, layout)
     if plan is None:
         return
     slabs = slabs_of(plan)
     wanted = slabs.rungs_of(half=kind == "resident" and target == 100)
-    shapes = [(rung, dims) for (rung, _), dims in slab_shapes(slabs).items() if rung in wanted]
+    shapes = [(rung, dims) for (rung, _), dims in tile_dims(slabs).items() if rung in wanted]
     for rung, dims in shapes[-count:]:
         for kernel in compile_aot(plan, target, title=name, dims=dims):
             found = resources(kernel)
@@ -162,6 +150,62 @@ def test_wide_accesses() -> None:
     per_thread = 64 * 64 // (8 * 32)
     wide = len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
     assert wide == 2 * per_thread // 8
+
+
+def slab_ptx(name: str, order: int, layout: str, kind: str, dims: Dims) -> str:
+    plan = plan_of_kind(kind, program(nf.parse(name), order, True), "bfloat16", layout)
+    assert plan is not None
+    return str(compile_aot(plan, 90, dims=dims)[0].asm["ptx"])
+
+
+def inner_loops(ptx: str) -> list[str]:
+    """The bodies of loops that hold no other loop."""
+    lines = ptx.split("\n")
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\$L\w+):", line))}
+    jumps = ((i, re.search(r"\bbra\S*\s+(\$L\w+);", line)) for i, line in enumerate(lines))
+    loops = [(labels[to[1]], i) for i, to in jumps if to and labels[to[1]] < i]
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in loops)]
+    return ["\n".join(lines[a : b + 1]) for a, b in inner]
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "layout"),
+    [("gn-silu", 0, "nchw"), ("gn-silu", 1, "nchw"), ("gn-silu", 0, "nhwc"), ("layernorm-gelu", 0, "nhwc")],
+)
+def test_threads_meet_after_the_tiles_of_a_slab(name: str, order: int, layout: str) -> None:
+    """Loops over the tiles of a sum pass nothing between threads; a barrier comes with an asynchronous copy."""
+    loops = inner_loops(slab_ptx(name, order, layout, "swept", (8, 32, 8, 12544)))
+    assert len(loops) >= 2
+    summing = [body for body in loops if "st.global" not in body]
+    assert summing
+    for body in summing:
+        assert "shfl" not in body
+        assert "bar." not in body or "cp.async" in body
+
+
+def test_one_exchange_a_slab() -> None:
+    """Where a program walks slab after slab, the sums of each are taken together, and nothing waits for memory."""
+    (loop,) = inner_loops(slab_ptx("layernorm-gelu", 1, "nhwc", "resident", (8, 32, 64, 4096)))
+    assert len(re.findall(r"bar\.sync", loop)) <= 4 and "cp.async" in loop
+    assert "ld.global" not in loop
+
+
+def test_rows_of_14_by_14_move_eight_bytes() -> None:
+    for order in range(3):
+        plan = plan_of_kind("resident", program(nf.parse("gn-silu"), order, True), "bfloat16", "nchw")
+        assert plan is not None
+        full = full_pointers(plan, emit_triton(plan, plan.symbol))
+        kernel = compile_aot(plan, 90, dims=(32, 32, 4, 14 * 14))[0]
+        launch = emit_triton(plan, plan.symbol).launches[0]
+        found = ptx_accesses(kernel.asm["ptx"], kernel.name, [i for i, p in enumerate(launch.pointers) if p in full])
+        assert {*found.loads, *found.stores} == {8}
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("nhwc", "resident"), ("nchw", "resident"), ("nhwc", "swept")])
+def test_no_division_of_64_bits(layout: str, kind: str) -> None:
+    for name in ("gn-silu", "bn-relu"):
+        ptx = slab_ptx(name, 0, layout, kind, (2, 8, 4, 64))
+        assert not re.search(r"\b(?:div|rem)\.[su]64", ptx)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

@@ -42,6 +42,10 @@ def test_slabs(kind: str) -> None:
     run(f"usual:{SLABS}", "extreme:gn-silu", "not_finite:bn-relu", kind=kind)
 
 
+def test_variances_of_large_means() -> None:
+    run("outlier:gn-silu,in-relu", kind="swept")
+
+
 def test_special_values_and_types() -> None:
     """Large means, NaN and infinities, 16 bits, chunks of several tiles."""
     run("extreme:gn-silu,evonorm-b0", "not_finite:gn-relu,bn-relu,dyt", "low_precision:gn-silu", "chunks:bn-relu")

@@ -1,4 +1,4 @@
-"""Walks of Triton sweeps in machine code for a GPU that is not there: what loops over tiles of one sum must not have."""
+"""Walks of Triton sweeps, in machine code for a GPU that is not there: no loop over tiles of one sum may wait."""
 
 from __future__ import annotations
 
