@@ -19,6 +19,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.text import parse_formula
 from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
+from normforge.kernels.pool import MIN_BYTES, POOL, Form, form_of
 
 MAX_ORDER = 3
 MAX_CALLS = 1024  # prepared calls that a job keeps
@@ -196,14 +197,20 @@ def small_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
+def allocate(job: Job, inputs: Sequence[Tensor], form: Form | None = None) -> list[Tensor]:
     """The outputs of a job: full ones like x (its strides where it is dense, else its order of strides), gradients
-    like what they are gradients of, statistics in the arithmetic dtype. Works on fake tensors too."""
+    like what they are gradients of, statistics in the arithmetic dtype. Works on fake tensors too.
+
+    Args:
+        job: any.
+        inputs: its operands.
+        form: of full outputs that the pool makes.
+    """
     x = inputs[0]
     outputs = []
     for kind, which in job.specs:
         if kind == "full":
-            outputs.append(torch.empty_like(x))
+            outputs.append(torch.empty_like(x) if form is None else POOL.take(form))
         elif kind == "operand":
             outputs.append(torch.empty_like(inputs[which], memory_format=torch.contiguous_format))
         else:
@@ -231,13 +238,15 @@ class Call:
     """What a call of a job needs that only the first operand's dtype, device, shape and strides decide.
 
     Attributes:
-        strides: of full tensors.
+        strides: of full tensors. form: of full tensors that the pool makes, large
+            ones on CPUs.
         wide: dtype of small tensors.
         sizes: elements of each operand.
         launch: the kernel. dims: its extents.
     """
 
     strides: tuple[int, ...]
+    form: Form | None
     wide: torch.dtype
     sizes: tuple[int, ...]
     launch: Launcher
@@ -265,12 +274,12 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
                 f"an operand has {t.numel()} elements and the layer needs {size}: was a parameter replaced?"
             )
     given = [
-        (t if t.stride() == call.strides else _like(t, x, call.strides))
+        (t if t.stride() == call.strides else _like(t, x, call))
         if full
         else (t if t.dtype is wide and t.device == x.device and t.is_contiguous() else _small(t, x, wide))
         for t, full in zip(inputs, job.full_operands, strict=True)
     ]
-    outputs = allocate(job, inputs)
+    outputs = allocate(job, inputs, call.form)
     # Gradients come in the dtype of what they are gradients of, which need not be that of the kernel.
     made = [
         o if spec[0] == "full" or o.dtype is wide else torch.empty_like(o, dtype=wide)
@@ -293,7 +302,8 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         for node, full in zip(job.program.operands, job.full_operands, strict=True)
     )
     launch = job.launcher(x.dtype, layout, x.device, dims)
-    return Call(like.stride(), arithmetic_dtype(x.dtype), sizes, launch, dims)
+    form = form_of(x.shape, like.stride(), x.dtype) if x.is_cpu and x.nbytes >= MIN_BYTES else None
+    return Call(like.stride(), form, arithmetic_dtype(x.dtype), sizes, launch, dims)
 
 
 def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:
@@ -309,9 +319,11 @@ def _load_triton(plan: Plan, title: str) -> Launcher:
 _LOADERS: dict[str, Callable[[Plan, str], Launcher]] = {"c": launch_c.load, "triton": _load_triton}
 
 
-def _like(t: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _like(t: Tensor, x: Tensor, call: Call) -> Tensor:
     """A full operand with the strides of x made dense: a cotangent may come with any, and x too."""
-    return torch.empty_strided(x.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+    if call.form is not None and t.dtype == x.dtype:
+        return POOL.take(call.form).copy_(t)
+    return torch.empty_strided(x.shape, call.strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _permuted(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
