@@ -154,8 +154,8 @@ class Pool:
         nbytes = form.nbytes
         if nbytes < MIN_BYTES or nbytes > self.limit or self._alone is None:
             return form.fresh()
-        if _count_modes() or _is_deterministic() or _is_transformed():  # somebody wants to see allocations, or fill them
-            return form.fresh()
+        if _count_modes() or _is_deterministic() or _is_transformed():
+            return form.fresh()  # somebody may want to see allocations, or fill them
         shelf = self._shelves.get(nbytes)
         block = None if shelf is None else self._find(shelf)
         if shelf is None or block is None:
