@@ -76,7 +76,7 @@ def train(layer: str, compiled: bool, batch: int, steps: int) -> dict[str, float
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         "pool_megabytes": POOL.kept() / 1e6,
         "first_step_seconds": seconds[0],
-        "loss": float(loss),
+        "loss": float(loss.detach()),
     }
 
 

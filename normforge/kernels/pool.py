@@ -24,7 +24,7 @@ import os
 import sys
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from sys import getrefcount
@@ -144,18 +144,23 @@ class Pool:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._alone = _count_alone()
         self._shelves: dict[int, Shelf] = {}
         self._clock = count(1)
         self._grown = 0
 
+    @cached_property
+    def _alone(self) -> tuple[int, int] | None:
+        return _count_alone()  # at the first use, since a mode may be active while this is imported
+
     def take(self, form: Form) -> Tensor:
         """A tensor whose contents are anything, in kept memory where there is some."""
         nbytes = form.nbytes
-        if nbytes < MIN_BYTES or nbytes > self.limit or self._alone is None:
+        if nbytes < MIN_BYTES or nbytes > self.limit:
             return form.fresh()
         if _count_modes() or _is_deterministic() or _is_transformed():
             return form.fresh()  # somebody may want to see allocations, or fill them
+        if self._alone is None:
+            return form.fresh()
         shelf = self._shelves.get(nbytes)
         block = None if shelf is None else self._find(shelf)
         if shelf is None or block is None:
@@ -175,6 +180,12 @@ class Pool:
     def kept(self) -> int:
         """Bytes of all blocks, those included that somebody holds."""
         return sum(nbytes * len(shelf) for nbytes, shelf in list(self._shelves.items()))
+
+    def describe(self) -> str:
+        """Its state in a phrase."""
+        if self._alone is None:
+            return "off: this torch does not count the owners of a storage"
+        return f"up to {self.limit / 1e6:.0f} MB" if self.limit else f"off: {VARIABLE} is 0"
 
     def _take_shelves(self) -> list[Shelf]:
         shelves, self._shelves = self._shelves, {}
@@ -226,8 +237,8 @@ class Pool:
         return made
 
     def _make_room(self, nbytes: int) -> None:
-        """Let go of what lies idle in other sizes, up to as many bytes as are asked for, and of whatever is above the
-        limits."""
+        """Let go of what lies idle in other sizes, up to as many bytes as are asked for. What is above the limits goes
+        idle or not: its memory is then freed with the tensor that holds it."""
         shelves = sorted(list(self._shelves.items()), key=lambda item: item[1].used)
         kept = sum(size * len(shelf) for size, shelf in shelves)
         gone, looks = 0, TRADES
