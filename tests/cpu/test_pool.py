@@ -36,7 +36,9 @@ def form(rows: int = 128, dtype: torch.dtype = torch.float32) -> Form:
 
 @pytest.fixture
 def pool() -> Pool:
-    return Pool(1 << 30)
+    made = Pool(1 << 30)
+    assert made._alone is not None  # or every test here would be one of malloc
+    return made
 
 
 @pytest.fixture
