@@ -1,22 +1,25 @@
 """Speed of the C backend on this machine, beside what one would use without it.
 
-    python bench/cpu.py            every layer on the shapes that the verdicts are about, under 8 minutes
-    python bench/cpu.py --full     more shapes, torch.compile's max-autotune too, and whole networks
+    python bench/cpu.py            every layer on the shapes that the verdicts are about, about ten minutes
+    python bench/cpu.py --full     more shapes, torch.compile's max-autotune too
 
 A row is a layer, a shape and a pass. Each peer is first checked against float64; then the peers take turns by blocks of
 calls, the first call of a block untimed, as a training loop would call each of them: call by call, one would pay for
 the caches and the heap that another leaves behind. Inputs change from call to call. Three runs are made of every row,
 each on tensors of its own; a ratio is the median of three.
 
-Module figures have fresh outputs and all that autograd costs. Kernel figures are of the compiled functions alone, on
-outputs used again, beside the time in which `copy_` moves the floor's bytes: 2 S forward, 3 S backward, 5 S double
-backward, S the bytes of x. Every process runs with THP_MEM_ALLOC_ENABLE=1, or fresh outputs above 32 MB measure page
-faults.
+Module figures have all that autograd costs and outputs that are dropped from call to call: normforge's from its pool,
+and in a second column without it; the peers' as torch allocates them. Another malloc would keep memory for every peer
+alike, so a second process a malloc times torch.compile and normforge under glibc told to keep what is freed, and under
+jemalloc where it is installed. Kernel figures are of the compiled functions alone, on outputs used again, beside the
+time in which `copy_` moves the floor's bytes: 2 S forward, 3 S backward, 5 S double backward, S the bytes of x.
+bench/cpu_network.py has whole networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import json
 import math
 import os
@@ -28,8 +31,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # before torch allocates anything
 
 import timm
 import torch
@@ -43,6 +44,7 @@ import normforge as nf
 from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
 from normforge.kernels.job import Job, allocate
+from normforge.kernels.pool import POOL
 from normforge.timing import Step, measure
 
 Shape = tuple[int, ...]
@@ -78,6 +80,16 @@ WRONG = {
 }  # largest error, relative to the largest value; peers may be less exact (kinks of a maximum)
 COMPILE_SECONDS = 0.6
 FLOOR = (2, 3, 5)  # full tensors moved by each order where slabs stay on chip
+OFF = "normforge, no pool"
+PLAIN = "BatchNorm+ReLU"  # of torch: another function, which one would use otherwise
+POOL_LIMIT = POOL.limit
+# Environments in which freed memory stays with the process. jemalloc's is that of PyTorch's tuning guide.
+HUGE = {"THP_MEM_ALLOC_ENABLE": "1"}
+GLIBC = HUGE | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+JEMALLOC = HUGE | {
+    "MALLOC_CONF": "oversize_threshold:1,background_thread:true,metadata_thp:auto,"
+    "dirty_decay_ms:9000000000,muzzy_decay_ms:9000000000"
+}
 
 
 def graph_of(layer: str) -> nf.Graph:
@@ -145,7 +157,7 @@ def modules(layer: str, shape: Shape, pass_name: str, *, full: bool) -> dict[str
     if same is not None:
         made["library"] = same
     if not tokens and layer != "bn-relu":
-        made["BatchNorm+ReLU"] = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        made[PLAIN] = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
     return made
 
 
@@ -205,12 +217,17 @@ def draw(shape: Shape, pass_name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
 def steps_of(layer: str, shape: Shape, pass_name: str, made: dict[str, nn.Module]) -> dict[str, Step]:
     """What is timed of a row, on new tensors."""
     inputs, run = draw(shape, pass_name), PASSES[pass_name]
-    steps: dict[str, Step] = {
-        name: (lambda k, module=module: run(module, *inputs[k % SETS])) for name, module in made.items()
-    }
+
+    def call(k: int, module: nn.Module, limit: int) -> None:
+        POOL.limit = limit
+        run(module, *inputs[k % SETS])
+
+    steps: dict[str, Step] = {OFF: lambda k: call(k, made["normforge"], 0)}
+    for name, module in made.items():
+        steps[name] = lambda k, module=module: call(k, module, POOL_LIMIT)
     target = torch.empty(shape)
     steps["copy of x"] = lambda k: target.copy_(inputs[k % SETS][0].detach())
-    if pass_name == "forward+backward":
+    if pass_name == "forward+backward" and "eager" in made:
         flat = [tuple(t.detach() for t in three) for three in inputs]
         if layer in TOKEN_LAYERS:
             flat = [tuple(t.movedim(-1, 1) for t in three) for three in flat]
@@ -244,8 +261,11 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
     measured = [measure(steps_of(layer, shape, pass_name, made), SECONDS) for _ in range(runs)]
     times = {name: statistics.median(m[name] for m in measured) for name in measured[0]}
     ratios = {
-        name: statistics.median(m[name] / m["normforge"] for m in measured) for name in made if name != "normforge"
+        name: statistics.median(m[name] / m["normforge"] for m in measured)
+        for name in (OFF, *made)
+        if name != "normforge"
     }
+    passes = statistics.median(2 * m["normforge"] / (5 * m["copy of x"]) for m in measured)
     floors = {
         f"kernel {k}": statistics.median(2 * m[f"kernel {k}"] / (m["copy of x"] * FLOOR[k]) for m in measured)
         for k in range(3)
@@ -257,11 +277,41 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
         raise SystemExit(f"error in the benchmark: {layer} {shape} {pass_name} takes {fastest:.2f} copies of x")
     return {
         "layer": layer, "shape": list(shape), "pass": pass_name, "megabytes": math.prod(shape) * 4 / 1e6,
-        "ms": times, "ratio": ratios, "floor": floors, "error": errors, "first_call_seconds": first,
+        "ms": times, "ratio": ratios, "copies_of_five": passes, "floor": floors, "error": errors,
+        "first_call_seconds": first,
     }  # fmt: skip
 
 
-# -- compile time, recompiles, whole networks
+# -- under another malloc
+
+
+def mallocs(jemalloc: str) -> dict[str, dict[str, str]]:
+    """Environments by name; see `GLIBC`."""
+    return {"tuned glibc": GLIBC} | ({"jemalloc": JEMALLOC | {"LD_PRELOAD": jemalloc}} if jemalloc else {})
+
+
+def under_malloc(environment: dict[str, str], rows: list[tuple[str, Shape]]) -> list[dict[str, Any]]:
+    """Forward and backward of some rows in a process with an environment: milliseconds by peer, and ratios."""
+    given = json.dumps({"rows": rows, "threads": torch.get_num_threads()})
+    command = [sys.executable, __file__, "--under-malloc", given]
+    ran = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout)
+
+
+def time_rows(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `under_malloc` asks of its process."""
+    torch.set_num_threads(given["threads"])
+    both, out = "forward+backward", []
+    for layer, shape in given["rows"]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        made = {k: m for k, m in modules(layer, shape, both, full=False).items() if k in ("normforge", "torch.compile")}
+        ms = measure(steps_of(layer, shape, both, made), SECONDS)
+        out.append({"layer": layer, "shape": shape, "ms": ms, "ratio": ms["torch.compile"] / ms["normforge"]})
+    return out
+
+
+# -- compile time, recompiles
 
 
 def compile_seconds(layer: str) -> float:
@@ -302,38 +352,6 @@ def recompiles(layer: str) -> int:
     return counts[-1] - counts[0]
 
 
-def network(layer: str, batch: int = 8) -> dict[str, float]:
-    """A training step of ResNet-50 at 224: seconds, images a second, bytes kept for backward."""
-
-    def norm(channels: int, apply_act: bool = True, **_: Any) -> nn.Module:
-        return nf.compile(graph_of(layer), channels, backend="c")
-
-    torch.manual_seed(0)
-    model = timm.create_model("resnetv2_50", norm_layer=timm.layers.BatchNormAct2d if layer == "torch" else norm)
-    optimiser = torch.optim.SGD(model.parameters(), 1e-3)
-    x, target = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    seconds = []
-    for step in range(4):
-        start = time.perf_counter()
-        if step == 0:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                loss = nn.functional.cross_entropy(model(x), target)
-        else:
-            loss = nn.functional.cross_entropy(model(x), target)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[1:])
-    return {"seconds": median, "images_per_second": batch / median, "megabytes_kept": sum(kept.values()) / 1e6}
-
-
 # -- report
 
 
@@ -359,41 +377,53 @@ def machine() -> dict[str, str]:
     }
 
 
-def verdicts(rows: list[dict[str, Any]], compiled: dict[str, float], objects: dict[str, int]) -> list[dict[str, Any]]:
-    """What is required, what was measured, and whether it holds."""
+def verdicts(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is required, what was measured, and whether it holds; `required` is None of what is only reported."""
+    rows: list[dict[str, Any]] = report["rows"]
     out: list[dict[str, Any]] = []
 
-    def add(what: str, required: float, measured: float | None, *, most: bool = False) -> None:
+    def add(what: str, required: float | None, measured: float | None, *, most: bool = False) -> None:
         if measured is not None:
-            holds = measured <= required if most else measured >= required
+            holds = required is None or (measured <= required if most else measured >= required)
             out.append({"what": what, "required": required, "most": most, "measured": measured, "holds": holds})
+
+    def is_small(r: dict[str, Any]) -> bool:
+        return math.prod(r["shape"]) * 4 <= SMALL
 
     def mean(pass_name: str, peer: str, small: bool | None = None) -> float | None:
         found = [
             r["ratio"][peer]
             for r in rows
-            if r["pass"] == pass_name
-            and peer in r["ratio"]
-            and (small is None or (math.prod(r["shape"]) * 4 <= SMALL) is small)
+            if r["pass"] == pass_name and peer in r["ratio"] and small in (None, is_small(r))
         ]
         return statistics.geometric_mean(found) if found else None
 
     both = "forward+backward"
-    add("forward+backward against torch.compile, x up to 32 MB", 3.0, mean(both, "torch.compile", True))
-    add("forward+backward against torch.compile, x above 32 MB", 1.3, mean(both, "torch.compile", False))
+    for small, size in ((True, "up to"), (False, "above")):
+        add(f"forward+backward against torch.compile, x {size} 32 MB", 3.0, mean(both, "torch.compile", small))
+        add(f"forward+backward against normforge without its pool, x {size} 32 MB", None, mean(both, OFF, small))
+        for name, found in report["mallocs"].items():
+            ratios = [r["ratio"] for r in found if is_small(r) is small]
+            if ratios:
+                what = f"forward+backward against torch.compile, both under {name}, x {size} 32 MB"
+                add(what, None, statistics.geometric_mean(ratios))
     add("forward+backward against eager", 10.0, mean(both, "eager"))
     add("double backward against eager", 15.0, mean("double backward", "eager"))
-    worst = min((r for r in rows if "torch.compile" in r["ratio"]), key=lambda r: r["ratio"]["torch.compile"])
-    where = f"{worst['layer']} {'x'.join(map(str, worst['shape']))}"
-    add(f"worst row against torch.compile ({where})", 0.95, worst["ratio"]["torch.compile"])
+    for r in rows:
+        if r["pass"] == both and not is_small(r):
+            what = f"{r['layer']} {'x'.join(map(str, r['shape']))} forward+backward, cold copies of five tensors"
+            add(what, 1.5, r["copies_of_five"], most=True)
+    peers = [(ratio, peer, r) for r in rows for peer, ratio in r["ratio"].items() if peer not in (OFF, PLAIN)]
+    ratio, peer, r = min(peers, key=lambda found: found[0])
+    add(f"worst row ({r['layer']} {'x'.join(map(str, r['shape']))} {r['pass']} against {peer})", 0.95, ratio)
     for r in rows:
         if r["layer"] in ("evonorm-s0", "gn-silu") and r["floor"] and r["megabytes"] * 1e6 > SMALL:
             for order, name in enumerate(("forward", "backward")):
                 what = f"{r['layer']} {'x'.join(map(str, r['shape']))} {name} kernel, copies of its floor's bytes"
                 add(what, 1.8, r["floor"][f"kernel {order}"], most=True)
-    for layer, seconds in compiled.items():
+    for layer, seconds in report["compile_seconds"].items():
         add(f"{layer}: seconds to compile three orders", COMPILE_SECONDS, seconds, most=True)
-    for layer, count in objects.items():
+    for layer, count in report["recompiles"].items():
         add(f"{layer}: objects compiled for 20 shapes beyond the first", 0, count, most=True)
     return out
 
@@ -402,6 +432,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
     """Tables of times, kernels and verdicts."""
     rows = report["rows"]
     columns = [c for c in dict.fromkeys(name for r in rows for name in r["ms"]) if not c.startswith(("kernel", "copy"))]
+    columns.remove("normforge")
+    columns.insert(0, "normforge")
     table = Table(title="modules: median ms (times normforge's)")
     for head in ("layer", "shape", "pass", *columns):
         table.add_column(head)
@@ -426,14 +458,10 @@ def show(console: Console, report: dict[str, Any]) -> None:
     for head in ("what", "required", "measured", ""):
         table.add_column(head)
     for q in report["verdicts"]:
-        sign = "≤" if q["most"] else "≥"
-        verdict = "ok" if q["holds"] else "[red]short[/red]"
-        table.add_row(q["what"], f"{sign} {q['required']:g}", f"{q['measured']:.2f}", verdict)
+        required = "" if q["required"] is None else f"{'≤' if q['most'] else '≥'} {q['required']:g}"
+        verdict = "" if q["required"] is None else "ok" if q["holds"] else "[red]short[/red]"
+        table.add_row(q["what"], required, f"{q['measured']:.2f}", verdict)
     console.print(table)
-    for name, n in report["networks"].items():
-        console.print(
-            f"resnetv2_50, {name}: {n['images_per_second']:.2f} images a second, {n['megabytes_kept']:.0f} MB kept"
-        )
     console.print(", ".join(f"{k} {v}" for k, v in report["machine"].items()))
 
 
@@ -463,15 +491,21 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Parse the command line, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="more shapes, max-autotune, whole networks (half an hour)")
+    parser.add_argument("--full", action="store_true", help="more shapes, max-autotune (half an hour)")
     parser.add_argument("--layers", default="", help="only these, comma-separated")
     parser.add_argument("--shapes", default="", help="only these, such as 128x64x16x16,8x256x1024")
     parser.add_argument("--passes", default=",".join(PASSES), help="only these, comma-separated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every peer")
     parser.add_argument("--runs", type=int, default=RUNS, help="of every row, of which the median counts")
+    installed = ctypes.util.find_library("jemalloc") or ""
+    parser.add_argument("--jemalloc", default=installed, help="its library, where it is installed")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes, and beside it the plot")
     parser.add_argument("--compile-one", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--under-malloc", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.under_malloc:
+        print(json.dumps(time_rows(json.loads(options.under_malloc))))
+        return
     if options.compile_one:
         print(compile_one(options.compile_one))
         return
@@ -490,9 +524,9 @@ def main() -> None:
                 if name == "forward+backward" or options.full or chosen or shape in TWICE:
                     work.append((layer, shape, name))
     console = Console(width=None if sys.stdout.isatty() else 200)
-    report: dict[str, Any] = {"machine": machine(), "rows": [], "compile_seconds": {}, "recompiles": {}, "networks": {}}
+    report: dict[str, Any] = {"machine": machine(), "rows": [], "mallocs": {}, "compile_seconds": {}, "recompiles": {}}
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("timing", total=len(work) + 3 * len(layers))
+        task = progress.add_task("timing", total=len(work) + len(mallocs(options.jemalloc)) + 3 * len(layers))
         for layer in () if chosen else layers:
             progress.update(task, description=f"compiling {layer}")
             report["compile_seconds"][layer] = compile_seconds(layer)
@@ -502,10 +536,12 @@ def main() -> None:
             progress.update(task, description=f"{layer} {'x'.join(map(str, shape))} {name}")
             report["rows"].append(row(layer, shape, name, full=options.full, runs=options.runs))
             progress.advance(task)
-        for layer in ("torch", *(n for n in layers if n not in TOKEN_LAYERS)) if options.full else ():
-            progress.update(task, description=f"ResNet-50, {layer}")
-            report["networks"][layer] = network(layer)
-    report["verdicts"] = verdicts(report["rows"], report["compile_seconds"], report["recompiles"])
+        compared = [(layer, shape) for layer, shape, name in work if name == "forward+backward"]
+        for malloc, environment in mallocs(options.jemalloc).items() if compared else ():
+            progress.update(task, description=f"under {malloc}")
+            report["mallocs"][malloc] = under_malloc(environment, compared)
+            progress.advance(task)
+    report["verdicts"] = verdicts(report)
     show(console, report)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")

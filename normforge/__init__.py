@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from normforge.api import check, grad, plan, source
     from normforge.find import load
     from normforge.kernels.module import Layer, compile
+    from normforge.kernels.pool import empty_pool
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _LAZY = {
     "compile": "normforge.kernels.module",
     "Layer": "normforge.kernels.module",
     "check": "normforge.api",
+    "empty_pool": "normforge.kernels.pool",
     "grad": "normforge.api",
     "load": "normforge.find",
     "plan": "normforge.api",
@@ -36,6 +38,7 @@ __all__ = [
     "Layer",
     "check",
     "compile",
+    "empty_pool",
     "errors",
     "grad",
     "layers",

@@ -31,6 +31,7 @@ def examine() -> Iterator[Line]:
 
     from normforge.cache import cache_directory
     from normforge.kernels import toolchain
+    from normforge.kernels.pool import POOL
 
     yield Line("cache", True, str(cache_directory()))
     compiler = toolchain.find_compiler()
@@ -46,6 +47,7 @@ def examine() -> Iterator[Line]:
     else:
         yield Line("GPU", True, "none: layers run on the CPU")
     yield Line("threads", True, str(torch.get_num_threads()))
+    yield Line("pool of CPU outputs", True, POOL.describe())
 
 
 def _try(backend: str, device: str) -> Line:

@@ -22,6 +22,7 @@ from normforge.ir.text import parse_formula
 from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
 from normforge.kernels.empty import Allocator, allocator
+from normforge.kernels.pool import MIN_BYTES, POOL, Form, form_of
 
 MAX_ORDER = 3
 MAX_CALLS = 1024  # prepared calls that a job keeps
@@ -244,7 +245,7 @@ class Call(NamedTuple):
 
     Attributes:
         device: of all tensors. current: the CUDA device that must be the current one; -1 for none.
-        strides: of full tensors.
+        strides: of full tensors. full: what allocates them: the pool, for large ones on CPUs.
         wide: dtype of small tensors.
         operands: elements of each, and whether it is full.
         outputs: of each its allocator, shape, strides and dtype in the kernel, and the place of the operand that it
@@ -255,6 +256,7 @@ class Call(NamedTuple):
     device: torch.device
     current: int
     strides: tuple[int, ...]
+    full: Allocator
     wide: torch.dtype
     operands: tuple[tuple[int, bool], ...]
     outputs: tuple[tuple[Allocator, tuple[int, ...], tuple[int, ...], torch.dtype, int], ...]
@@ -285,7 +287,7 @@ def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
 def _call(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Bring operands into shape, allocate outputs, launch. Most of what a small layer costs is here: no torch
     operation is called, and no property asked for, that the prepared call can spare."""
-    device, _, strides, wide, operands, specs, launch, dims = call
+    device, _, strides, _, wide, operands, specs, launch, dims = call
     tensors: list[Tensor] = []
     for t, (size, full) in zip(inputs, operands, strict=True):
         if t.numel() != size:
@@ -294,7 +296,7 @@ def _call(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
             )
         if full:
             if t.stride() != strides:
-                t = _like(t, inputs[0], strides)
+                t = _like(t, inputs[0], call)
         elif t.dtype is not wide or not t.is_contiguous() or t.device != device:
             t = _small(t, inputs[0], wide)
         tensors.append(t)
@@ -325,6 +327,8 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
     dims = (n, job.groups, c // job.groups, x.numel() // (n * c))
     strides, wide = like.stride(), arithmetic_dtype(x.dtype)
     empty = allocator(x.device)
+    large = x.is_cpu and x.nbytes >= MIN_BYTES
+    full = _pooled(form_of(x.shape, strides, x.dtype)) if large else empty
 
     def shape(node: Node) -> tuple[int, ...]:
         return tuple(x.shape) if is_data(node) else small_shape(node.axes, x, job.groups)
@@ -332,7 +336,7 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
     outputs = []
     for (kind, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
         if kind == "full":
-            outputs.append((empty, shape(node), strides, x.dtype, -1))
+            outputs.append((full, shape(node), strides, x.dtype, -1))
         else:
             dense = torch.empty(shape(node), device="meta").stride()
             outputs.append((empty, shape(node), dense, wide, which if kind == "operand" else -1))
@@ -340,12 +344,17 @@ def _prepare(job: Job, x: Tensor) -> Call | None:
         x.device,
         x.device.index if x.is_cuda else -1,
         strides,
+        full,
         wide,
         tuple((math.prod(shape(node)), is_data(node)) for node in job.program.operands),
         tuple(outputs),
         job.launcher(x.dtype, layout, x.device, dims),
         dims,
     )
+
+
+def _pooled(form: Form) -> Allocator:
+    return lambda *_: POOL.take(form)
 
 
 def _small(t: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:
@@ -361,9 +370,11 @@ def _load_triton(plan: Plan, title: str) -> Launcher:
 _LOADERS: dict[str, Callable[[Plan, str], Launcher]] = {"c": launch_c.load, "triton": _load_triton}
 
 
-def _like(t: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _like(t: Tensor, x: Tensor, call: Call) -> Tensor:
     """A full operand with the strides of x made dense: a cotangent may come with any, and x too."""
-    return torch.empty_strided(x.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+    if t.dtype is x.dtype and t.device == x.device:
+        return call.full(tuple(x.shape), call.strides, x.dtype).copy_(t)
+    return torch.empty_strided(x.shape, call.strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _permuted(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:

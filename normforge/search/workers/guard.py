@@ -143,6 +143,8 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         outcome = _attempt(function, task, limit, config.memory_limit)
+        if pool := sys.modules.get("normforge.kernels.pool"):
+            pool.empty_pool()  # or the next task would be charged for this one's memory
         # After a fault of the device its context is lost, with all that is on it.
         spent = outcome.fate == "memory" or any(sign in outcome.reason for sign in _LOST_DEVICE) or _left_behind()
         try:
