@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 
+from normforge.codegen.c_element import KEEP, TILE, kept
 from normforge.codegen.c_names import Storage, address, size_of
 from normforge.codegen.c_prelude import prelude
 from normforge.codegen.c_small import Group, emit, group
-from normforge.codegen.c_sweep import KEEP, TILE, SweepEmitter, kept
+from normforge.codegen.c_sweep import SweepEmitter
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan
 from normforge.codegen.text import Lines
