@@ -10,10 +10,16 @@ the floating-point state of the process.
 """
 
 COMMON = r"""
-#include <stdint.h>
-#include <string.h>
-#include <math.h>
-#include <stddef.h>
+typedef __UINT16_TYPE__ uint16_t;
+typedef __INT32_TYPE__ int32_t;
+typedef __UINT32_TYPE__ uint32_t;
+typedef __INT64_TYPE__ int64_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+double exp(double), tanh(double), erf(double), log(double), sqrt(double), fabs(double);
+float sqrtf(float);
+#define memcpy __builtin_memcpy
+#define NAN __builtin_nanf("")
+#define INFINITY __builtin_inff()
 #ifdef __ARM_NEON
 #include <arm_neon.h>
 #endif
@@ -220,7 +226,7 @@ INLINE V v_ln(V a) {
 
 FLOAT64 = r"""
 #define EACH(f) for (int l = 0; l < W; ++l) a[l] = f(a[l]); return a
-INLINE V v_abs(V a) { return (V)((M)a & INT64_MAX); }
+INLINE V v_abs(V a) { return (V)((M)a & __INT64_MAX__); }
 INLINE V v_root(V a) { EACH(sqrt); }
 INLINE V v_exp(V a) { EACH(exp); }
 INLINE V v_sigmoid(V a) { a = -a; for (int l = 0; l < W; ++l) a[l] = exp(a[l]); return 1.0 / (1.0 + a); }

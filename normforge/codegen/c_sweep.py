@@ -25,7 +25,7 @@ MAX_ROWS = 64  # short rows visited together
 
 @dataclass
 class SweepEmitter(ElementEmitter):
-    """Emits `static void sweepN(const Ctx *x, Region r, T *keep, int slab)` for one sweep.
+    """Emits `static void sweepN(const Ctx *x, Region r, void *keep, int slab)` for one sweep.
 
     `keep` has room for the values of `kept`: those of the region r where `slab` is true, else those of a tile.
     """
@@ -42,7 +42,7 @@ class SweepEmitter(ElementEmitter):
     def emit(self, number: int) -> None:
         """The function of this sweep."""
         out = self.out
-        with out.block(f"static void sweep{number}(const Ctx *x, Region r, T *keep, int slab) {{"):
+        with out.block(f"static void sweep{number}(const Ctx *x, Region r, void *keep, int slab) {{"):
             out("UNPACK")
             with out.block("for (int64_t n = r.n0; n < r.n1; ++n) {"):
                 head = "for (int64_t q = r.q0; q < r.q1; ++q) {" if self.storage.chunked else "{"
@@ -215,7 +215,7 @@ class SweepEmitter(ElementEmitter):
         self.out(f"const int64_t tile = slab ? {place} : {tile};")
         for node in kept:
             slot = f"(slab ? {KEEP} : {TILE}) * {self.kept.index(node)}"
-            self.out(f"T *restrict k{self.storage.var(node)} = keep + {slot} + tile;")
+            self.out(f"T *restrict k{self.storage.var(node)} = (T *)keep + {slot} + tile;")
 
     def _fill(self, kept: list[Node], tile: str) -> None:
         """Kept values of the tile, where no earlier sweep of the slab has left them."""

@@ -8,18 +8,31 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from normforge import cache
+from normforge.cache import digest, entry
 from normforge.codegen.c import emit_c, parts
+from normforge.codegen.c_driver import driver
 from normforge.codegen.plan import Plan
 from normforge.kernels import toolchain
 
 MAX_SHAPES = 1024  # whose extents an object keeps
+
+
+class Driver(NamedTuple):
+    """The functions of the loaded driver.
+
+    Attributes:
+        run: (kernel, pointers, extents, threads). workspace: (kernel, extents) -> bytes of scratch memory.
+    """
+
+    run: Callable[..., None]
+    workspace: Callable[..., int]
 
 
 @dataclass
@@ -30,8 +43,9 @@ class CObject:
     """
 
     plan: Plan
-    function: Callable[..., None]
-    workspace_bytes: Callable[..., int]
+    kernel: ctypes.c_void_p
+    driver: Driver
+    library: ctypes.CDLL  # stays loaded as long as this lives
     _shapes: dict[tuple[int, ...], tuple[Any, int]] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
@@ -41,13 +55,13 @@ class CObject:
             c_dims = (ctypes.c_int64 * 4)(*dims)
             if len(self._shapes) >= MAX_SHAPES:
                 self._shapes.clear()
-            known = self._shapes[dims] = (c_dims, int(self.workspace_bytes(c_dims)))
+            known = self._shapes[dims] = (c_dims, int(self.driver.workspace(self.kernel, c_dims)))
         c_dims, need = known
         pointers = [t.data_ptr() for t in tensors]
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
         threads = 1 if _forked else torch.get_num_threads()
-        self.function((ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
+        self.driver.run(self.kernel, (ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
 
 
 # A workspace that a thread keeps from call to call: fresh memory costs a page fault every 4 KiB.
@@ -121,20 +135,27 @@ if hasattr(os, "register_at_fork"):
 def _build(plan: Plan, title: str) -> CObject:
     name = plan.symbol
     source = emit_c(plan, name, title)
-    key = cache.digest("c", source, toolchain.fingerprint())
+    library = _library(source, lambda path: toolchain.compile_c(source, path, parts(plan)))
+    return CObject(plan, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(library, name))), load_driver(), library)
 
-    def build(path: Path) -> None:
-        toolchain.compile_c(source, path, parts(plan))
 
-    path = cache.entry(key, ".so", build)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # written whole, and yet not loadable here: made by another system that shares the directory
-        library = ctypes.CDLL(str(cache.entry(key, ".so", build, rebuild=True)))
-    function = library[name]
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-    workspace = library[f"{name}_workspace"]
+@cache
+def load_driver() -> Driver:
+    """What calls kernels: one for all, compiled with the first."""
+    source = driver()
+    library = _library(source, lambda path: toolchain.compile_threaded(source, path))
+    run, workspace = library["nf_run"], library["nf_workspace"]
+    run.restype = None
+    run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     workspace.restype = ctypes.c_int64
-    workspace.argtypes = [ctypes.c_void_p]
-    return CObject(plan, function, workspace)
+    workspace.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return Driver(run, workspace)
+
+
+def _library(source: str, build: Callable[[Path], None]) -> ctypes.CDLL:
+    """The shared object of a source, loaded; from the disk cache where it is there."""
+    key = digest("c", source, toolchain.fingerprint())
+    try:
+        return ctypes.CDLL(str(entry(key, ".so", build)))
+    except OSError:  # written whole, and yet not loadable here: made by another system that shares the directory
+        return ctypes.CDLL(str(entry(key, ".so", build, rebuild=True)))
