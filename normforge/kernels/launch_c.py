@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -88,59 +89,98 @@ def load(plan: Plan, title: str) -> CObject:
     Raises:
         BackendError: there is no compiler, or it fails.
     """
-    with _lock:
-        future = _objects.get(plan)
-        mine = future is None
-        if future is None:
-            future = _objects[plan] = Future()
+    future, mine = _claim(plan)
     if mine:
         _fulfil(future, plan, title)
     return future.result()
 
 
-def prefetch(plan: Plan, title: str) -> None:
-    """Start building an object that is likely to be asked for next, on a thread of its own."""
+def prefetch(plans: Iterable[Plan], title: str) -> None:
+    """Start building objects that are likely to be asked for soon. The text of the first is written at once, for it is
+    asked for first; the others are planned and written on a thread of their own, and all compiled at the same time."""
+    rest = iter(plans)
+    _start(rest, title)
+
+    def others() -> None:
+        with suppress(Exception):  # whoever asks for it will be told
+            while True:
+                with _writing:
+                    if not _start(rest, title):
+                        return
+
+    threading.Thread(target=others, daemon=True).start()
+
+
+def _start(plans: Iterator[Plan], title: str) -> bool:
+    """Plan and write the next object here, and compile it on a thread of its own; false after the last."""
+    plan = next(plans, None)
+    if plan is None:
+        return False
+    future, mine = _claim(plan)
+    if mine:
+        try:
+            source = emit_c(plan, plan.symbol, title)
+        except BaseException as e:
+            _fail(future, plan, e)
+            raise
+        threading.Thread(target=_fulfil, args=(future, plan, title, source), daemon=True).start()
+    return True
+
+
+def _claim(plan: Plan) -> tuple[Future[CObject], bool]:
+    """The future of an object, and whether the caller is to fulfil it: nobody else does, or has."""
     with _lock:
-        if plan in _objects:
-            return
-        future = _objects[plan] = Future()
-    threading.Thread(target=_fulfil, args=(future, plan, title), daemon=True).start()
+        future = _objects.get(plan)
+        if future is not None:
+            return future, False
+        made = _objects[plan] = Future[CObject]()
+        return made, True
 
 
-def _fulfil(future: Future[CObject], plan: Plan, title: str) -> None:
+def _fulfil(future: Future[CObject], plan: Plan, title: str, source: str | None = None) -> None:
     try:
-        future.set_result(_build(plan, title))
+        future.set_result(_build(plan, source or emit_c(plan, plan.symbol, title)))
     except BaseException as e:
-        with _lock:
-            _objects.pop(plan, None)  # the next to ask tries again
-        future.set_exception(e)
+        _fail(future, plan, e)
+
+
+def _fail(future: Future[CObject], plan: Plan, error: BaseException) -> None:
+    with _lock:
+        _objects.pop(plan, None)  # the next to ask tries again
+    future.set_exception(error)
 
 
 _forked = False
+_writing = threading.RLock()  # held by a thread that plans and writes: a fork waits, for a child could not go on
 
 
 def _after_fork() -> None:
     """A child has none of the threads that were building: it builds for itself. Nor has it the threads of the OpenMP
     runtime, which would wait for them for ever: it computes on one thread, which gives the same results."""
-    global _lock, _forked
-    _lock, _forked = threading.Lock(), True
+    global _lock, _loading, _writing, _forked
+    _lock, _loading, _writing, _forked = threading.Lock(), threading.Lock(), threading.RLock(), True
     for plan in [p for p, f in _objects.items() if not f.done()]:
         del _objects[plan]
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=lambda: _writing.acquire(), after_in_parent=lambda: _writing.release(), after_in_child=_after_fork
+    )
 
 
-def _build(plan: Plan, title: str) -> CObject:
-    name = plan.symbol
-    source = emit_c(plan, name, title)
+def _build(plan: Plan, source: str) -> CObject:
     library = _library(source, lambda path: toolchain.compile_c(source, path, parts(plan)))
-    return CObject(plan, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(library, name))), load_driver(), library)
+    kernel = ctypes.addressof(ctypes.c_char.in_dll(library, plan.symbol))
+    with _loading:
+        return CObject(plan, ctypes.c_void_p(kernel), _driver(), library)
+
+
+_loading = threading.Lock()
 
 
 @cache
-def load_driver() -> Driver:
+def _driver() -> Driver:
     """What calls kernels: one for all, compiled with the first."""
     source = driver()
     library = _library(source, lambda path: toolchain.compile_threaded(source, path))

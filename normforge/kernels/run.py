@@ -99,7 +99,7 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     if special or torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
         outputs = run(inputs, key)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        Job.parse(key).prepare_backward(inputs[0])
+        Job.parse(key).prepare(inputs[0])
         outputs = Direct.apply(key, *inputs)
     else:
         outputs = execute(Job.parse(key), inputs)
