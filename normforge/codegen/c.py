@@ -36,7 +36,7 @@ def emit_c(plan: Plan, name: str, title: str = "") -> str:
     description = Lines()
     _emit_description(description, plan, name, storage, {_name(f) for f in functions})
     text = _parted(functions, str(description)) if parts(plan) > 1 else "\n".join([*functions, str(description)])
-    return f"{_comment(plan, title, storage)}{prelude(plan.dtype)}{INTERFACE}\n{text}"
+    return f"{_comment(plan, title, storage)}{prelude(plan.dtype, text)}{INTERFACE}\n{text}"
 
 
 def parts(plan: Plan) -> int:

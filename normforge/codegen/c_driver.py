@@ -55,12 +55,17 @@ static int64_t lay_out(const Kernel *k, Ctx *x, const int64_t *dims, char *base)
     L = MAX2(8192 / C, 32), Q = (S + L - 1) / L;
   x->N = N; x->G = G; x->K = K; x->C = C; x->S = S; x->L = L; x->Q = Q;
   const int64_t extents[] = {N, C, G, K, S, Q};
-  for (int i = 0; i < k->arrays; ++i) {   /* each on a cache line of its own */
-    int64_t size = k->sizes[i] & DOUBLE ? sizeof(double) : k->wide;
-    for (int j = 0; j < 6; ++j)
-      if (k->sizes[i] >> j & 1) size *= extents[j];
+  int64_t known[2 * DOUBLE] = {0};   /* bytes by code: a few codes serve all arrays */
+  for (int i = 0; i < k->arrays; ++i) {
+    const int code = k->sizes[i];
+    if (!known[code]) {
+      int64_t size = code & DOUBLE ? sizeof(double) : k->wide;
+      for (int j = 0; j < 6; ++j)
+        if (code >> j & 1) size *= extents[j];
+      known[code] = (size + 63) / 64 * 64;   /* each on a cache line of its own */
+    }
     x->p[k->pointers + i] = base + end;
-    end += (size + 63) / 64 * 64;
+    end += known[code];
   }
   return end;
 }
@@ -73,7 +78,7 @@ int64_t nf_workspace(const Kernel *k, const int64_t *dims) { return lay_out(k, C
 
 void nf_run(const Kernel *k, void *const *pointers, const int64_t *dims, int threads) {
   Ctx *x = CONTEXT(k);
-  memcpy(x->p, pointers, k->pointers * sizeof(void *));
+  for (int i = 0; i < k->pointers; ++i) x->p[i] = pointers[i];
   lay_out(k, x, dims, (char *)pointers[k->pointers]);
   const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q, L = x->L;
   const int nchw = k->chunks != POSITIONS;

@@ -9,6 +9,11 @@ absolute for sigmoid); NaN, infinities and denormals come out right. float64 cal
 the floating-point state of the process.
 """
 
+from __future__ import annotations
+
+import re
+from functools import cache
+
 COMMON = r"""
 typedef __UINT16_TYPE__ uint16_t;
 typedef __INT32_TYPE__ int32_t;
@@ -308,8 +313,39 @@ INLINE void put(X *p, V a) {
 """
 
 
-def prelude(dtype: str) -> str:
-    """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type."""
+def prelude(dtype: str, text: str = "") -> str:
+    """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type. Of its functions those that
+    `text` uses; all where there is no text."""
+    pieces = _pieces(dtype)
+    if not text:
+        return "".join(piece for piece, _, _ in pieces)
+    words = set(_WORD.findall(text)).union(*(mentioned for _, name, mentioned in pieces if name is None))
+    used = []
+    for piece, name, mentioned in reversed(pieces):  # a function stands behind those that it calls
+        if name is None or name in words:
+            used.append(piece)
+            words |= mentioned
+    return "".join(reversed(used))
+
+
+_WORD = re.compile(r"\w+")
+_FUNCTION = re.compile(r"(?:/\*[^/]*\*/\n)?^INLINE \w+ (\w+)\([^;{]*\) \{(?:.*\}|.*(?:\n.*)*?\n\})\n", re.MULTILINE)
+
+
+@cache
+def _pieces(dtype: str) -> tuple[tuple[str, str | None, frozenset[str]], ...]:
+    """The prelude cut into functions and what stands between: text, name of the function, words in it."""
+    text = _whole(dtype)
+    pieces: list[tuple[str, str | None, frozenset[str]]] = []
+    end = 0
+    for found in _FUNCTION.finditer(text):
+        pieces.append((text[end : found.start()], None, frozenset(_WORD.findall(text[end : found.start()]))))
+        pieces.append((found[0], found[1], frozenset(_WORD.findall(found[0]))))
+        end = found.end()
+    return *pieces, (text[end:], None, frozenset(_WORD.findall(text[end:])))
+
+
+def _whole(dtype: str) -> str:
     wide = dtype == "float64"
     arithmetic = "double" if wide else "float"
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
