@@ -1,18 +1,17 @@
-"""The C target: one file a derivative, from the plan.
-
-Slab by slab where a slab fits the cache (all sweeps over one slab while it is hot), else sweep by sweep over the
-whole tensor. Both walk the same chunks in the same order, so results depend on neither the choice nor the number
-of threads.
+"""The C target: one file a derivative, from the plan: a function a sweep and a stage, and a description of them for the
+driver (see `normforge.codegen.c_driver`), which is compiled once for all.
 """
 
 from __future__ import annotations
 
 import re
 
+from normforge.codegen.c_driver import COLUMNS, DOUBLE, INTERFACE, POSITIONS, SIZE_BITS, WHOLE
+from normforge.codegen.c_element import kept
 from normforge.codegen.c_names import Storage, address, size_of
 from normforge.codegen.c_prelude import prelude
 from normforge.codegen.c_small import Group, emit, group
-from normforge.codegen.c_sweep import KEEP, TILE, SweepEmitter, kept
+from normforge.codegen.c_sweep import SweepEmitter
 from normforge.codegen.factor import is_full
 from normforge.codegen.plan import Plan
 from normforge.codegen.text import Lines
@@ -20,24 +19,9 @@ from normforge.ir.node import Node
 from normforge.ir.ops import LEAF
 from normforge.ir.types import B, FloatClass, G, K, S
 
-# A slab worth keeping in the cache: all its full tensors together, in bytes.
-SLAB_BYTES = 6 << 20
-# Slabs are joined along channels up to about this many elements, so that small ones do not cost their overhead.
-SLAB_ELEMENTS = 1 << 14
-# A slab that crosses samples is walked in runs of at least this many elements: 16 KiB, so that prefetching pays.
-RUN_ELEMENTS = 4096
-# A call whose full tensors are larger together streams its output past the caches: they could not keep it.
-PAST_BYTES = 32 << 20
-# Below this many elements one thread is faster than waking others.
-SERIAL_ELEMENTS = 1 << 15
-
 
 def emit_c(plan: Plan, name: str, title: str = "") -> str:
-    """C source with two functions: `int64_t <name>_workspace(const int64_t *dims)`, the bytes of scratch memory,
-    and `void <name>(void *const *pointers, const int64_t *dims, int threads)`.
-
-    `pointers` are the operands, the outputs, and the workspace; `dims` are N, G, K, S.
-    """
+    """C source that defines `const Kernel <name>`: what the driver calls on the operands and outputs of the plan."""
     storage = Storage(plan)
     groups = [group(nodes, storage) for nodes in (plan.prologue, *plan.stages, plan.epilogue)]
     keep = _kept(plan, groups)
@@ -48,13 +32,11 @@ def emit_c(plan: Plan, name: str, title: str = "") -> str:
     for i, stage in enumerate(plan.stages):
         _emit_stage(body, f"stage{i}", groups[i + 1], storage, keep, _expanded(storage, stage, leaves=False))
     _emit_stage(body, "epilogue", groups[-1], storage, keep, [], copies=True)
-    driver = Lines()
-    _emit_driver(driver, plan, name, storage)
-    head = Lines()
-    _emit_head(head, plan, storage, name, title)
-    functions = _unpacked(str(body), plan, storage)
-    text = _parted(functions, str(driver)) if parts(plan) > 1 else f"{functions}{driver}"
-    return f"{_comment(plan, title)}{prelude(plan.dtype)}\n{head}\n{text}"
+    functions = [f"{f.strip()}\n" for f in _unpacked(str(body), plan, storage).split("\n\n") if f.strip()]
+    description = Lines()
+    _emit_description(description, plan, name, storage, {_name(f) for f in functions})
+    text = _parted(functions, str(description)) if parts(plan) > 1 else "\n".join([*functions, str(description)])
+    return f"{_comment(plan, title, storage)}{prelude(plan.dtype, text)}{INTERFACE}\n{text}"
 
 
 def parts(plan: Plan) -> int:
@@ -63,23 +45,30 @@ def parts(plan: Plan) -> int:
     return 2 if plan.order > 1 else 1
 
 
-def _parted(functions: str, driver: str) -> str:
-    """The functions in two parts of about one length, the driver in the second. As one piece where PART is not
+def _parted(functions: list[str], description: str) -> str:
+    """The functions in two parts of about one length, the description in the second. As one piece where PART is not
     defined."""
-    each = [f"{f}\n" for f in functions.split("\n\n") if f.strip()]
-    heads = [re.match(r"static (.*?) \{", f.strip()) for f in each]
     out = Lines()
     out("#ifdef PART", '#define LOCAL __attribute__((visibility("hidden")))', "#else", "#define LOCAL static", "#endif")
-    out(*(f"LOCAL {h[1]};" for h in heads if h))
-    cut = min(range(1, len(each)), key=lambda i: abs(len("".join(each[:i])) - len("".join(each[i:])) - len(driver)))
-    moved = [f.replace("static void", "LOCAL void", 1) for f in each]
+    out(*(re.sub("^static (.*?) {", r"LOCAL \1;", f.split("\n")[0]) for f in functions))
+    lengths = [len(f) for f in functions]
+    cut = min(range(1, len(functions) + 1), key=lambda i: abs(sum(lengths[:i]) - sum(lengths[i:])))
+    moved = [f.replace("static void", "LOCAL void", 1) for f in functions]
     first, second = ("\n".join(part) for part in (moved[:cut], moved[cut:]))
     guard = "#if !defined PART || PART =="
-    return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{driver}#endif\n"
+    return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{description}#endif\n"
 
 
-def _comment(plan: Plan, title: str) -> str:
-    text = f"{title}\n{plan}".replace("*/", "* /")
+def _name(function: str) -> str:
+    return function[: function.index("(")].split()[-1]
+
+
+def _comment(plan: Plan, title: str, storage: Storage) -> str:
+    """The layer, its plan, and what each pointer of a context is."""
+    given = [f"  {storage.operands[node]}: {node.name} {node.type}" for node in plan.operands]
+    made = [f"  out{i}: {label} {node.type}" for i, (label, node) in enumerate(plan.outputs)]
+    work = [f"  {a.name}: {a.ctype}[{a.size}]" for a in storage.arrays.values()]
+    text = "\n".join([f"{title}\n{plan}", "pointers:", *given, *made, *work]).replace("*/", "* /")
     return "/*\n" + "\n".join(f" * {line}" for line in text.strip().split("\n")) + "\n */\n"
 
 
@@ -111,6 +100,10 @@ def _emit_stage(
     *,
     copies: bool = False,
 ) -> None:
+    outputs = list(enumerate(storage.plan.outputs)) if copies else []
+    copied = [(i, n) for i, (_, n) in outputs if not is_full(n.axes) and storage.outputs.get(n) != f"out{i}"]
+    if not groups and not expand and not copied:
+        return
     with out.block(f"static void {name}(const Ctx *x, Region r) {{"):
         out("UNPACK")
         emit(out, groups, storage, keep)
@@ -119,24 +112,10 @@ def _emit_stage(
             source = f"{storage.array(node)}[{address(node.axes).replace('g', 'c / K')}]"
             target = f"{storage.expanded(node)}[{'n * C + ' if node.axes & B else ''}c]"
             out(f"{n}for (int64_t c = r.c0; c < r.c1; ++c) {target} = {source};")
-        if copies:
-            for i, (_, node) in enumerate(storage.plan.outputs):
-                if not is_full(node.axes) and storage.outputs.get(node) != f"out{i}":
-                    source = storage.leaf(node) or f"{storage.array(node)}[i]"
-                    out(f"for (int64_t i = 0; i < {size_of(node.axes)}; ++i) out{i}[i] = {source};")
+        for i, node in copied:
+            source = storage.leaf(node) or f"{storage.array(node)}[i]"
+            out(f"for (int64_t i = 0; i < {size_of(node.axes)}; ++i) out{i}[i] = {source};")
     out("")
-
-
-def _emit_head(out: Lines, plan: Plan, storage: Storage, name: str, title: str) -> None:
-    with out.block("typedef struct {", "} Ctx;"):
-        out("int64_t N, G, K, C, S, L, Q;", "int past;")
-        for node in plan.operands:
-            out(f"const {_ctype(node)} *{storage.operands[node]}; /* {node.name} {node.type} */")
-        for i, (label, node) in enumerate(plan.outputs):
-            out(f"{_ctype(node)} *out{i}; /* {label} {node.type} */")
-        for array in storage.arrays.values():
-            out(f"{array.ctype} *{array.name}; /* [{array.size}] */")
-    out("typedef struct { int64_t n0, n1, c0, c1, q0, q1; } Region;", "")
 
 
 def _ctype(node: Node) -> str:
@@ -147,13 +126,11 @@ def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
     """Functions with the locals that each uses in place of its UNPACK: a hundred unused pointers cost the compiler
     as much as the loops."""
     declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"} | {"past": "const int past = x->past;"}
-    for node in plan.operands:
-        name = storage.operands[node]
-        declared[name] = f"const {_ctype(node)} *restrict {name} = x->{name};"
-    for i, (_, node) in enumerate(plan.outputs):
-        declared[f"out{i}"] = f"{_ctype(node)} *restrict out{i} = x->out{i};"
-    for array in storage.arrays.values():
-        declared[array.name] = f"{array.ctype} *restrict {array.name} = x->{array.name};"
+    pointers = [(f"const {_ctype(node)}", storage.operands[node]) for node in plan.operands]
+    pointers += [(_ctype(node), f"out{i}") for i, (_, node) in enumerate(plan.outputs)]
+    pointers += [(array.ctype, array.name) for array in storage.arrays.values()]
+    for i, (ctype, name) in enumerate(pointers):
+        declared[name] = f"{ctype} *restrict {name} = x->p[{i}];"
     functions = []
     for function in text.split("\n\n"):
         used = set(re.findall(r"\w+", function))
@@ -161,85 +138,32 @@ def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
     return "\n\n".join(functions)
 
 
-def _emit_driver(out: Lines, plan: Plan, name: str, storage: Storage) -> None:
-    tensors = len({n for s in plan.sweeps for n in s.loads}) + sum(len(s.stores) for s in plan.sweeps)
-    slab = plan.slab
-    buffers = len(kept(plan))
-    with out.block("static int64_t layout(Ctx *x, const int64_t *dims, char *base) {"):
-        out("const int64_t N = dims[0], G = dims[1], K = dims[2], S = dims[3], C = G * K;")
-        if not storage.chunked:
-            out("const int64_t L = MAX2(S, 1), Q = 1;")
-        elif plan.layout == "nchw":  # columns: all channels of a block of positions stay in a level-2 cache
-            out("const int64_t L = MIN2(MAX2(32768 / C / 16 * 16, 64), 1024), Q = (S + L - 1) / L;")
-        else:
-            out("const int64_t L = MAX2(8192 / C, 32), Q = (S + L - 1) / L;")
-        out("x->N = N; x->G = G; x->K = K; x->C = C; x->S = S; x->L = L; x->Q = Q;", "int64_t end = 0;")
-        for array in storage.arrays.values():  # each on a cache line of its own
-            out(f"x->{array.name} = ({array.ctype} *)(base + end);")
-            out(f"end += (({array.size}) * (int64_t)sizeof({array.ctype}) + 63) / 64 * 64;")
-        out("return end;")
-    out("")
-    with out.block(f"int64_t {name}_workspace(const int64_t *dims) {{"):
-        out("Ctx x;", "return layout(&x, dims, 0);")
-    out("")
-    with out.block(f"void {name}(void *const *pointers, const int64_t *dims, int threads) {{"):
-        out("Ctx ctx, *x = &ctx;")
-        for i, node in enumerate(plan.operands):
-            out(f"x->in{i} = (const {_ctype(node)} *)pointers[{i}];")
-        for i, (_, node) in enumerate(plan.outputs):
-            out(f"x->out{i} = ({_ctype(node)} *)pointers[{len(plan.operands) + i}];")
-        out(f"layout(x, dims, (char *)pointers[{len(plan.operands) + len(plan.outputs)}]);")
-        out("const int64_t N = x->N, K = x->K, C = x->C, S = x->S, Q = x->Q;")
-        full = [f"out{i}" for i, (_, node) in enumerate(plan.outputs) if is_full(node.axes)]
-        if len(full) == 1:  # two streams hinder each other
-            run = "S" if plan.layout == "nchw" else "C"
-            aligned = f"{run} % W == 0 && (uintptr_t)x->{full[0]} % BYTES == 0"
-            out(f"x->past = {aligned} && N * C * S * {tensors} * (int64_t)sizeof(X) > {PAST_BYTES};")
-        else:
-            out("x->past = 0;")
-        out("const Region all = {0, N, 0, C, 0, Q};")
-        out(f"if (N * C * S < {SERIAL_ELEMENTS}) threads = 1;", "if (N * C * S == 0) return;", "prologue(x, all);")
-        dn = "1" if slab & B else "N"
-        # Channels-last positions are walked whole: a few channels of each would be a few elements here and there.
-        dc = "C" if plan.layout == "nhwc" else "1" if slab & K else "K" if slab & G else "C"
-        dq = "1" if slab & S else "Q"
-        out(f"int64_t dn = {dn}, dc = {dc}, dq = {dq};")
-        out("const int64_t L = x->L, span = MIN2(S, dq * L);")
-        if slab & G and plan.layout == "nchw":
-            out(f"while (dn * dc * span < {SLAB_ELEMENTS} && dc < C) dc *= 2;")
-            if not slab & B:
-                room = f"dn * dc * span * {2 * tensors} * (int64_t)sizeof(X) <= {SLAB_BYTES}"
-                out(f"while (dc * span < {RUN_ELEMENTS} && {room} && dc * 4 * threads <= C) dc *= 2;")
-            out("dc = MIN2(dc, C);")
-        out("const int64_t bn = (N + dn - 1) / dn, bc = (C + dc - 1) / dc, bq = (Q + dq - 1) / dq;")
-        out("const int64_t blocks = bn * bc * bq;")
-        out(f"const int64_t bytes = dn * dc * span * {tensors} * (int64_t)sizeof(X);")
-        with out.block(f"if (bytes <= {SLAB_BYTES} && (blocks >= 2 * threads || threads == 1)) {{"):
-            share = "MAX2(1, blocks / (8 * threads))"
-            out(f"#pragma omp parallel for schedule(dynamic, {share}) num_threads(threads) if (threads > 1)")
-            with out.block("for (int64_t i = 0; i < blocks; ++i) {"):
-                out("const int64_t n = i / (bc * bq) * dn, c = i / bq % bc * dc, q = i % bq * dq;")
-                out("const Region r = {n, MIN2(N, n + dn), c, MIN2(C, c + dc), q, MIN2(Q, q + dq)};")
-                if buffers:
-                    out(f"T keep[{buffers * KEEP}] __attribute__((aligned(64)));")
-                    out(f"const int slab = (r.n1 - r.n0) * (r.c1 - r.c0) * span <= {KEEP};")
-                for i in range(len(plan.sweeps)):
-                    out(f"sweep{i}(x, r, {'keep, slab' if buffers else '0, 0'});", f"stage{i}(x, r);")
-        with out.block("else {"):
-            for i, sweep in enumerate(plan.sweeps):
-                columns = any(not n.reduced & S for n in sweep.sums)
-                # A sum over channels needs all channels of its positions; channels-last rows hold them anyway.
-                whole = columns or plan.layout == "nhwc"
-                out("{")
-                rows = "C" if whole else "MAX2(1, MIN2(C, 16384 / MAX2(S, 1)))"
-                out(f"const int64_t wc = {rows}, mc = (C + wc - 1) / wc;")
-                out("const int64_t items = N * mc * Q;")
-                out("#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
-                with out.block("for (int64_t i = 0; i < items; ++i) {"):
-                    out("const int64_t n = i / (mc * Q), c = i / Q % mc * wc, q = i % Q;")
-                    out("const Region r = {n, n + 1, c, MIN2(C, c + wc), q, q + 1};")
-                    if buffers:
-                        out(f"T keep[{buffers * TILE}] __attribute__((aligned(64)));")
-                    out(f"sweep{i}(x, r, {'keep' if buffers else '0'}, 0);")
-                out(f"stage{i}(x, all);", "}")
-        out("epilogue(x, all);")
+def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, functions: set[str]) -> None:
+    """What the driver needs to know; `functions` are the names of those that there are."""
+    sizes = [
+        sum(SIZE_BITS[f] for f in array.size.split(" * ") if f != "1") + DOUBLE * (array.ctype == "double")
+        for array in storage.arrays.values()
+    ]
+    # A sum over channels needs all channels of its positions; channels-last rows hold them anyway.
+    whole = [int(plan.layout == "nhwc" or any(not n.reduced & S for n in sweep.sums)) for sweep in plan.sweeps]
+    stages = [f if f in functions else "0" for f in ("prologue", *(f"stage{i}" for i in range(len(whole))), "epilogue")]
+    sweeps = [f"sweep{i}" for i in range(len(whole))]
+    full = [i for i, (_, node) in enumerate(plan.outputs) if is_full(node.axes)]
+    fields = {
+        "pointers": len(plan.operands) + len(plan.outputs),
+        "arrays": len(sizes),
+        "sweeps": len(sweeps),
+        "data": "sizeof(X)",
+        "wide": "sizeof(T)",
+        "tensors": len({n for s in plan.sweeps for n in s.loads}) + sum(len(s.stores) for s in plan.sweeps),
+        "kept": len(kept(plan)),
+        "streamed": len(plan.operands) + full[0] if len(full) == 1 else -1,
+        "chunks": POSITIONS if plan.layout == "nhwc" else COLUMNS if storage.chunked else WHOLE,
+        "slab": sum(SIZE_BITS[letter] for letter, axis in zip("NGKS", (B, G, K, S), strict=True) if plan.slab & axis),
+        "sizes": f"(const unsigned char[]){{{', '.join(map(str, sizes or [0]))}}}",
+        "whole": f"(const unsigned char[]){{{', '.join(map(str, whole))}}}",
+        "sweep": f"(void (*const[])(const Ctx *, Region, void *, int)){{{', '.join(sweeps)}}}",
+        "stage": f"(void (*const[])(const Ctx *, Region)){{{', '.join(stages)}}}",
+    }
+    with out.block(f"const Kernel {name} = {{", "};"):
+        out(*(f".{field} = {value}," for field, value in fields.items()))

@@ -9,11 +9,22 @@ absolute for sigmoid); NaN, infinities and denormals come out right. float64 cal
 the floating-point state of the process.
 """
 
+from __future__ import annotations
+
+import re
+from functools import cache
+
 COMMON = r"""
-#include <stdint.h>
-#include <string.h>
-#include <math.h>
-#include <stddef.h>
+typedef __UINT16_TYPE__ uint16_t;
+typedef __INT32_TYPE__ int32_t;
+typedef __UINT32_TYPE__ uint32_t;
+typedef __INT64_TYPE__ int64_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+double exp(double), tanh(double), erf(double), log(double), sqrt(double), fabs(double);
+float sqrtf(float);
+#define memcpy __builtin_memcpy
+#define NAN __builtin_nanf("")
+#define INFINITY __builtin_inff()
 #ifdef __ARM_NEON
 #include <arm_neon.h>
 #endif
@@ -220,7 +231,7 @@ INLINE V v_ln(V a) {
 
 FLOAT64 = r"""
 #define EACH(f) for (int l = 0; l < W; ++l) a[l] = f(a[l]); return a
-INLINE V v_abs(V a) { return (V)((M)a & INT64_MAX); }
+INLINE V v_abs(V a) { return (V)((M)a & __INT64_MAX__); }
 INLINE V v_root(V a) { EACH(sqrt); }
 INLINE V v_exp(V a) { EACH(exp); }
 INLINE V v_sigmoid(V a) { a = -a; for (int l = 0; l < W; ++l) a[l] = exp(a[l]); return 1.0 / (1.0 + a); }
@@ -302,8 +313,39 @@ INLINE void put(X *p, V a) {
 """
 
 
-def prelude(dtype: str) -> str:
-    """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type."""
+def prelude(dtype: str, text: str = "") -> str:
+    """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type. Of its functions those that
+    `text` uses; all where there is no text."""
+    pieces = _pieces(dtype)
+    if not text:
+        return "".join(piece for piece, _, _ in pieces)
+    words = set(_WORD.findall(text)).union(*(mentioned for _, name, mentioned in pieces if name is None))
+    used = []
+    for piece, name, mentioned in reversed(pieces):  # a function stands behind those that it calls
+        if name is None or name in words:
+            used.append(piece)
+            words |= mentioned
+    return "".join(reversed(used))
+
+
+_WORD = re.compile(r"\w+")
+_FUNCTION = re.compile(r"(?:/\*[^/]*\*/\n)?^INLINE \w+ (\w+)\([^;{]*\) \{(?:.*\}|.*(?:\n.*)*?\n\})\n", re.MULTILINE)
+
+
+@cache
+def _pieces(dtype: str) -> tuple[tuple[str, str | None, frozenset[str]], ...]:
+    """The prelude cut into functions and what stands between: text, name of the function, words in it."""
+    text = _whole(dtype)
+    pieces: list[tuple[str, str | None, frozenset[str]]] = []
+    end = 0
+    for found in _FUNCTION.finditer(text):
+        pieces.append((text[end : found.start()], None, frozenset(_WORD.findall(text[end : found.start()]))))
+        pieces.append((found[0], found[1], frozenset(_WORD.findall(found[0]))))
+        end = found.end()
+    return *pieces, (text[end:], None, frozenset(_WORD.findall(text[end:])))
+
+
+def _whole(dtype: str) -> str:
     wide = dtype == "float64"
     arithmetic = "double" if wide else "float"
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"

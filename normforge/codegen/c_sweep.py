@@ -8,116 +8,30 @@ the cache, centred by the mean of the tile or chunk.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from normforge.codegen.c_names import VECTOR_CODE, Storage, address, is_stored
+from normforge.codegen.c_element import KEEP, TILE, ElementEmitter, below, counts_all, load, store
+from normforge.codegen.c_names import address, is_stored
 from normforge.codegen.c_small import has_variance
-from normforge.codegen.factor import is_full
-from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
-from normforge.codegen.text import Lines
-from normforge.ir.node import Node, preorder
+from normforge.codegen.plan import is_full_input
+from normforge.ir.node import Node
 from normforge.ir.ops import Op
-from normforge.ir.types import B, C, G, K, S
+from normforge.ir.types import C, G, S
 
-# What costs more than a store and a load: computed once a slab, kept in a small buffer from sweep to sweep.
-DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
-KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
-MAX_KEPT = 4  # buffers: a level-2 cache, and the stack of a small thread, hold no more
-TILE = 4096  # elements of rows between two visits of the same data: 16 KiB, half of a level-1 cache
 MAX_ROWS = 64  # short rows visited together
 
 
-def kept(plan: Plan) -> list[Node]:
-    """The full values that are dear to compute and read by two loops: two sweeps over a slab, or mean and deviations.
-
-    Of all that both loops compute, only what something else reads is kept: dy · silu'(a) rather than the sigmoid in
-    it, unless that takes more buffers. A slab that crosses samples is too large for a buffer.
-    """
-    columns = [n for s in plan.sweeps for n in s.sums if not n.reduced & S]
-    variances = any(n.op is Op.VAR for s in plan.sweeps for n in s.sums)
-    if plan.layout == "nhwc" and (not plan.slab & S or variances or any(n.axes & G for n in columns)):
-        return []  # a slab of whole positions is too large, or a position is walked more than once
-    pairs = [[n.args[0] for n in s.sums if n.op is Op.VAR and n.reduced & S] for s in plan.sweeps]
-    again = [below(plan, roots) for roots in pairs if roots]
-    first = [below(plan, [n.args[0] for n in s.sums] + [n for _, n in s.stores]) for s in plan.sweeps]
-    walks = [*(first if plan.slab & B else again), *again]
-    seen = Counter(n for walk in walks for n in walk if is_full(n.axes) and not is_full_input(n))
-    costly: set[Node] = set()
-    for node in plan.graph.nodes:
-        if seen[node] > 1 and (node.op in DEAR or any(a in costly for a in node.args)):
-            costly.add(node)
-    read = {a for walk in walks for n in walk if n not in costly for a in n.args}
-    read |= {n.args[0] for s in plan.sweeps for n in s.sums} | {n for s in plan.sweeps for _, n in s.stores}
-    last = [n for n in plan.graph.nodes if n in costly and n in read]
-    dear = [n for n in plan.graph.nodes if n in costly and n.op in DEAR]
-    return (last if len(last) <= len(dear) else dear)[:MAX_KEPT]
-
-
-def below(plan: Plan, roots: Iterable[Node], stop: Iterable[Node] = ()) -> list[Node]:
-    """Everything that the roots need at an element: full values down to full inputs, stored values and `stop`."""
-    ends = set(stop)
-    inside = set(preorder(roots, lambda n: () if is_full_input(n) or is_stored(n) or n in ends else n.args))
-    return [n for n in plan.graph.nodes if n in inside]
-
-
-def fused(plan: Plan) -> set[Node]:
-    """The products that are rounded together with the one sum that they are added to.
-
-    Written in the source, so that vector loops and what is left over agree. Not where x·x − mean(x·x) of one element
-    would no longer be 0: never a product that is used twice, nor one that meets a moment, which may be its own.
-    """
-    uses = Counter(a for node in plan.graph.nodes for a in node.args)
-    uses.update(node for _, node in plan.outputs)
-
-    def free(node: Node) -> bool:
-        return node.op in (Op.MUL, Op.SQUARE) and is_full(node.axes) and uses[node] == 1
-
-    def meets_moment(node: Node) -> bool:
-        return any(not is_full(a.axes) and a.op not in (Op.PARAM, Op.CONST) for a in node.args)
-
-    found: set[Node] = set()
-    for node in plan.graph.nodes:
-        if (node.op in (Op.ADD, Op.SUB) and not meets_moment(node)) or (
-            node.op is Op.SUM and is_sweep_sum(node) and _counts_all(node)
-        ):
-            found |= set(list(filter(free, reversed(node.args)))[:1])
-    return found
-
-
-def _counts_all(node: Node) -> bool:
-    """False for a sum over channels of what is the same for all channels of a group: it takes each group once."""
-    return bool(node.reduced & S or node.args[0].axes & K)
-
-
-def _load(place: str, *, tail: bool) -> str:
-    """A vector of the arithmetic type, or the `some` elements of a tail."""
-    return f"load_n({place}, some)" if tail else f"load({place})"
-
-
-def _store(place: str, value: str, *, tail: bool) -> str:
-    return f"store_n({place}, {value}, some);" if tail else f"store({place}, {value});"
-
-
 @dataclass
-class SweepEmitter:
-    """Emits `static void sweepN(const Ctx *x, Region r, T *keep, int slab)` for one sweep.
+class SweepEmitter(ElementEmitter):
+    """Emits `static void sweepN(const Ctx *x, Region r, void *keep, int slab)` for one sweep.
 
     `keep` has room for the values of `kept`: those of the region r where `slab` is true, else those of a tile.
     """
 
-    out: Lines
-    storage: Storage
-    sweep: Sweep
-
     def __post_init__(self) -> None:
-        self.inner = S if self.storage.plan.layout == "nchw" else C
-        self.kept = kept(self.storage.plan)
-        self.fused = fused(self.storage.plan)
-        self.filling: list[Node] = []
+        super().__post_init__()
         sums = [n for n in self.sweep.sums if n.op is Op.SUM or (n.op is Op.MEAN and not has_variance(n, self.storage))]
         pairs = [n for n in self.sweep.sums if n.op is Op.VAR]
         self.inner_sums = [n for n in sums if n.reduced & self.inner]
@@ -125,108 +39,10 @@ class SweepEmitter:
         self.inner_pairs = [n for n in pairs if n.reduced & self.inner]
         self.outer_pairs = [n for n in pairs if not n.reduced & self.inner]
 
-    # -- values at one element
-
-    def values(self, roots: Iterable[Node], *, tail: bool) -> None:
-        """Emit the full values below `roots` as vectors: W elements from the index on, or `some` in a tail."""
-        out, st = self.out, self.storage
-        for node in self.below(roots):
-            v = st.var(node)
-            if is_full_input(node):
-                place = f"{st.array(node)} + at + {self.step}"
-                out(f"const V {v} = GET_N({place}, some);" if tail else f"const V {v} = GET({place});")
-            elif self.varies(node):
-                self._load_varying(node, tail=tail)
-            elif node in self.kept and node not in self.filling:
-                out(f"const V {v} = {_load(f'k{v} + {self.step} - first', tail=tail)};")
-            elif not is_stored(node) and node not in self.fused:
-                out(f"const V {v} = {self._expression(node)};")
-
-    def _load_varying(self, node: Node, *, tail: bool) -> None:
-        """A stored value that changes along the inner axis; one by group does so in steps."""
-        out, v, text = self.out, self.storage.var(node), self.stored(node)
-        if "c / K" not in text:
-            out(f"const V {v} = {_load(f'&{text}', tail=tail)};")
-            return
-        out(f"T b{v}[W];")
-        with out.block("for (int64_t l = 0, from_c = c; l < W; ++l) {"):
-            out("const int64_t c = MIN2(from_c + l, last - 1);", f"b{v}[l] = {text};")
-        out(f"const V {v} = load(b{v});")
-
-    def _expression(self, node: Node) -> str:
-        """The text of an operation on the values of its operands."""
-        if node.op in (Op.ADD, Op.SUB):
-            a, b = node.args
-            minus = "-" if node.op is Op.SUB else ""
-            if b in self.fused:
-                return f"fma_({minus}{self._factors(b)}, {self.value(a)})"
-            if a in self.fused:
-                return f"fma_({self._factors(a)}, {minus}{self.value(b)})"
-        if node.op in (Op.MAX, Op.MIN):
-            a, b = sorted(node.args, key=lambda n: n.op is Op.CONST)
-            if b.op is Op.CONST and not math.isnan(b.value):  # only a can be NaN: one instruction
-                return f"{node.op}_or({self.value(a)}, {self.value(b)})"
-        return VECTOR_CODE[node.op].format(*(self.value(a) for a in node.args))
-
-    def _factors(self, product: Node) -> str:
-        a, b = (product.args * 2)[:2]
-        return f"{self.value(a)}, {self.value(b)}"
-
-    def _plus(self, total: str, node: Node, *, tail: bool) -> str:
-        """`total` and the operand of a sum."""
-        a = node.args[0]
-        if a in self.fused:
-            text = f"fma_({self._factors(a)}, {total})"
-            return f"either(here, {text}, {total})" if tail else text
-        value = self._once(node, self.value(a))
-        return f"{total} + bits_if(here, {value})" if tail else f"{total} + {value}"
-
-    def _add(self, target: str, node: Node, *, tail: bool) -> None:
-        """Add the operand of a sum over the middle axis to an array, in place."""
-        v = f"o{self.storage.index[node]}"
-        self.out(f"const V {v} = {_load(f'&{target}', tail=tail)};")
-        self.out(_store(f"&{target}", self._plus(v, node, tail=False), tail=tail))
-
-    def hoisted(self, roots: Iterable[Node]) -> None:
-        """Emit the small values that do not change along the inner axis."""
-        for node in self.below(roots):
-            if is_full_input(node) or not is_stored(node) or self.varies(node):
-                continue
-            if self.storage.leaf(node) is None:
-                self.out(f"const V {self.storage.var(node)} = set({self.stored(node)});")
-
-    def below(self, roots: Iterable[Node]) -> list[Node]:
-        """Everything that the roots need at an element, kept values as they are."""
-        return below(self.storage.plan, roots, [n for n in self.kept if n not in self.filling])
-
-    def varies(self, node: Node) -> bool:
-        """True for a stored value that changes along the inner axis."""
-        return is_stored(node) and not is_full_input(node) and bool(node.axes & self.inner)
-
-    def stored(self, node: Node) -> str:
-        """A stored value at n, c, s."""
-        if self.storage.is_expanded(node):
-            return f"{self.storage.expanded(node)}[{address(node.axes | K)}]"
-        if self.inner == C and node.axes & S and node.axes & G and not node.axes & K:
-            return f"{self.storage.array(node)}[{address(node.axes).replace('g', '(c / K)')}]"
-        return self.storage.load(node)
-
-    @property
-    def step(self) -> str:
-        """The index that the inner loop advances."""
-        return "s" if self.inner == S else "c"
-
-    def value(self, node: Node) -> str:
-        """An operand, as the text of its value at the element."""
-        leaf = self.storage.leaf(node)
-        return f"set({leaf})" if leaf else self.storage.var(node)
-
-    # -- the walk
-
     def emit(self, number: int) -> None:
         """The function of this sweep."""
         out = self.out
-        with out.block(f"static void sweep{number}(const Ctx *x, Region r, T *keep, int slab) {{"):
+        with out.block(f"static void sweep{number}(const Ctx *x, Region r, void *keep, int slab) {{"):
             out("UNPACK")
             with out.block("for (int64_t n = r.n0; n < r.n1; ++n) {"):
                 head = "for (int64_t q = r.q0; q < r.q1; ++q) {" if self.storage.chunked else "{"
@@ -271,9 +87,9 @@ class SweepEmitter:
                     for node in self.outer_pairs:
                         d = f"e{self.storage.var(node)}"
                         m, q = (f"&{self._column(node, kind)}" for kind in ("cm", "cq"))
-                        out(f"const V {d} = {self.value(node.args[0])} - {_load(m, tail=tail)};")
-                        square = self._once(node, f"{d} * {d}")
-                        out(_store(q, f"{_load(q, tail=tail)} + {square}", tail=tail))
+                        out(f"const V {d} = {self.value(node.args[0])} - {load(m, tail=tail)};")
+                        square = self.once(node, f"{d} * {d}")
+                        out(store(q, f"{load(q, tail=tail)} + {square}", tail=tail))
 
                 self._strips("s", "lo", "hi", [], 1, body)
             self.kept = kept
@@ -399,7 +215,7 @@ class SweepEmitter:
         self.out(f"const int64_t tile = slab ? {place} : {tile};")
         for node in kept:
             slot = f"(slab ? {KEEP} : {TILE}) * {self.kept.index(node)}"
-            self.out(f"T *restrict k{self.storage.var(node)} = keep + {slot} + tile;")
+            self.out(f"T *restrict k{self.storage.var(node)} = (T *)keep + {slot} + tile;")
 
     def _fill(self, kept: list[Node], tile: str) -> None:
         """Kept values of the tile, where no earlier sweep of the slab has left them."""
@@ -415,7 +231,7 @@ class SweepEmitter:
             def body(_: int, tail: bool, nodes: list[Node] = nodes) -> None:
                 self.values(nodes, tail=tail)
                 for node in nodes:
-                    out(_store(f"k{st.var(node)} + {self.step} - first", st.var(node), tail=tail))
+                    out(store(f"k{st.var(node)} + {self.step} - first", st.var(node), tail=tail))
 
             self.filling = nodes
             with out.block("if (!slab) {" if there else "{"):
@@ -450,9 +266,9 @@ class SweepEmitter:
                     for node in self.outer_pairs:
                         m, q, k = (f"{st.partial(node.args[0], kind)} + row + c" for kind in "mqk")
                         d = f"e{st.var(node)}"
-                        out(f"const V {d} = {self.value(node.args[0])} - {_load(m, tail=tail)};")
-                        out(_store(q, f"fma_({d}, {d}, {_load(q, tail=tail)})", tail=tail))
-                        out(_store(k, f"{_load(k, tail=tail)} + {d}", tail=tail))
+                        out(f"const V {d} = {self.value(node.args[0])} - {load(m, tail=tail)};")
+                        out(store(q, f"fma_({d}, {d}, {load(q, tail=tail)})", tail=tail))
+                        out(store(k, f"{load(k, tail=tail)} + {d}", tail=tail))
 
                 out("const int64_t first = r.c0, last = r.c1;")
                 self._strips("c", "first", "last", [], 1, body)
@@ -524,14 +340,14 @@ class SweepEmitter:
             self.values(roots, tail=tail)
             for node in [*self.inner_sums, *self.inner_pairs]:
                 lane = f"la{st.var(node)}_{stream}"
-                out(f"{lane} = {self._plus(lane, node, tail=tail)};")
+                out(f"{lane} = {self.plus(lane, node, tail=tail)};")
             if alone:
                 return
             for node in self.outer_sums:
-                self._add(self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]", node, tail=tail)
+                self.add(self._column(node) if self.inner == S else f"{st.partial(node)}[row + c]", node, tail=tail)
             for node in self.outer_pairs:
                 target = self._column(node, "cm") if self.inner == S else f"{st.partial(node.args[0], 'm')}[row + c]"
-                self._add(target, node, tail=tail)
+                self.add(target, node, tail=tail)
             for name, node in self.sweep.stores:
                 place = f"out{names.index(name)} + at + {i}"
                 out(
@@ -551,7 +367,7 @@ class SweepEmitter:
             self.values(roots, tail=tail)
             for node in self.inner_pairs:
                 v = st.var(node)
-                e = self._once(node, f"{self.value(node.args[0])} - a{v}")
+                e = self.once(node, f"{self.value(node.args[0])} - a{v}")
                 out(f"const V e{v} = {f'bits_if(here, {e})' if tail else e};")
                 out(f"lb{v}_{stream} = fma_(e{v}, e{v}, lb{v}_{stream});", f"lc{v}_{stream} += e{v};")
 
@@ -599,17 +415,13 @@ class SweepEmitter:
 
     def _mask(self) -> None:
         """`once`: the mask of the first channel of each group, where a sum takes each group once."""
-        if all(_counts_all(n) for n in self.sweep.sums):
+        if all(counts_all(n) for n in self.sweep.sums):
             return
         if self.inner == S:
             self.out("const M once = (M){0} - (I)(c == c / K * K);")
             return
         self.out("I first_of[W];", "for (int64_t l = 0; l < W; ++l) first_of[l] = -(I)((c + l) % K == 0);")
         self.out("const M once = load_mask(first_of);")
-
-    def _once(self, node: Node, text: str) -> str:
-        """A sum over channels of what is the same for all channels of a group takes each group once."""
-        return text if _counts_all(node) else f"bits_if(once, {text})"
 
     def _count(self, node: Node) -> str:
         """How many values a sum over channels adds."""

@@ -60,23 +60,29 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Progr
         extra = tuple((s.name, m) for s, m in zip(saved, moments, strict=True))
         graph = forward.with_outputs(*forward.outputs, *extra)
         return Program(graph, (layer.inputs[0], *params, *buffers), 0, (), saved)
-    total = forward.with_outputs(forward.outputs[0])
-    wrt: tuple[Node, ...] = (layer.inputs[0], *params)
-    seeds: tuple[Node, ...] = ()
-    for k in range(1, order + 1):
-        chosen = seeded[k - 2] if 2 <= k < len(seeded) + 2 else None
-        if chosen is not None:
-            total = total.with_outputs(*(total.outputs[i] for i in chosen))
-        before = total.inputs
-        total = lower(Differentiate(wrt, k).run(total))
-        new = total.inputs[len(before) :]
-        seeds += new
-        if k < order:
-            wrt += new
+    total, wrt, seeds = _derivative(layer, order, train, seeded[: order - 1])
     replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
     outputs = tuple((name, replaced[n]) for name, n in total.outputs)
     graph = Canonicalise().run(Graph(outputs, (*total.inputs, *saved), total.eps))
     return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, wrt, saved)
+
+
+Nodes = tuple[Node, ...]
+
+
+@lru_cache(maxsize=4096)
+def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded) -> tuple[Graph, Nodes, Nodes]:
+    """A derivative total in x, what it is taken with respect to, and the cotangents of all orders up to it."""
+    if order == 0:
+        forward = _forward(layer, train)
+        return forward.with_outputs(forward.outputs[0]), (), ()
+    before, _, seeds = _derivative(layer, order - 1, train, seeded[: max(order - 2, 0)])
+    chosen = seeded[order - 2] if 2 <= order < len(seeded) + 2 else None
+    if chosen is not None:
+        before = before.with_outputs(*(before.outputs[i] for i in chosen))
+    wrt = (layer.inputs[0], *layer.params, *seeds)
+    total = lower(Differentiate(wrt, order).run(before))
+    return total, wrt, (*seeds, *total.inputs[len(before.inputs) :])
 
 
 @lru_cache(maxsize=4096)

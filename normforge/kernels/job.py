@@ -26,6 +26,7 @@ from normforge.kernels.pool import MIN_BYTES, POOL, Form, form_of
 
 MAX_ORDER = 3
 MAX_CALLS = 1024  # prepared calls that a job keeps
+_differentiates_twice = False  # has this process asked for the gradient of a gradient?
 _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -150,23 +151,28 @@ class Job:
         """Loaded kernels by dtype, layout, target and kind of plan."""
         return {}
 
-    def prepare_backward(self, x: Tensor) -> None:
-        """After forward, start compiling backward for inputs like x on a CPU: it will be wanted, and there is a core.
-
-        What a derivative beyond depends on, which gradients get a cotangent, nobody knows yet.
-        """
+    def prepare(self, x: Tensor) -> None:
+        """Before the first call for inputs like x on a CPU, of which a gradient may be asked for: start compiling it
+        and what comes after, all at once. After forward comes backward. After a call of backward that may itself be
+        differentiated, and from then on in this process after every forward, comes the gradient of that of x; which
+        other gradients will have a cotangent, nobody knows yet."""
         kind = (x.dtype, x.is_contiguous())
-        if self.order or kind in self.prepared:
+        if kind in self.prepared:
             return
         self.prepared.add(kind)
+        global _differentiates_twice
+        _differentiates_twice |= self.order > 0
         layout = layout_of(torch.empty_like(x, device="meta"))
-        if x.device.type == "cpu" and layout is not None:
-            plan = make_plan(self.after().program, "c", _NAMES[x.dtype], layout)
-            launch_c.prefetch(plan, layer_text(self.layer))
+        if x.device.type == "cpu" and layout is not None and self.order < 2:
+            jobs = [self, self.after()]
+            if not self.order and _differentiates_twice:
+                jobs.append(jobs[-1].after())
+            plans = (make_plan(job.program, "c", _NAMES[x.dtype], layout) for job in jobs)
+            launch_c.prefetch(plans, layer_text(self.layer))
 
     @cached_property
     def prepared(self) -> set[tuple[torch.dtype, bool]]:
-        """For which kinds of input backward was asked for already."""
+        """For which kinds of input that was done."""
         return set()
 
     def launcher(

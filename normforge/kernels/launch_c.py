@@ -5,21 +5,35 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from normforge import cache
+from normforge.cache import digest, entry
 from normforge.codegen.c import emit_c, parts
+from normforge.codegen.c_driver import driver
 from normforge.codegen.plan import Plan
 from normforge.kernels import toolchain
 
 MAX_SHAPES = 1024  # whose extents an object keeps
+
+
+class Driver(NamedTuple):
+    """The functions of the loaded driver.
+
+    Attributes:
+        run: (kernel, pointers, extents, threads). workspace: (kernel, extents) -> bytes of scratch memory.
+    """
+
+    run: Callable[..., None]
+    workspace: Callable[..., int]
 
 
 @dataclass
@@ -30,8 +44,9 @@ class CObject:
     """
 
     plan: Plan
-    function: Callable[..., None]
-    workspace_bytes: Callable[..., int]
+    kernel: ctypes.c_void_p
+    driver: Driver
+    library: ctypes.CDLL  # stays loaded as long as this lives
     _shapes: dict[tuple[int, ...], tuple[Any, int]] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
@@ -41,13 +56,13 @@ class CObject:
             c_dims = (ctypes.c_int64 * 4)(*dims)
             if len(self._shapes) >= MAX_SHAPES:
                 self._shapes.clear()
-            known = self._shapes[dims] = (c_dims, int(self.workspace_bytes(c_dims)))
+            known = self._shapes[dims] = (c_dims, int(self.driver.workspace(self.kernel, c_dims)))
         c_dims, need = known
         pointers = [t.data_ptr() for t in tensors]
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
         threads = 1 if _forked else torch.get_num_threads()
-        self.function((ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
+        self.driver.run(self.kernel, (ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
 
 
 # A workspace that a thread keeps from call to call: fresh memory costs a page fault every 4 KiB.
@@ -74,67 +89,113 @@ def load(plan: Plan, title: str) -> CObject:
     Raises:
         BackendError: there is no compiler, or it fails.
     """
-    with _lock:
-        future = _objects.get(plan)
-        mine = future is None
-        if future is None:
-            future = _objects[plan] = Future()
+    future, mine = _claim(plan)
     if mine:
         _fulfil(future, plan, title)
     return future.result()
 
 
-def prefetch(plan: Plan, title: str) -> None:
-    """Start building an object that is likely to be asked for next, on a thread of its own."""
+def prefetch(plans: Iterable[Plan], title: str) -> None:
+    """Start building objects that are likely to be asked for soon. The text of the first is written at once, for it is
+    asked for first; the others are planned and written on a thread of their own, and all compiled at the same time."""
+    rest = iter(plans)
+    _start(rest, title)
+
+    def others() -> None:
+        with suppress(Exception):  # whoever asks for it will be told
+            while True:
+                with _writing:
+                    if not _start(rest, title):
+                        return
+
+    threading.Thread(target=others, daemon=True).start()
+
+
+def _start(plans: Iterator[Plan], title: str) -> bool:
+    """Plan and write the next object here, and compile it on a thread of its own; false after the last."""
+    plan = next(plans, None)
+    if plan is None:
+        return False
+    future, mine = _claim(plan)
+    if mine:
+        try:
+            source = emit_c(plan, plan.symbol, title)
+        except BaseException as e:
+            _fail(future, plan, e)
+            raise
+        threading.Thread(target=_fulfil, args=(future, plan, title, source), daemon=True).start()
+    return True
+
+
+def _claim(plan: Plan) -> tuple[Future[CObject], bool]:
+    """The future of an object, and whether the caller is to fulfil it: nobody else does, or has."""
     with _lock:
-        if plan in _objects:
-            return
-        future = _objects[plan] = Future()
-    threading.Thread(target=_fulfil, args=(future, plan, title), daemon=True).start()
+        future = _objects.get(plan)
+        if future is not None:
+            return future, False
+        made = _objects[plan] = Future[CObject]()
+        return made, True
 
 
-def _fulfil(future: Future[CObject], plan: Plan, title: str) -> None:
+def _fulfil(future: Future[CObject], plan: Plan, title: str, source: str | None = None) -> None:
     try:
-        future.set_result(_build(plan, title))
+        future.set_result(_build(plan, source or emit_c(plan, plan.symbol, title)))
     except BaseException as e:
-        with _lock:
-            _objects.pop(plan, None)  # the next to ask tries again
-        future.set_exception(e)
+        _fail(future, plan, e)
+
+
+def _fail(future: Future[CObject], plan: Plan, error: BaseException) -> None:
+    with _lock:
+        _objects.pop(plan, None)  # the next to ask tries again
+    future.set_exception(error)
 
 
 _forked = False
+_writing = threading.RLock()  # held by a thread that plans and writes: a fork waits, for a child could not go on
 
 
 def _after_fork() -> None:
     """A child has none of the threads that were building: it builds for itself. Nor has it the threads of the OpenMP
     runtime, which would wait for them for ever: it computes on one thread, which gives the same results."""
-    global _lock, _forked
-    _lock, _forked = threading.Lock(), True
+    global _lock, _loading, _writing, _forked
+    _lock, _loading, _writing, _forked = threading.Lock(), threading.Lock(), threading.RLock(), True
     for plan in [p for p, f in _objects.items() if not f.done()]:
         del _objects[plan]
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=lambda: _writing.acquire(), after_in_parent=lambda: _writing.release(), after_in_child=_after_fork
+    )
 
 
-def _build(plan: Plan, title: str) -> CObject:
-    name = plan.symbol
-    source = emit_c(plan, name, title)
-    key = cache.digest("c", source, toolchain.fingerprint())
+def _build(plan: Plan, source: str) -> CObject:
+    library = _library(source, lambda path: toolchain.compile_c(source, path, parts(plan)))
+    kernel = ctypes.addressof(ctypes.c_char.in_dll(library, plan.symbol))
+    with _loading:
+        return CObject(plan, ctypes.c_void_p(kernel), _driver(), library)
 
-    def build(path: Path) -> None:
-        toolchain.compile_c(source, path, parts(plan))
 
-    path = cache.entry(key, ".so", build)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # written whole, and yet not loadable here: made by another system that shares the directory
-        library = ctypes.CDLL(str(cache.entry(key, ".so", build, rebuild=True)))
-    function = library[name]
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-    workspace = library[f"{name}_workspace"]
+_loading = threading.Lock()
+
+
+@cache
+def _driver() -> Driver:
+    """What calls kernels: one for all, compiled with the first."""
+    source = driver()
+    library = _library(source, lambda path: toolchain.compile_threaded(source, path))
+    run, workspace = library["nf_run"], library["nf_workspace"]
+    run.restype = None
+    run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     workspace.restype = ctypes.c_int64
-    workspace.argtypes = [ctypes.c_void_p]
-    return CObject(plan, function, workspace)
+    workspace.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return Driver(run, workspace)
+
+
+def _library(source: str, build: Callable[[Path], None]) -> ctypes.CDLL:
+    """The shared object of a source, loaded; from the disk cache where it is there."""
+    key = digest("c", source, toolchain.fingerprint())
+    try:
+        return ctypes.CDLL(str(entry(key, ".so", build)))
+    except OSError:  # written whole, and yet not loadable here: made by another system that shares the directory
+        return ctypes.CDLL(str(entry(key, ".so", build, rebuild=True)))

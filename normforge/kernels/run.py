@@ -103,7 +103,7 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     job = Job.parse(key)
     if not tracked or not torch.is_grad_enabled():
         return execute(job, inputs)
-    job.prepare_backward(inputs[0])
+    job.prepare(inputs[0])
     statistics: list[Tensor] = []
     result = Direct.apply(job, statistics, *inputs)
     return result if job.order else [result, *statistics]

@@ -39,16 +39,18 @@ def test_concurrent_processes_and_corrupt_entries(tmp_path: Path) -> None:
     outputs = {finish(p) for p in together}
     assert len(outputs) == 1
     objects = sorted(tmp_path.rglob("*.so"))
-    assert len(objects) == 2  # forward and backward, once each
+    assert len(objects) == 3  # forward, backward and the driver, once each
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix not in (".so", ".sum")]
     before = [p.stat().st_mtime_ns for p in objects]
     assert finish(start(tmp_path)) in outputs
     assert [p.stat().st_mtime_ns for p in objects] == before  # found, not built again
-    whole = objects[0].read_bytes()
-    objects[0].write_bytes(whole[: len(whole) // 2])
-    objects[1].unlink()
-    assert finish(start(tmp_path)) in outputs
-    assert objects[0].stat().st_size == len(whole) and objects[1].exists()
+    # Whichever is the driver's, each is damaged once and missing once.
+    for damaged, missing in ((0, 1), (1, 2), (2, 0)):
+        whole = objects[damaged].read_bytes()
+        objects[damaged].write_bytes(whole[: len(whole) // 2])
+        objects[missing].unlink()
+        assert finish(start(tmp_path)) in outputs
+        assert objects[damaged].read_bytes() == whole and objects[missing].exists()
 
 
 def test_unwritable_directory_still_runs(tmp_path: Path) -> None:

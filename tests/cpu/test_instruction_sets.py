@@ -14,6 +14,7 @@ from reference import compare, tolerance
 
 import normforge as nf
 from normforge.codegen.c import emit_c
+from normforge.codegen.c_driver import driver
 from normforge.ir import evaluate
 from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, G, K, S
@@ -23,9 +24,11 @@ LAYERS = ["evonorm-b0", "gn-silu", "layernorm-gelu", "dyt", "x * exp(-abs(x)) / 
 SHAPE, GROUPS = (2, 12, 5, 7), 3
 EXTENTS = {B: 2, G: 3, K: 4, S: 35}
 # Reads extents and operands from the standard input, writes the outputs to the standard output.
-DRIVER = """
+MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
+int64_t nf_workspace(const Kernel *k, const int64_t *dims);
+void nf_run(const Kernel *k, void *const *pointers, const int64_t *dims, int threads);
 int main(void) {
   int64_t sizes[64], dims[4], count, given;
   void *p[64];
@@ -35,8 +38,8 @@ int main(void) {
     p[i] = aligned_alloc(64, (sizes[i] * sizeof(X) + 63) / 64 * 64);
     if (i < given && fread(p[i], sizeof(X), sizes[i], stdin) != (size_t)sizes[i]) return 1;
   }
-  p[count] = aligned_alloc(64, (kernel_workspace(dims) + 63) / 64 * 64 + 64);
-  kernel(p, dims, 1);
+  p[count] = aligned_alloc(64, (nf_workspace(&kernel, dims) + 63) / 64 * 64 + 64);
+  nf_run(&kernel, p, dims, 1);
   for (int64_t i = given; i < count; ++i) fwrite(p[i], sizeof(X), sizes[i], stdout);
   return 0;
 }
@@ -63,6 +66,9 @@ def command(machine: str) -> tuple[list[str], list[str]]:
 def test_machine(machine: str, layout: str, tmp_path: Path) -> None:
     build, run = command(machine)
     rng = np.random.default_rng(0)
+    (tmp_path / "driver.c").write_text(driver())
+    object_ = tmp_path / "driver.o"
+    subprocess.run([*build, "-fopenmp", "-c", str(tmp_path / "driver.c"), "-o", str(object_)], check=True)
     for layer in LAYERS:
         values = {"x": rng.standard_normal(SHAPE)}
         for order in range(3):
@@ -79,8 +85,8 @@ def test_machine(machine: str, layout: str, tmp_path: Path) -> None:
             values |= {k: v for k, v in expected.items() if k.startswith("saved")}
             sizes = [int(np.prod([e for axis, e in EXTENTS.items() if n.axes & axis])) for _, n in plan.outputs]
             source, program = tmp_path / "kernel.c", tmp_path / "kernel"
-            source.write_text(emit_c(plan, "kernel", layer) + DRIVER)
-            subprocess.run([*build, str(source), "-o", str(program), "-lm"], check=True)
+            source.write_text(emit_c(plan, "kernel", layer) + MAIN)
+            subprocess.run([*build, str(source), str(object_), "-o", str(program), "-lm", "-fopenmp"], check=True)
             head = [*EXTENTS.values(), len(given) + len(sizes), len(given), *(a.size for a in given), *sizes]
             data = np.array(head, np.int64).tobytes() + b"".join(a.astype(np.float32).tobytes() for a in given)
             done = subprocess.run([*run, str(program)], input=data, capture_output=True, check=True)
