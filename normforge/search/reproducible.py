@@ -4,8 +4,8 @@ A probed layer may be chaotic: a last bit of one value decides whether the hundr
 the machine's own. Sums, products, quotients and roots are, by IEEE 754, as long as each is an operation of its own.
 Sums over an axis and convolutions are not, since libraries add in the order that suits their registers and threads;
 here they are taken of multiples of a quantum, so coarse that every partial sum is exact in float64 in whatever order,
-and so fine that float32 loses nothing of note: 2⁻³⁰ of the largest value. exp, tanh and their like are computed in
-float64, where machines differ in the last bit or two, and rounded to float32, where one result in 10⁸ may still differ.
+and so fine that less is lost than by adding in float32. exp, tanh and their like are computed in float64, where
+machines differ in the last bit or two, and rounded to float32, where one result in 10⁸ may still differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from normforge.ir.types import B, G, K, S
 Array = npt.NDArray[Any]
 
 MANTISSA = 53  # bits of float64
-WEIGHT_QUANTUM = 2.0**-14  # of the weights of convolutions
+# Of the weights of convolutions. A coarse one makes sums that are exactly zero, which no convolution of float32 has.
+WEIGHT_QUANTUM = 2.0**-24
 
 
 def _rounded(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
