@@ -1,14 +1,14 @@
 """Does a verdict depend on the machine? Random layers through the static stages and probing, under two settings.
 
-    python bench/verdicts.py --layers 100     # a look, a minute on two quiet cores
+    python bench/verdicts.py --layers 100     # a look
     python bench/verdicts.py                  # 1000 layers that the static stages keep
-    python bench/verdicts.py --layers 5000    # an hour; writes bench/results/verdicts.json
+    python bench/verdicts.py --layers 5000    # writes bench/results/verdicts.json
 
 Layers are drawn as in `bench/passes.py`. Two processes look at the same ones: one with the libraries as they are and
-one thread, the other with two threads and everything that numpy, its BLAS, libm and torch know beyond the plainest
-64-bit instruction set switched off, which changes the last bits of functions, sums and products of matrices. Compared
-are the finding of the static stages, hash, fingerprint, the finding and remarks of probing, and the numbers that
-it decides by, bit for bit. Exits with 1 if a verdict, its reason or a key differs.
+one thread, the other with two threads and the instructions that numpy, its BLAS and libm know beyond the plainest set
+switched off, which changes the last bits of functions and of products of matrices. Compared are the finding of the
+static stages, hash, fingerprint, the finding and remarks of probing, and the numbers that it decides by, bit for bit.
+Exits with 1 if a verdict, its reason or a key differs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +32,7 @@ from passes import draw
 
 RESULTS = Path(__file__).parent / "results" / "verdicts.json"
 NEAR = 2.0  # a number within this factor of its threshold is near it
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def settings() -> dict[str, dict[str, str]]:
@@ -41,9 +43,6 @@ def settings() -> dict[str, dict[str, str]]:
         "NPY_DISABLE_CPU_FEATURES": " ".join(f for f in __cpu_dispatch__ if __cpu_features__.get(f)),
         "OPENBLAS_CORETYPE": "Prescott",
         "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "MKL_CBWR": "COMPATIBLE",
     }
     return {"as installed": dict.fromkeys(_THREADS, "1"), "plain": plain | dict.fromkeys(_THREADS, "2")}
 
@@ -70,7 +69,9 @@ def look(layers: int, seed: int, out: Path) -> None:
             else:
                 if not findings and graph.hash not in seen:
                     seen.add(graph.hash)
+                    start = time.perf_counter()
                     probed = probe(graph)
+                    row["seconds"] = time.perf_counter() - start
                     numbers = asdict(probed.propagation) if probed.propagation else {}
                     row |= {"layer": str(graph), "remarks": probed.remarks, "numbers": numbers}
                     findings = probed.findings
@@ -113,6 +114,7 @@ def compare(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "numbers not the same in every bit": numbers,
         "largest relative difference of a number": largest,
         "near a threshold": dict(sorted(near.items())),
+        "ms of probing a layer": statistics.fmean(row["seconds"] for row in rows[0] if "seconds" in row) * 1e3,
     }
 
 
