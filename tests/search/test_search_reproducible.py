@@ -75,6 +75,14 @@ def test_a_convolution_is_torchs_in_any_order_of_channels() -> None:
     assert_close(convolve_back(dy, weights), dx, "float32", 36)
 
 
+def test_what_cancels_in_a_convolution_leaves_nothing() -> None:
+    """Sums of float64 as they come would leave a rounding error, another in each order."""
+    half, order = wild((3, 8, 5, 7)), np.random.default_rng(6).permutation(16)
+    weights = quantised_weights(np.random.default_rng(7).standard_normal((4, 8, 3, 3)) / 7)
+    x, both = np.concatenate([half, -half], 1)[:, order], np.concatenate([weights, weights], 1)[:, order]
+    assert not convolve(x, both).any()
+
+
 @pytest.mark.parametrize("name", ["bn-relu", "evonorm-b0", "evonorm-s0", "frn-tlu", "gn-silu", "layernorm-gelu"])
 def test_layers_and_gradients_are_those_of_float64(name: str) -> None:
     rng = np.random.default_rng(5)
