@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,11 +24,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 ROOT = Path(__file__).parents[1]
 OLDEST, NEWEST, TILES = "oldest", "newest", "tiles"
-TILES_COMMAND = [str(ROOT / "bench" / "tiles.py")]  # the check of tile limits, run by each triton
+TILES_COMMAND = str(ROOT / "bench" / "tiles.py")  # the check of tile limits, run by each triton
 LOWERED = ("torch", "triton")
 SHOWN = ("torch", "torchvision", "triton", "numpy")
 
@@ -47,9 +46,10 @@ class Row:
 def bounds(name: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """The lowest minor version that `pyproject.toml` allows, and the first that it does not."""
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    specifier = next(r.specifier for r in map(Requirement, dependencies) if r.name == name)
-    versions = {s.operator: tuple(map(int, s.version.split(".")[:2])) for s in specifier}
-    return versions[">="], versions["<"]
+    found = re.search(rf"^{name}>=(\d+)\.(\d+),<(\d+)\.(\d+)", "\n".join(dependencies), re.MULTILINE)
+    assert found, f"pyproject.toml has no lowest and highest {name}"
+    low, low_minor, high, high_minor = map(int, found.groups())
+    return (low, low_minor), (high, high_minor)
 
 
 def run(command: list[str], **environment: str) -> tuple[bool, str]:
@@ -103,7 +103,7 @@ def suite(name: str, python: Path, tests: list[str]) -> Row:
     return Row(name, versions(python), "suite", last, ok, time.monotonic() - start)
 
 
-def tiles(python: Path, folder: Path, reuse: bool) -> list[Row]:
+def tiles(python: Path, folder: Path, reuse: bool, arguments: list[str]) -> list[Row]:
     """The check of tile limits by every minor version of triton, each in a folder that goes before the environment."""
     rows = []
     (major, first), (_, end) = bounds("triton")
@@ -114,7 +114,7 @@ def tiles(python: Path, folder: Path, reuse: bool) -> list[Row]:
         ok, last = (True, "") if reuse and place.exists() else run([*install, f"triton=={major}.{minor}.*"])
         if ok:
             path = os.pathsep.join(p for p in (str(place), os.environ.get("PYTHONPATH", "")) if p)
-            ok, last = run([str(python), *TILES_COMMAND], PYTHONPATH=path)
+            ok, last = run([str(python), TILES_COMMAND, *arguments], PYTHONPATH=path)
             said = versions(python, PYTHONPATH=path)
         else:
             said = f"triton {major}.{minor}"
@@ -129,6 +129,7 @@ def main() -> int:
     parser.add_argument("--reuse", action="store_true", help="environments that the folder has are used as they are")
     parser.add_argument("--only", nargs="+", choices=(OLDEST, NEWEST, TILES), default=[OLDEST, NEWEST, TILES])
     parser.add_argument("--tests", default="-n 2", help="arguments of pytest, in one string")
+    parser.add_argument("--tiles", default="--jobs 2", help="arguments of bench/tiles.py, in one string")
     options = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -145,7 +146,7 @@ def main() -> int:
             if name in options.only:
                 rows.append(suite(name, python, shlex.split(options.tests)))
             if name == NEWEST and TILES in options.only:
-                rows += tiles(python, folder, options.reuse)
+                rows += tiles(python, folder, options.reuse, shlex.split(options.tiles))
     print("\nSummary")
     for row in rows:
         end = f"{row.seconds / 60:6.1f} min  {row.end}"
