@@ -2,7 +2,7 @@
 
     python tests/release.py                   # all of it, in environments that are removed at the end
     python tests/release.py --folder DIR      # keeps them; with --reuse those that are there are used as they are
-    python tests/release.py --python python3.12 --only oldest newest --tests "tests/unit -x"
+    python tests/release.py --python python3.12 --only oldest newest --tests="tests/unit -x"
 
 Makes a virtual environment with the lowest torch and triton (and the torchvision that belongs to them), another with
 what pip chooses by itself, installs normforge with its test extra as the README says, and runs the README's test
@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="of the environments; by default one that is removed at the end")
     parser.add_argument("--reuse", action="store_true", help="environments that the folder has are used as they are")
     parser.add_argument("--only", nargs="+", choices=(OLDEST, NEWEST, TILES), default=[OLDEST, NEWEST, TILES])
-    parser.add_argument("--tests", default="-n 2", help="arguments of pytest, in one string")
+    parser.add_argument("--tests", default="-n 2", help="arguments of pytest, in one string: --tests=-x")
     parser.add_argument("--tiles", default="--jobs 2", help="arguments of bench/tiles.py, in one string")
     options = parser.parse_args()
     rows: list[Row] = []
