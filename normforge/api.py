@@ -57,7 +57,7 @@ def check(layer: Graph | str, *, probe: bool = True) -> Report:
 
     Args:
         layer: a graph, a layer's name, or a formula.
-        probe: also the last of them, which runs the layer in torch; without it, no number is computed.
+        probe: also the last of them, which runs the layer; without it, no number is computed.
 
     Raises:
         OptionError: not a layer but a derivative graph. ParseError: no such layer, or a bad formula.

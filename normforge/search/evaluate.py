@@ -98,7 +98,7 @@ class Evaluation:
         """
         networks = self.config.networks.use
         with self._timed(Fate.PROBING):
-            # Eager, since most of what fails here is not worth compiling.
+            # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
             if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
                 raise _Refused(Fate.PROBING, findings[0].reason)
         for network in networks:

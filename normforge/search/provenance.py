@@ -12,7 +12,10 @@ from normforge.errors import BackendError
 from normforge.search.config import Config
 
 # What evaluates a layer; the rest of the search decides what is evaluated, and its reports change nothing.
-_STAGES = ("evaluate", "train", "stability", "double_backward", "probing", "objectives", "streams", "data", "networks")
+_STAGES = (
+    "evaluate", "train", "stability", "double_backward", "probing", "reproducible", "objectives", "streams", "data",
+    "networks",
+)  # fmt: skip
 _EVALUATES = ("api.py", "ir", "passes", "codegen", "kernels", *(f"search/{name}" for name in _STAGES))
 _LIBRARIES = ("torch", "triton", "timm", "numpy")
 

@@ -11,6 +11,9 @@ import normforge as nf
 from normforge.ir import layers, parse
 from normforge.passes import Degeneracy, Stage
 from normforge.search.probing import DEPTH, NEEDED, NOISE, OTHERS, probe, propagate, trials
+from normforge.search.reproducible import quantised_weights
+from normforge.search.streams import stream
+from normforge.testing import tolerance
 
 
 @pytest.mark.parametrize("name", layers)
@@ -38,7 +41,7 @@ def test_no_named_layer_is_refused_at_any_size(name: str) -> None:
         ("x * square(x)", "activations are not finite after"),
         ("x * 10 + tanh(x)", "explodes"),
         ("tanh(x * 1e-2)", "dies out"),
-        ("sqrt(1e-5) / abs(x)", "gradients are not finite"),
+        ("x * 1.3 + min(exp(x), 1)", "gradients are not finite 1 of them back"),  # 0 · ∞ wherever exp overflows
     ],
 )
 def test_refused(formula: str, reason: str) -> None:
@@ -62,23 +65,22 @@ def test_trials_name_every_input() -> None:
 
 
 def test_propagation_is_what_its_words_say() -> None:
-    """A stack written out by hand, two layers deep."""
+    """A stack written out by hand, two layers deep, in torch and float64."""
     found = propagate(parse("relu(x)"), depth=2, width=6, size=5, batch=4, seed=3)
     assert found.forward_ok and found.backward_ok
     assert (len(found.mean), len(found.variance), len(found.gradient)) == (3, 3, 3)
-    from normforge.search.streams import torch_seed
-
-    generator = torch.Generator().manual_seed(torch_seed(3, "propagation", 6))
-    x = torch.randn(4, 6, 5, 5, generator=generator).requires_grad_()
-    y = x
+    rng = stream(3, "propagation", 6)
+    x, cotangent = (torch.tensor(rng.standard_normal((4, 6, 5, 5))) for _ in range(2))
+    y = x.requires_grad_()
     for _ in range(2):
-        weight = torch.randn(6, 6, 3, 3, generator=generator) * math.sqrt(2 / 54)
-        y = torch.nn.functional.conv2d(y, weight, padding=1).clamp(min=0)
-    channels = y.detach().double().transpose(0, 1).reshape(6, -1)
-    assert found.variance[2] == pytest.approx(float(channels.var(1, unbiased=False).mean()), rel=1e-4)
-    assert found.mean[2] == pytest.approx(float(channels.mean(1).square().mean()), rel=1e-4)
-    (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))
-    assert found.gradient[0] == pytest.approx(float(dx.norm()), rel=1e-4)
+        weight = rng.standard_normal((6, 6, 3, 3)) * math.sqrt(2 / 54)
+        y = torch.nn.functional.conv2d(y, torch.tensor(quantised_weights(weight)), padding=1).clamp(min=0)
+    channels = y.detach().transpose(0, 1).reshape(6, -1)
+    allowed = tolerance("float32", 54)
+    assert found.variance[2] == pytest.approx(float(channels.var(1, unbiased=False).mean()), rel=allowed)
+    assert found.mean[2] == pytest.approx(float(channels.mean(1).square().mean()), rel=allowed)
+    (dx,) = torch.autograd.grad(y, x, cotangent)
+    assert found.gradient[0] == pytest.approx(float(dx.norm()), rel=allowed)
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
