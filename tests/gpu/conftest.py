@@ -23,5 +23,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     mine = [item for item in items if Path(__file__).parent in item.path.parents]
     reason = working_gpu() if mine else None
     for item in mine:
+        item.add_marker("gpu")
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
