@@ -15,15 +15,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import Clock, figures  # noqa: E402
-from first.shapes import Dims, Place  # noqa: E402
-from stand_in import PROPERTIES, Request, kernels, tensors, use_driver  # noqa: E402
+from common import Clock, figures
+from stand_in import PROPERTIES, Request, kernels, tensors, use_driver
 
-from normforge.codegen.kinds import TYPICAL_DEVICE, Device  # noqa: E402
-from normforge.codegen.plan import Plan, is_data  # noqa: E402
-from normforge.codegen.triton_cooperative import programs_at_once  # noqa: E402
-from normforge.kernels import direct  # noqa: E402
-from normforge.kernels.job import describe_device  # noqa: E402
+from first.shapes import Dims, Place
+from normforge.codegen.kinds import TYPICAL_DEVICE, Device
+from normforge.codegen.plan import Plan, is_data
+from normforge.codegen.triton_cooperative import programs_at_once
+from normforge.kernels import direct
+from normforge.kernels.job import describe_device
 
 SECONDS = 0.02  # of device time for a plan, about
 MOST_CALLS = 20

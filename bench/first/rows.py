@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,21 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """A file that stages append to."""
+    """A file that stages append to.
 
-    def __init__(self, path: Path, stage: str) -> None:
-        self.path, self.stage = path, stage
+    Attributes:
+        path: the file. stage: who writes.
+        end: when the stage is stopped, by the clock of `time.monotonic`.
+    """
+
+    def __init__(self, path: Path, stage: str, seconds: float = math.inf) -> None:
+        self.path, self.stage, self.end = path, stage, time.monotonic() + seconds
         path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the stage is stopped."""
+        return self.end - time.monotonic()
 
     def add(self, what: str, **found: Any) -> Row:
         """Write a row of this stage."""

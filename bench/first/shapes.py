@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gpu_peers import graph_of
 
 import normforge as nf
 from normforge.codegen.kinds import KINDS, plan_of_kind
@@ -29,7 +35,7 @@ class Place(NamedTuple):
     @property
     def graph(self) -> nf.Graph:
         """The layer."""
-        return nf.parse(self.layer)
+        return graph_of(self.layer)
 
     @property
     def title(self) -> str:

@@ -1,0 +1,28 @@
+"""Stage "bench": bench/gpu.py for as long as there is time; its own file holds the rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from first.rows import Rows
+
+RESERVED = 12  # seconds for starting it, its table and its plot
+
+
+def run(rows: Rows, *, rehearse: bool) -> None:
+    """One row with the verdicts."""
+    output = rows.path.parent / "gpu.json"
+    minutes = max(rows.left - RESERVED, 1) / 60
+    command = [sys.executable, str(Path(__file__).parents[1] / "gpu.py"), "--output", str(output)]
+    command += ["--rehearse", "--layers", "dyt"] if rehearse else ["--minutes", f"{minutes:.2f}"]
+    done = subprocess.run(command)
+    report = json.loads(output.read_text()) if output.exists() else {}
+    rows.add(
+        "bench", returned=done.returncode, rows=len(report.get("rows", [])), left_out=len(report.get("left_out", [])),
+        verdicts=report.get("verdicts", []),
+    )  # fmt: skip
