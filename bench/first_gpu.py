@@ -29,15 +29,13 @@ from first.stages import COMMANDS, HIDDEN, LIMITS, TABLE, function, run  # noqa:
 from first.tables import table  # noqa: E402
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """Of the stages: this tree first, and one cache for all of them."""
+def set_environment(cache: Path) -> None:
+    """For all that is started here: this tree first, and one cache."""
     paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "PYTHONUNBUFFERED": "1",
-        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(cache)),
-        "NORMFORGE_CACHE": os.environ.get("NORMFORGE_CACHE", str(cache / "normforge")),
-    }
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache))
+    os.environ.setdefault("NORMFORGE_CACHE", str(cache / "normforge"))
 
 
 def command(name: str, output: Path, *, rehearse: bool) -> None:
@@ -46,7 +44,7 @@ def command(name: str, output: Path, *, rehearse: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     rows = output / f"{name}.jsonl"
     rows.unlink(missing_ok=True)
-    cache = Path(tempfile.gettempdir()) / ("normforge-rehearsal" if rehearse else "normforge-gpu")
+    set_environment(Path(tempfile.gettempdir()) / ("normforge-rehearsal" if rehearse else "normforge-gpu"))
     with (output / f"{name}.log").open("w") as log:
         for stage in COMMANDS[name]:
             left = LIMITS[name] - TABLE - (time.monotonic() - start)
@@ -56,7 +54,7 @@ def command(name: str, output: Path, *, rehearse: bool) -> None:
             if seconds <= 1:
                 Rows(rows, stage.name).add("stage", ended="no time was left", seconds=0, limit=0)
                 continue
-            run(stage, seconds, rows, log, rehearse=rehearse, environment=environment(cache))
+            run(stage, seconds, rows, log, rehearse=rehearse)
             over = max(stage.seconds + over - (time.monotonic() - began), 0.0)
     text = table(read(rows), name)
     (output / f"{name}.txt").write_text(text)

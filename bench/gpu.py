@@ -328,8 +328,8 @@ def plan_only(options: argparse.Namespace, report: dict[str, Any]) -> None:
     report["status"] = "not run: no GPU" if not torch.cuda.is_available() else "not run: planned only"
 
 
-def main() -> int:
-    """Parse the command line, run, print, write."""
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line (or what is given in its place), run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="everything, without a limit of time")
     parser.add_argument("--plan", action="store_true", help="print and write what would be run; keeps measured results")
@@ -343,7 +343,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.05, help="of device time for each peer of a row, about")
     parser.add_argument("--output", type=Path, help="where the JSON goes, and plots beside it")
     parser.add_argument("--compile-one", nargs=2, metavar=("LAYER", "PEER"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.backend = "c" if options.rehearse else "triton"
     if options.compile_one:
         clock = Clock("cpu" if options.rehearse else "cuda")

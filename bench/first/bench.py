@@ -18,11 +18,16 @@ def run(rows: Rows, *, rehearse: bool) -> None:
     """One row with the verdicts."""
     output = rows.path.parent / "gpu.json"
     minutes = max(rows.left - RESERVED, 1) / 60
-    command = [sys.executable, str(Path(__file__).parents[1] / "gpu.py"), "--output", str(output)]
-    command += ["--rehearse", "--layers", "dyt"] if rehearse else ["--minutes", f"{minutes:.2f}"]
-    done = subprocess.run(command)
+    options = ["--output", str(output)]
+    if rehearse:
+        from gpu import main
+
+        returned = main([*options, "--rehearse", "--layers", "dyt", "--minutes", "0"])
+    else:
+        command = [sys.executable, str(Path(__file__).parents[1] / "gpu.py"), *options, "--minutes", f"{minutes:.2f}"]
+        returned = subprocess.run(command).returncode
     report = json.loads(output.read_text()) if output.exists() else {}
     rows.add(
-        "bench", returned=done.returncode, rows=len(report.get("rows", [])), left_out=len(report.get("left_out", [])),
+        "bench", returned=returned, rows=len(report.get("rows", [])), left_out=len(report.get("left_out", [])),
         verdicts=report.get("verdicts", []),
     )  # fmt: skip

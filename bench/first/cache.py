@@ -32,12 +32,12 @@ def unpacked(rows: Rows, *, rehearse: bool) -> None:
 
 def run(rows: Rows, *, rehearse: bool) -> None:
     """Where the carried kernels do not fit, compile those of the stages that have one process, then the suite's."""
-    from precompile import build, requests
-
     tried = of(read(rows.path), "cache")
     if tried and tried[-1].get("tried") and tried[-1]["hits"] == tried[-1]["tried"] and not rehearse:
         rows.add("compiled", kernels=0)
         return
+    from precompile import build, requests
+
     jobs = 1 if rehearse else os.cpu_count() or 1
     wanted = requests(("tiny",) if rehearse else ("launches", "kinds", "suite"))
     rows.attempt("compiled", lambda: {"kernels": build(wanted, jobs, seconds=rows.left - 4)})

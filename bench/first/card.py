@@ -55,15 +55,23 @@ class Card:
         """What the choice of a kind asks."""
         return describe_device(torch.device("cuda", 0)) if self.device == "cuda" else TYPICAL_DEVICE
 
+    @property
+    def stream(self) -> dict[str, Any]:
+        """The field of a loaded plan that asks for the current stream, where there is none to be asked for."""
+        return {} if self.device == "cuda" else {"stream": lambda index: 0}
+
     def load(self, plan: Plan, title: str) -> Any:
         """The callable of a plan."""
         from normforge.kernels.launch_cooperative import CooperativeObject
         from normforge.kernels.launch_triton import load
 
         loaded = load(plan, title)
-        if self.device == "cpu" and isinstance(loaded, CooperativeObject):
-            return replace(loaded, properties=lambda index: self.properties)
-        return loaded
+        if self.device == "cuda":
+            return loaded
+        if isinstance(loaded, CooperativeObject):
+            twin = replace(loaded.twin, **self.stream)
+            return replace(loaded, **self.stream, properties=lambda index: self.properties, twin=twin)
+        return replace(loaded, **self.stream)
 
     def tensors(self, plan: Plan, dims: Dims, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
         """Operands, saved statistics positive, and outputs full of NaN."""

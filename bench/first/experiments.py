@@ -142,11 +142,11 @@ def build(card: Card, plan: Plan, one: Experiment) -> Any:
         module = replace(module, source=source)
     functions = launch_triton.execute_text(module.source, f"{plan.symbol}_{crc32(one.name.encode())}")
     if plan.kind != "cooperative":
-        return launch_triton.TritonObject(module, functions)
+        return launch_triton.TritonObject(module, functions, **card.stream)
     twin = card.load(replace(plan, kind="multi-launch"), one.place.title)
     options = dict(launch_triton.CUDA_OPTIONS)
     function = functions[module.launches[0].kernel]
-    return CooperativeObject(plan, module, function, twin, options, properties=lambda index: card.properties)
+    return CooperativeObject(plan, module, function, twin, options, properties=lambda index: card.properties, **card.stream)
 
 
 @contextmanager

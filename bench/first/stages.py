@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -62,38 +63,81 @@ def function(name: str) -> Callable[..., None]:
     return found
 
 
-def run(stage: Stage, seconds: float, rows: Path, log: IO[str], *, rehearse: bool, environment: dict[str, str]) -> None:
+def run(stage: Stage, seconds: float, rows: Path, log: IO[str], *, rehearse: bool) -> None:
     """Run a stage; whatever happens, it is over after `seconds`, and a row says how it ended."""
-    command = [
-        sys.executable, str(BENCH / "first_gpu.py"), "--stage", stage.name, "--rows", str(rows),
-        "--seconds", f"{seconds:.1f}", *(["--rehearse"] if rehearse else []),
-    ]  # fmt: skip
     start = time.monotonic()
     log.write(f"==== {stage.name}, {seconds:.0f} s\n")
     log.flush()
-    process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )  # so that what it starts can be stopped with it
+    process = (_fork if rehearse else _spawn)(stage, seconds, rows, log)
     ended = "done"
     try:
-        if process.wait(timeout=seconds):
-            ended = f"failed: it returned {process.returncode}"
+        if process.wait(seconds):
+            ended = f"failed: it returned {process.wait(0)}"
     except subprocess.TimeoutExpired:
         ended = "stopped at its limit"
     stop(process)
-    Rows(rows, stage.name).add(
-        "stage", ended=ended, seconds=round(time.monotonic() - start, 1), limit=round(seconds, 1)
-    )
+    took = round(time.monotonic() - start, 1)
+    Rows(rows, stage.name).add("stage", ended=ended, seconds=took, limit=round(seconds, 1))
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+class Process(Protocol):
+    """The leader of a process group."""
+
+    pid: int
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it is still running then.
+        """
+
+
+def _spawn(stage: Stage, seconds: float, rows: Path, log: IO[str]) -> Process:
+    """A process of its own, in a group of its own, so that what it starts can be stopped with it."""
+    command = [
+        sys.executable, str(BENCH / "first_gpu.py"), "--stage", stage.name, "--rows", str(rows),
+        "--seconds", f"{seconds:.1f}",
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+class _Forked:
+    """A rehearsed stage: a fork, which need not import everything again."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._process = get_context("fork").Process(target=work)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a stage", timeout)
+        return self._process.exitcode
+
+
+def _fork(stage: Stage, seconds: float, rows: Path, log: IO[str]) -> Process:
+    what = function(stage.name)
+
+    def work() -> None:
+        os.setsid()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        what(Rows(rows, stage.name, seconds), rehearse=True)
+
+    return _Forked(work)
+
+
+def stop(process: Process) -> None:
     """End a stage and everything that it started, which may have outlived it."""
-    for sign, wait in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError):
+    for sign, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=wait)
-            if sign == signal.SIGTERM and not _alive(process.pid):
+            process.wait(seconds)
+            if not _alive(process.pid):
                 return
 
 

@@ -23,7 +23,7 @@ CONFORMANCE = "tests/gpu/test_gpu_conformance.py::test_kernels"
 def run(rows: Rows, *, rehearse: bool) -> None:
     """The whole suite; where the cache that was carried here does not fit, without float16."""
     missed = any(row.get("tried") and row["hits"] < row["tried"] for row in of(read(rows.path), "cache"))
-    pytest(rows, ["tests/gpu", *(["-k", "not float16"] if missed else [])], rehearse=rehearse)
+    tests(rows, ["tests/gpu", *(["-k", "not float16"] if missed else [])], rehearse=rehearse)
 
 
 def again(rows: Rows, *, rehearse: bool) -> None:
@@ -32,7 +32,7 @@ def again(rows: Rows, *, rehearse: bool) -> None:
     if not before.exists():
         before = ROOT / "bench" / "results" / "knowledge.jsonl"
     failed = [row["test"] for row in of(read(before), "test") if row["outcome"] == "failed"]
-    pytest(rows, list(dict.fromkeys([*failed, *one_of_each_kind()])), rehearse=rehearse)
+    tests(rows, list(dict.fromkeys([*failed, *one_of_each_kind()])), rehearse=rehearse)
 
 
 def one_of_each_kind() -> list[str]:
@@ -45,14 +45,18 @@ def one_of_each_kind() -> list[str]:
     return list(found.values())
 
 
-def pytest(rows: Rows, what: list[str], *, rehearse: bool) -> None:
+def tests(rows: Rows, what: list[str], *, rehearse: bool) -> None:
     """Run tests; a row each that did not pass, as it ends, and one with counts. A rehearsal collects only."""
     log = rows.path.with_suffix(".tests.jsonl")
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *what]
-    command += (
-        ["--collect-only", "-n", "0"] if rehearse else ["-n", str(PROCESSES), "--timeout", "60", "--maxfail", "60"]
-    )
+    usual = ["-q", "-m", "gpu", "-p", "no:cacheprovider", *what]
+    if rehearse:
+        import pytest as package
+
+        os.chdir(ROOT)
+        rows.add("suite", returned=int(package.main([*usual, "--collect-only", "-n", "0"])), **gather(rows, log), tail="")
+        return
+    command = [sys.executable, "-m", "pytest", *usual, "-n", str(PROCESSES), "--timeout", "60", "--maxfail", "60"]
     environment = os.environ | {"NORMFORGE_GPU_LOG": str(log.absolute()), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
