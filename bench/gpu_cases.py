@@ -37,8 +37,8 @@ REHEARSED = (
     Case("dyt", (2, 6, 32), "float32", "nhwc"),
 )
 # Seconds that things are expected to take on an H100 with 16 cores, from what they take elsewhere: a graph that
-# torch.compile compiles, its slowest mode, a peer of a row (checks and 4 rounds of calls), a row (reference and kinds), a
-# network (with torch's choice of convolutions), and the parts after the rows.
+# torch.compile compiles, its slowest mode, a peer of a row (checks and 4 rounds of calls), a row (reference and kinds),
+# a network (with torch's choice of convolutions), and the parts after the rows.
 GRAPH, SLOWEST, PEER, ROW, NETWORK = 6.0, 45.0, 0.35, 2.0, 5.0
 LATER = {"host": 15.0, "recompiles": 25.0, "compile_seconds": 60.0}
 

@@ -151,7 +151,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
         table.add_row(
             r["layer"], "x".join(map(str, r["shape"])), f"{r['dtype']} {r['layout']}", ORDERS[r["order"]],
             f"{plan['kind']}, {plan['launches']}", f"{plan['tensor_bytes'] / 1e6:.1f}",
-            f"{plan['planned_bytes'] / plan['floor_bytes']:.2f}", "" if part is None else f"{part:.0%}", "" if most is None else f"{most:.0%}",
+            f"{plan['planned_bytes'] / plan['floor_bytes']:.2f}", "" if part is None else f"{part:.0%}",
+            "" if most is None else f"{most:.0%}",
             _fastest(r), *cells,
         )  # fmt: skip
     console.print(table)
@@ -207,8 +208,8 @@ def show_kinds(console: Console, report: dict[str, Any]) -> None:
                 f"refused: {found['refused']}" if found["refused"] else f"{spilled} bytes spilled" if spilled else ""
             )
             table.add_row(
-                label(r), kind + own, f"{found['ms']['median']:.3f}", f"{found['workspace_bytes'] / 1e6:.1f}", used, blocks,
-                remark,
+                label(r), kind + own, f"{found['ms']['median']:.3f}", f"{found['workspace_bytes'] / 1e6:.1f}", used,
+                blocks, remark,
             )  # fmt: skip
     if table.row_count:
         console.print(table)

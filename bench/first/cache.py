@@ -8,6 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from carry import unpack
+
 from first.rows import Rows, of, read
 
 ARCHIVE = Path(__file__).parents[1] / "kernels.tar.xz"
@@ -21,8 +23,6 @@ def archive() -> Path | None:
 
 def unpacked(rows: Rows, *, rehearse: bool) -> None:
     """Unpack the archive into Triton's cache."""
-    from precompile import unpack
-
     found = archive()
     if found is None:
         rows.add("unpacked", kernels=0, error="there is no archive")

@@ -112,8 +112,8 @@ class Card:
 
 
 def compiled(loaded: Any, request: Request) -> list[dict[str, Any]]:
-    """For each kernel of a plan that was run: name, grid, registers a thread, bytes spilled, shared bytes and warps of a
-    program, and programs that a processor runs at once."""
+    """For each kernel of a plan that was run: name, grid, registers a thread, bytes spilled, shared bytes and warps of
+    a program, and programs that a processor runs at once."""
     functions = getattr(loaded, "functions", None) or {"": loaded.function}
     made = {}
     for function in functions.values():
@@ -131,7 +131,8 @@ def compiled(loaded: Any, request: Request) -> list[dict[str, Any]]:
         used, shared = one.n_regs, one.metadata.shared
         found.append({
             "name": kernel.name, "programs": grid if plan.kind != "cooperative" else None, "registers": used,
-            "spilled": one.n_spills, "shared": shared, "warps": kernel.warps, "blocks_an_sm": at_once(used, shared, kernel.warps),
+            "spilled": one.n_spills, "shared": shared, "warps": kernel.warps,
+            "blocks_an_sm": at_once(used, shared, kernel.warps),
         })  # fmt: skip
     return found
 

@@ -63,16 +63,17 @@ _BN_FIRST = Place("bn-relu", (128, 256, 56, 56), "nchw")
 _EVO = Place("evonorm-b0", (128, 256, 56, 56), "nchw")
 _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
+_LAUNCH, _COOPERATIVE = "codegen.triton_launch", "codegen.triton_cooperative"
 _PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=4):"),)
 EXPERIMENTS = (
     Experiment("loads of loops pipelined", _BN_LAST, 0, "multi-launch", text=_PIPELINED),
     Experiment("loads of loops pipelined", _EVO, 2, "multi-launch", text=_PIPELINED),
     Experiment("loads of loops pipelined", _GN, 0, "swept", text=_PIPELINED),
-    Experiment("few programs, long chunks", _BN_FIRST, 0, "multi-launch", {"codegen.triton_launch.ENOUGH_PROGRAMS": 1024}),
-    Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {"codegen.triton_launch.ENOUGH_PROGRAMS": 16384}),
-    Experiment("merges by more programs", _VAE, 1, "multi-launch", {"codegen.triton_launch.MANY_ROWS": 8}),
-    Experiment("merges by wider programs", _BN_LAST, 1, "multi-launch", {"codegen.triton_launch.MANY_ROWS_BLOCKS": (1, 128, 1)}),
-    Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {"codegen.triton_cooperative.L2_SHARE": 0.25}),
+    Experiment("few programs, long chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 1024}),
+    Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 16384}),
+    Experiment("merges by more programs", _VAE, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS": 8}),
+    Experiment("merges by wider programs", _BN_LAST, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS_BLOCKS": (1, 128, 1)}),
+    Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {f"{_COOPERATIVE}.L2_SHARE": 0.25}),
     Experiment("128 registers a thread", _GN, 0, "resident", options={"maxnreg": 128}),
     Experiment("128 registers a thread", _EVO, 1, "multi-launch", options={"maxnreg": 128}),
 )  # fmt: skip
@@ -146,7 +147,9 @@ def build(card: Card, plan: Plan, one: Experiment) -> Any:
     twin = card.load(replace(plan, kind="multi-launch"), one.place.title)
     options = dict(launch_triton.CUDA_OPTIONS)
     function = functions[module.launches[0].kernel]
-    return CooperativeObject(plan, module, function, twin, options, properties=lambda index: card.properties, **card.stream)
+    return CooperativeObject(
+        plan, module, function, twin, options, properties=lambda index: card.properties, **card.stream
+    )
 
 
 @contextmanager

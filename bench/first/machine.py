@@ -1,4 +1,4 @@
-"""Stage "card": versions, the card, what a copy moves a second, and whether Triton's cache that was carried here fits."""
+"""Stage "card": versions, the card, what a copy moves a second, and whether the kernels that were carried here fit."""
 
 from __future__ import annotations
 

@@ -83,8 +83,6 @@ def parse(text: str) -> list[dict[str, str | dict[str, str]]]:
 
 def profiled(rows: Rows, *, rehearse: bool) -> None:
     """What the tool watches: each plan once."""
-    from first.card import Card
-    from first.shapes import Place
 
     card = Card.find(rehearse=rehearse)
     for about, order, kind in PROFILED:

@@ -54,7 +54,9 @@ def tests(rows: Rows, what: list[str], *, rehearse: bool) -> None:
         import pytest as package
 
         os.chdir(ROOT)
-        rows.add("suite", returned=int(package.main([*usual, "--collect-only", "-n", "0"])), **gather(rows, log), tail="")
+        rows.add(
+            "suite", returned=int(package.main([*usual, "--collect-only", "-n", "0"])), **gather(rows, log), tail=""
+        )
         return
     command = [sys.executable, "-m", "pytest", *usual, "-n", str(PROCESSES), "--timeout", "60", "--maxfail", "60"]
     environment = os.environ | {"NORMFORGE_GPU_LOG": str(log.absolute()), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
