@@ -36,11 +36,24 @@ from common import Clock, machine, write
 from first.card import Card
 from first.kinds import measure as measure_kind
 from first.shapes import plans
-from gpu_cases import LATER, NETWORK, NETWORKS, REHEARSED, TOKEN_LAYERS, cases, expected, place_of, planned, wanted
+from gpu_cases import (
+    LATER,
+    NETWORK,
+    NETWORKS,
+    REHEARSED,
+    TOKEN_LAYERS,
+    WARM,
+    cases,
+    expected,
+    place_of,
+    planned,
+    wanted,
+)
 from gpu_cases import seconds as seconds_of
 from gpu_network import train
 from gpu_peers import INDUCTOR, Case, Results, compiled, deviation, inductor, peers, run
 from gpu_report import plot, show, verdicts
+from gpu_warm import warm
 from rich.console import Console
 from rich.progress import Progress
 
@@ -274,12 +287,15 @@ def measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
             report["left_out"] += [name] if over else []
             return over
 
+        if options.warm and clock.cuda:
+            part("torch.compile's graphs")
+            report["warmed"] = warm(todo, options.warm, WARM)
         report["network"] = {}
         for i, variant in enumerate(NETWORKS[:3]):
             if i == 0 or not late(f"ResNet-50, {variant}", NETWORK):
                 train_network(variant)
         for case in todo:
-            if late(str(case), seconds_of(case) / 2 + RESERVED * 60 * options.minutes):
+            if late(str(case), seconds_of(case, warm=bool(options.warm)) / 2 + RESERVED * 60 * options.minutes):
                 continue
             part(str(case))
             try:
@@ -317,7 +333,9 @@ def plan_only(options: argparse.Namespace, report: dict[str, Any]) -> None:
     """The rows with what their plans say, and no times; the order of a run and the seconds that are expected of it."""
     total = 0.0
     layers = frozenset(filter(None, options.layers.split(",")))
-    for what, seconds in expected(full=options.full, autotune=options.max_autotune, layers=layers):
+    for what, seconds in expected(
+        full=options.full, autotune=options.max_autotune, layers=layers, warm=bool(options.warm)
+    ):
         total += seconds
         print(f"{total:6.0f} s  {what} ({seconds:.0f} s)")
         report.setdefault("expected", []).append({"what": what, "seconds": seconds, "until": total})
@@ -341,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help=rehearse)
     parser.add_argument("--layers", default="", help="only these, comma-separated")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile's slowest mode is a peer too")
+    warm_help = "processes that first compile torch.compile's graphs, 40 s at most; its first calls are then not cold"
+    parser.add_argument("--warm", type=int, default=0, help=warm_help)
     parser.add_argument("--minutes", type=float, default=8.0, help="limit of a run that is not --full")
     parser.add_argument("--seconds", type=float, default=0.05, help="of device time for each peer of a row, about")
     parser.add_argument("--output", type=Path, help="where the JSON goes, and plots beside it")

@@ -78,7 +78,7 @@ EXPERIMENTS = (
     Experiment("128 registers a thread", _EVO, 1, "multi-launch", options={"maxnreg": 128}),
 )  # fmt: skip
 REHEARSED = (
-    Experiment("loads of loops pipelined", TINY[0], 0, "multi-launch", text=_PIPELINED),
+    Experiment("loads of loops pipelined", TINY[0], 0, "swept", text=_PIPELINED),
     Experiment("a constant that is gone", TINY[0], 0, "multi-launch", {"codegen.triton_launch.GONE": 1}),
 )
 
