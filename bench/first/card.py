@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Clock, figures
 from stand_in import PROPERTIES, Request, kernels, tensors, use_driver
 
+from first.rows import Rows, words
 from first.shapes import Dims, Place
 from normforge.codegen.kinds import TYPICAL_DEVICE, Device
 from normforge.codegen.plan import Plan, is_data
@@ -27,6 +29,7 @@ from normforge.kernels.job import describe_device
 
 SECONDS = 0.02  # of device time for a plan, about
 MOST_CALLS = 20
+AFRESH = 15.0  # seconds that are enough for a new process to be of use
 
 
 @dataclass
@@ -54,6 +57,19 @@ class Card:
     def described(self) -> Device:
         """What the choice of a kind asks."""
         return describe_device(torch.device("cuda", 0)) if self.device == "cuda" else TYPICAL_DEVICE
+
+    def again_if_lost(self, rows: Rows) -> None:
+        """After an illegal access a process can do nothing more on its device: a new one then goes on with the stage,
+        whose rows so far tell it where."""
+        try:
+            self.clock.wait()
+        except RuntimeError as error:
+            if rows.left < AFRESH:
+                raise
+            rows.add("device lost", error=words(error))
+            script = str(Path(__file__).parents[1] / "first_gpu.py")
+            more = ["--stage", rows.stage, "--rows", str(rows.path), "--seconds", f"{rows.left:.1f}"]
+            os.execv(sys.executable, [sys.executable, script, *more])
 
     @property
     def stream(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Stage "experiments": what another choice in the making of kernels would give, a line each.
 
-An experiment is a plan at a shape, and what is changed: constants of normforge by module and name, options of
-compilation, or the text of the kernels by a pattern. Add a line to EXPERIMENTS; what does not apply any more says so in
-its row instead of failing the others.
+An experiment is a plan at a shape, and what is changed: constants and functions of normforge by module and name, or the
+text of the kernels by a pattern. Add a line to EXPERIMENTS; what does not apply any more says so in its row instead of
+failing the others.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ class Experiment:
 
     Attributes:
         name: in words.
-        place, order, kind: the plan; kind "" is the one that all constants together choose.
+        place, order, kind: the plan.
         constants: "module.NAME" of normforge.codegen or normforge.kernels -> value.
-        options: of compilation.
         text: (pattern, replacement) in the source, each of which must match.
     """
 
@@ -54,7 +53,6 @@ class Experiment:
     order: int
     kind: str
     constants: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
     text: tuple[tuple[str, str], ...] = ()
 
 
@@ -65,6 +63,14 @@ _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
 _LAUNCH, _COOPERATIVE = "codegen.triton_launch", "codegen.triton_cooperative"
 _PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=4):"),)
+
+
+def _at_most(registers: int) -> dict[str, Any]:
+    """Of compilation: registers a thread, for more programs at once."""
+    return {"kernels.launch_triton.warp_options": lambda options, warps: {"num_warps": warps, "maxnreg": registers}}
+
+
+_AT_MOST_128 = _at_most(128)
 EXPERIMENTS = (
     Experiment("loads of loops pipelined", _BN_LAST, 0, "multi-launch", text=_PIPELINED),
     Experiment("loads of loops pipelined", _EVO, 2, "multi-launch", text=_PIPELINED),
@@ -74,8 +80,8 @@ EXPERIMENTS = (
     Experiment("merges by more programs", _VAE, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS": 8}),
     Experiment("merges by wider programs", _BN_LAST, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS_BLOCKS": (1, 128, 1)}),
     Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {f"{_COOPERATIVE}.L2_SHARE": 0.25}),
-    Experiment("128 registers a thread", _GN, 0, "resident", options={"maxnreg": 128}),
-    Experiment("128 registers a thread", _EVO, 1, "multi-launch", options={"maxnreg": 128}),
+    Experiment("128 registers a thread", _GN, 0, "resident", _AT_MOST_128),
+    Experiment("128 registers a thread", _EVO, 1, "multi-launch", _AT_MOST_128),
 )  # fmt: skip
 REHEARSED = (
     Experiment("loads of loops pipelined", TINY[0], 0, "swept", text=_PIPELINED),
@@ -91,9 +97,12 @@ def run(rows: Rows, *, rehearse: bool) -> None:
             rows.add("left out", name=one.name, place=str(one.place))
             continue
         place = {"layer": one.place.layer, "shape": list(one.place.shape), "layout": one.place.layout}
+        if rows.has("experiment", name=one.name, **place, order=one.order):
+            continue
         rows.attempt(
             "experiment", lambda one=one: measure(card, one), name=one.name, **place, order=one.order, kind=one.kind
         )  # type: ignore[misc]
+        card.again_if_lost(rows)
         gc.collect()
         if card.device == "cuda":
             torch.cuda.empty_cache()
@@ -154,18 +163,16 @@ def build(card: Card, plan: Plan, one: Experiment) -> Any:
 
 @contextmanager
 def changed(one: Experiment) -> Iterator[None]:
-    """The constants and options of an experiment; what was worked out under others is forgotten before and after."""
+    """The constants of an experiment; what was worked out under others is forgotten before and after."""
     before: list[tuple[Any, str, Any]] = []
-    wanted = {**one.constants, **({"kernels.launch_triton.CUDA_OPTIONS": one.options} if one.options else {})}
     try:
-        for path, value in wanted.items():
+        for path, value in one.constants.items():
             home, name = path.rsplit(".", 1)
             module = importlib.import_module(f"normforge.{home}")
             if not hasattr(module, name):
                 raise LookupError(f"normforge.{path} is gone")
-            was = getattr(module, name)
-            before.append((module, name, was))
-            setattr(module, name, was | value if isinstance(was, dict) and one.options else value)
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
         forget()
         yield
     finally:

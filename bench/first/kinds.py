@@ -52,6 +52,8 @@ def compare(card: Card, rows: Rows, where: Place, order: int, known: dict[tuple[
     best: dict[str, float] = {}
     first: list[Tensor] = []
     for plan in plans(where, (order,)):
+        if rows.has("kind", **about(where, plan)):  # before the device was lost
+            continue
         made: list[Tensor] = []
         row = rows.attempt(
             "kind",
@@ -61,6 +63,7 @@ def compare(card: Card, rows: Rows, where: Place, order: int, known: dict[tuple[
             predicted_ms=known.get(key(about(where, plan))),
             differs=None,
         )
+        card.again_if_lost(rows)
         first = first or made
         if "error" not in row and not row["refused"]:
             best[plan.kind] = row["ms"]["median"]

@@ -34,8 +34,9 @@ def run(rows: Rows, *, rehearse: bool) -> None:
         for order in (0,) if rehearse else (0, 1, 2):
             for kind in KINDS:
                 plan = place.plan(order, kind)
-                if plan is not None:
+                if plan is not None and not rows.has("launch", **about(place, plan)):
                     rows.attempt("launch", lambda p=plan, w=place: check(card, w, p), **about(place, plan))  # type: ignore[misc]
+                    card.again_if_lost(rows)
 
 
 def check(card: Card, where: Place, plan: Plan) -> Row:

@@ -30,6 +30,11 @@ class Rows:
         """Seconds until the stage is stopped."""
         return self.end - time.monotonic()
 
+    def has(self, what: str, **about: Any) -> bool:
+        """Has this stage a row of that, written by it or by the process that it took over from?"""
+        found = (row for row in of(read(self.path), what) if row["stage"] == self.stage)
+        return any(all(row.get(key) == value for key, value in about.items()) for row in found)
+
     def add(self, what: str, **found: Any) -> Row:
         """Write a row of this stage."""
         row = {"stage": self.stage, "what": what, **found}

@@ -23,7 +23,7 @@ CONFORMANCE = "tests/gpu/test_gpu_conformance.py::test_kernels"
 def run(rows: Rows, *, rehearse: bool) -> None:
     """The whole suite; where the cache that was carried here does not fit, without float16."""
     missed = any(row.get("tried") and row["hits"] < row["tried"] for row in of(read(rows.path), "cache"))
-    tests(rows, ["tests/gpu", *(["-k", "not float16"] if missed else [])], rehearse=rehearse)
+    tests(rows, ["tests/gpu", *(["-k", "not float16 or bfloat16"] if missed else [])], rehearse=rehearse)
 
 
 def again(rows: Rows, *, rehearse: bool) -> None:

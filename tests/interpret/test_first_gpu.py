@@ -132,3 +132,11 @@ def test_precompiled_kernels_are_found_again(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "4 compiled and 0 found" in done.stdout and ": 0 not found" in done.stdout
+
+
+def test_a_stage_goes_on_where_another_process_was_cut_off(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows.jsonl", "kinds")
+    rows.add("kind", layer="dyt", shape=[2, 3], order=0)
+    Rows(rows.path, "launches").add("kind", layer="dyt", shape=[2, 3], order=1)
+    assert rows.has("kind", layer="dyt", shape=[2, 3], order=0)
+    assert not rows.has("kind", layer="dyt", order=1) and not rows.has("choice", layer="dyt")
