@@ -77,7 +77,6 @@ class _Note:
     title: str
 
     def __call__(self, tensors: Sequence[Tensor], dims: Dims) -> None:
-        # What choose_plan says of a shape is not part of the text: one request for all shapes of one launch.
         _notes[Request(self.plan, self.title, tuple(dims))] = None
 
 

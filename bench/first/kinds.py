@@ -61,7 +61,6 @@ def compare(card: Card, rows: Rows, where: Place, order: int, known: dict[tuple[
             **about(where, plan),
             chosen=plan.kind == chosen,
             predicted_ms=known.get(key(about(where, plan))),
-            differs=None,
         )
         card.again_if_lost(rows)
         first = first or made

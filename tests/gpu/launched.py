@@ -10,7 +10,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "bench"), str(Path(__file__).par
 
 from cases import table  # noqa: E402
 from stand_in import Request, recorded  # noqa: E402
-from steps import COOPERATIVE, COOPERATIVE_GROUPS, COOPERATIVE_SHAPE, EVERY, walk  # noqa: E402
+from steps import COOPERATIVE, COOPERATIVE_GROUPS, COOPERATIVE_SHAPE, EVERY, MUTATED, mutated, walk  # noqa: E402
 
 from normforge.codegen.shapes import plan_dims  # noqa: E402
 
@@ -28,6 +28,8 @@ def suite() -> list[Request]:
         assert plan is not None
         for either in (plan, replace(plan, kind="multi-launch")):
             found[Request(either, case.title, dims)] = None
+    for case in MUTATED:
+        found[Request(mutated(case), case.title, case.dims)] = None
     for step in EVERY:
         with recorded() as made:
             walk(step)

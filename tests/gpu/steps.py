@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from cases import NESTED, Case
+from cases import NESTED, TELLING, Case
+from derivatives import mutations
 from reference import EXTREME as EXTREME_LAYERS
 from reference import FIRST_SHAPES, run
 from torch import Tensor
 
 import normforge as nf
+from normforge.codegen.kinds import KINDS, plan_of_kind
+from normforge.codegen.plan import Plan
 
 
 class Module(NamedTuple):
@@ -96,7 +100,21 @@ COOPERATIVE = [
     for layer in ("bn-relu", "bn-silu", "gn-silu", "in-relu", "evonorm-b0", "evonorm-s0")
     for order in range(3)
 ]
+MUTATED = [
+    *(Case("gn-silu", 1, kind, *TELLING) for kind in KINDS if kind != "cooperative"),
+    Case("gn-silu", 1, "cooperative", "float32", "nchw", "large", 0),  # which has a tile
+]
 EVERY = (*MODULES, *EXTREME, *DETERMINISTIC, *CAPTURED, *TRACED, *WAITING, *SHIFTED, *MEMORY, *TWENTY, *OTHERS)
+
+
+def mutated(case: Case) -> Plan:
+    """The plan of a case without a term."""
+    (plan, *_) = (
+        plan
+        for graph in mutations(case.program.graph)
+        if (plan := plan_of_kind(case.kind, replace(case.program, graph=graph), case.dtype, case.layout)) is not None
+    )
+    return plan
 
 
 def walk(step: Module, device: str = "meta") -> None:

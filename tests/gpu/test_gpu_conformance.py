@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import Case, table
-from derivatives import check, draw, expected, mutations
+from derivatives import check, draw, expected
 from reference import check_against_eager, check_extreme
-from steps import DETERMINISTIC, EXTREME, MODULES, Module
+from steps import DETERMINISTIC, EXTREME, MODULES, MUTATED, Module, mutated
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS, plan_of_kind
 from normforge.codegen.plan import Plan
 
 
@@ -34,16 +32,12 @@ def test_kernels(case: Case) -> None:
     assert not getattr(run, "refused", None), f"{case} ran another kind: {run.refused}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kernel_without_a_term_fails(kind: str) -> None:
-    case = next(c for c in table() if (c.layer, c.order, c.kind) == ("gn-silu", 1, kind))
-    case = case._replace(dtype="float32")
+@pytest.mark.parametrize("case", MUTATED, ids=lambda case: case.kind)
+def test_a_kernel_without_a_term_fails(case: Case) -> None:
     values = draw(case)
     want = expected(case, values)
-    graph = mutations(case.program.graph)[0]
-    plan = plan_of_kind(kind, replace(case.program, graph=graph), case.dtype, case.layout)
     with pytest.raises(AssertionError, match="error"):
-        check(case, load(case, plan), values, want, "cuda")
+        check(case, load(case, mutated(case)), values, want, "cuda")
 
 
 @pytest.mark.parametrize("step", MODULES, ids=str)
