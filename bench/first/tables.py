@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from first.rows import Row, of
+from first.rows import Row, of, words
 
 WIDTH = 170
 SHOWN = 20  # failures at most
@@ -20,7 +20,10 @@ def table(rows: Sequence[Row], name: str) -> str:
     """Everything short enough to read at once; the rest is in the rows."""
     console = Console(file=io.StringIO(), width=WIDTH)
     for part in (stages, card, launches, suite, choices, kinds, profiles, experiments, bench, failures):
-        part(console, rows)
+        try:
+            part(console, rows)
+        except (KeyError, TypeError, ValueError) as error:  # a row that was not foreseen must not cost the table
+            console.print(f"{part.__name__}: {words(error)}", markup=False)
     file = console.file
     assert isinstance(file, io.StringIO)
     return f"{name}\n{file.getvalue()}"

@@ -94,6 +94,11 @@ def test_what_a_failure_costs(tmp_path: Path) -> None:
     assert "1 x kinds, kind: RuntimeError" in table([row], "knowledge")
 
 
+def test_a_row_that_was_not_foreseen_does_not_cost_the_table() -> None:
+    text = table([{"stage": "kinds", "what": "choice"}, {"stage": "card", "what": "stage", "seconds": 1}], "knowledge")
+    assert "choices: KeyError" in text and "stages: KeyError" in text
+
+
 def test_nsight_s_csv() -> None:
     text = (
         "==PROF== Connected\n"
