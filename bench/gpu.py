@@ -1,14 +1,15 @@
 """Speed of the Triton backend on one GPU, beside what one would use without it.
 
-    python bench/gpu.py            the layers and shapes that the verdicts are about, under 8 minutes on an H200
-    python bench/gpu.py --full     every layer, shape, dtype and layout; torch.compile's max-autotune everywhere
-    python bench/gpu.py --plan     what would be run, with the bytes that each plan moves; needs no GPU
+    python bench/gpu.py            the layers and shapes that the verdicts are about, as many as 8 minutes allow
+    python bench/gpu.py --full     every layer, shape, dtype and layout
+    python bench/gpu.py --plan     what would be run, in which order and for how long; needs no GPU
 
 A row is a layer, a shape, a dtype, a layout and an order, timed alone: forward, backward given forward, double backward
-given both. Each peer is first checked against float64 on the device; one that is wrong is reported and not timed. Peers
-take turns by blocks of calls. `device` is the time between two CUDA events with a cold level-2 cache while Python runs
-ahead; `wall` the time of calls one after the other, Python included. The ceiling is what `copy_` of the same tensor
-moves a second in the same run.
+given both; beside it the kernels alone of every kind of plan that can run it, so that a wrong choice shows. Each peer
+is first checked against float64 on the device; one that is wrong is reported and not timed. Peers take turns by blocks
+of calls. `device` is the time between two CUDA events with a cold level-2 cache while Python runs ahead; `wall` the
+time of calls one after the other, Python included. The ceiling is what `copy_` of the same tensor moves a second in the
+same run.
 
 The results file is written after every row: a run that is stopped keeps what it has. Exits with 2 where there is no
 CUDA GPU, with 1 where a part of the run failed. Peers that are not installed (Liger, Quack) are left out; timm and
@@ -32,85 +33,36 @@ from typing import Any
 import torch
 import torch._dynamo
 from common import Clock, machine, write
-from gpu_network import BASELINE, VARIANTS, train
-from gpu_peers import INDUCTOR, NESTED, Case, Results, compiled, deviation, graph_of, inductor, peers, run
+from first.card import Card
+from first.kinds import measure as measure_kind
+from first.shapes import plans
+from gpu_cases import (
+    LATER,
+    NETWORK,
+    NETWORKS,
+    REHEARSED,
+    TOKEN_LAYERS,
+    WARM,
+    cases,
+    expected,
+    place_of,
+    planned,
+    wanted,
+)
+from gpu_cases import seconds as seconds_of
+from gpu_network import train
+from gpu_peers import INDUCTOR, Case, Results, compiled, deviation, inductor, peers, run
 from gpu_report import plot, show, verdicts
+from gpu_warm import warm
 from rich.console import Console
 from rich.progress import Progress
 
 import normforge as nf
-from normforge.codegen.memory import account
-from normforge.codegen.orders import program
-from normforge.codegen.plan import make_plan
-from normforge.codegen.shapes import ON_CHIP_BYTES, slab_bytes
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
-IMAGE_LAYERS = ("evonorm-s0", "evonorm-b0", "bn-relu", "gn-silu", "bn-silu", "frn-tlu", *NESTED)
-TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt")
-LARGE = (128, 256, 56, 56)  # of ResNet-50 at 224, batch 128: 205 MB in bfloat16
-IMAGES = (
-    (128, 64, 112, 112), LARGE, (128, 512, 28, 28), (128, 2048, 7, 7),  # ResNet-50 at 224
-    (128, 96, 112, 112), (128, 144, 56, 56), (128, 576, 14, 14),  # MobileNetV2
-    (1, 128, 512, 512),  # the last stage of a VAE's decoder
-    (128, 64, 32, 32), (128, 128, 16, 16), (128, 256, 8, 8),  # a proxy on CIFAR
-)  # fmt: skip
-TOKENS = ((8, 2048, 1024), (8, 2048, 4096))
 TWENTY = [(2 + i % 3, 32 * (1 + i % 2), 8 + 3 * i, 8 + 2 * i) for i in range(20)]
 COMPILED_COLD = ("gn-silu", "evonorm-s0")
-RESERVED = 130  # seconds of the limit kept for what comes after the rows
-
-
-def cases(options: argparse.Namespace) -> list[Case]:
-    """What is timed, the most telling first, for a run may be stopped."""
-    if options.rehearse:
-        return [
-            Case("evonorm-s0", (2, 32, 5, 4), "bfloat16", "nhwc"),
-            Case("gn-silu", (2, 32, 5, 4), "float32", "nchw", autotune=True),
-            Case("bn-relu", (2, 32, 5, 4), "bfloat16", "nchw"),
-            Case("nested-2", (2, 32, 5, 4), "float32", "nhwc"),
-            Case("rmsnorm", (2, 6, 32), "float32", "nhwc"),
-        ]
-    main, rest = IMAGE_LAYERS[:4], IMAGE_LAYERS[4:]
-    chosen = [
-        *(Case(layer, LARGE, "bfloat16", "nhwc", autotune=True) for layer in main),
-        *(Case(layer, LARGE, "bfloat16", "nchw") for layer in (*main, *rest)),
-        *(Case(layer, TOKENS[1], "float32", "nhwc", autotune=layer == "rmsnorm") for layer in TOKEN_LAYERS),
-        Case("gn-silu", (1, 128, 512, 512), "bfloat16", "nchw"),
-        *(Case(layer, (128, 128, 16, 16), "bfloat16", "nhwc") for layer in ("evonorm-s0", "gn-silu")),
-        *(Case(layer, LARGE, "float32", "nchw") for layer in ("evonorm-b0", "gn-silu")),
-        *(Case(layer, TOKENS[0], "bfloat16", "nhwc") for layer in TOKEN_LAYERS),
-        Case("evonorm-s0", (128, 576, 14, 14), "bfloat16", "nhwc"),
-    ]
-    if options.full:
-        every = [
-            Case(layer, shape, dtype, layout, autotune=True)
-            for dtype in ("bfloat16", "float32")
-            for layout in ("nhwc", "nchw")
-            for shape in IMAGES
-            for layer in IMAGE_LAYERS
-        ]
-        every += [Case(layer, shape, d, "nhwc", autotune=True)
-                  for d in ("bfloat16", "float32") for shape in TOKENS for layer in TOKEN_LAYERS]  # fmt: skip
-        seen = {str(c) for c in every}
-        chosen = every + [c for c in chosen if str(c) not in seen]
-    wanted = set(options.layers.split(",")) if options.layers else None
-    return [c for c in chosen if wanted is None or c.layer in wanted]
-
-
-def planned(case: Case, order: int) -> dict[str, Any]:
-    """What the plan says: bytes of the floor, on chip or not, and of the plan itself."""
-    target = "triton"
-    graph = graph_of(case.layer)
-    plan = nf.plan(graph, order, shape=case.plan_shape, dtype=case.dtype, layout=case.layout, target=target)
-    a = account(plan)
-    several = make_plan(program(graph, order, True), target, case.dtype, case.layout)
-    resident = slab_bytes(several, case.plan_shape) <= ON_CHIP_BYTES[target]
-    return {
-        "kind": plan.kind, "launches": plan.launches, "tensor_bytes": a.tensor, "planned_bytes": a.moved,
-        "floor_bytes": a.floor if resident else (several.loads + several.writes) * a.tensor,
-        "floor": "on chip" if resident else "off chip", "small_bytes": a.small, "workspace_bytes": a.workspace,
-        "saved_bytes": a.saved_bytes,
-    }  # fmt: skip
+RESERVED = 0.2  # share of the limit that is kept for what comes after the rows
 
 
 def rows_of(case: Case, clock: Clock, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -154,17 +106,32 @@ def rows_of(case: Case, clock: Clock, options: argparse.Namespace) -> list[dict[
                 absent[name] = words(error)
         del want
         steps["copy of x"] = lambda: copied.copy_(x.detach())
+        ms = clock.compare(steps, options.seconds)
         rows.append({
             "layer": case.layer, "shape": list(case.shape), "dtype": case.dtype, "layout": case.layout, "order": order,
-            "plan": planned(case, order), "ms": clock.compare(steps, options.seconds), "error": errors,
-            "first_call_seconds": first, "missing": absent,
+            "plan": planned(case, order), "ms": ms, "error": errors, "first_call_seconds": first, "missing": absent,
         })  # fmt: skip
         steps.clear()
+        if clock.cuda:
+            speed = 2 * case.bytes / (1e-3 * ms["copy of x"]["device"]["median"])
+            rows[-1]["kinds"] = kinds_of(case, order, clock, speed)
     del modules
     gc.collect()
     if clock.cuda:
         torch.cuda.empty_cache()
     return rows
+
+
+def kinds_of(case: Case, order: int, clock: Clock, copy: float) -> dict[str, Any]:
+    """The kernels alone by every kind of plan that can run them: time, registers, blocks an SM, workspace, refusals."""
+    card, where = Card("cuda", clock, torch.cuda.get_device_properties(0)), place_of(case)
+    found: dict[str, Any] = {}
+    for plan in plans(where, (order,)):
+        try:
+            found[plan.kind] = measure_kind(card, where, plan, copy, [])
+        except Exception as error:  # one kind must not cost the others
+            found[plan.kind] = {"error": words(error)}
+    return found
 
 
 def reference(case: Case, order: int, inputs: tuple[torch.Tensor, ...], device: str) -> Results:
@@ -296,27 +263,39 @@ def measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
     clock = Clock("cpu" if options.rehearse else "cuda")
     end = time.monotonic() + 60 * options.minutes
     console = Console(stderr=True)
-    todo = cases(options)
+    todo = chosen(options)
     with Progress(console=console) as progress:
-        task = progress.add_task("", total=len(todo) + 1 + len(VARIANTS) + 3)
+        task = progress.add_task("", total=len(todo) + len(NETWORKS) + len(LATER))
 
         def part(name: str) -> None:
             progress.update(task, description=name, advance=1)
             write(options.output, report)
 
-        network = report["network"] = {}
-        for variant in (BASELINE, *VARIANTS):
+        def train_network(variant: str) -> None:
             part(f"ResNet-50, {variant}")
             small = options.rehearse
             size = {"batch": 2 if small else 128, "side": 32 if small else 224, "small": small}
             try:
-                network[variant] = train(variant, options.backend, clock, **size)  # type: ignore[arg-type]
+                report["network"][variant] = train(variant, options.backend, clock, **size)  # type: ignore[arg-type]
             except Exception as error:
-                network[variant] = {"error": words(error)}
+                report["network"][variant] = {"error": words(error)}
             gc.collect()
+
+        def late(name: str, seconds: float) -> bool:
+            """Is there no time for this any more?"""
+            over = not options.full and time.monotonic() + seconds > end
+            report["left_out"] += [name] if over else []
+            return over
+
+        if options.warm and clock.cuda:
+            part("torch.compile's graphs")
+            report["warmed"] = warm(todo, options.warm, WARM)
+        report["network"] = {}
+        for i, variant in enumerate(NETWORKS[:3]):
+            if i == 0 or not late(f"ResNet-50, {variant}", NETWORK):
+                train_network(variant)
         for case in todo:
-            if not options.full and time.monotonic() > end - RESERVED:
-                report["left_out"].append(str(case))
+            if late(str(case), seconds_of(case, warm=bool(options.warm)) / 2 + RESERVED * 60 * options.minutes):
                 continue
             part(str(case))
             try:
@@ -330,21 +309,37 @@ def measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
             "compile_seconds": lambda: compile_seconds(options),
         }
         for key, what in later.items():
-            part(key)
-            if not options.full and time.monotonic() > end - 20:
-                report["left_out"].append(key)
+            if late(key, LATER[key]):
                 continue
+            part(key)
             try:
                 report[key] = what()
             except Exception as error:
                 console.print_exception()
                 report["failed"].append(f"{key}: {words(error)}")
+        for variant in NETWORKS[3:]:
+            if not late(f"ResNet-50, {variant}", NETWORK):
+                train_network(variant)
     report["status"] = "rehearsed on a CPU: no figure means anything" if options.rehearse else "measured"
 
 
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """The rows of this run, in order."""
+    layers = frozenset(filter(None, options.layers.split(",")))
+    return wanted(list(REHEARSED) if options.rehearse else cases(full=options.full), options.max_autotune, layers)
+
+
 def plan_only(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """The rows with what their plans say, and no times."""
-    for case in cases(options):
+    """The rows with what their plans say, and no times; the order of a run and the seconds that are expected of it."""
+    total = 0.0
+    layers = frozenset(filter(None, options.layers.split(",")))
+    for what, seconds in expected(
+        full=options.full, autotune=options.max_autotune, layers=layers, warm=bool(options.warm)
+    ):
+        total += seconds
+        print(f"{total:6.0f} s  {what} ({seconds:.0f} s)")
+        report.setdefault("expected", []).append({"what": what, "seconds": seconds, "until": total})
+    for case in chosen(options):
         for order in range(3):
             report["rows"].append({
                 "layer": case.layer, "shape": list(case.shape), "dtype": case.dtype, "layout": case.layout,
@@ -353,8 +348,8 @@ def plan_only(options: argparse.Namespace, report: dict[str, Any]) -> None:
     report["status"] = "not run: no GPU" if not torch.cuda.is_available() else "not run: planned only"
 
 
-def main() -> int:
-    """Parse the command line, run, print, write."""
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line (or what is given in its place), run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="everything, without a limit of time")
     parser.add_argument("--plan", action="store_true", help="print and write what would be run; keeps measured results")
@@ -363,11 +358,14 @@ def main() -> int:
     )
     parser.add_argument("--rehearse", action="store_true", help=rehearse)
     parser.add_argument("--layers", default="", help="only these, comma-separated")
+    parser.add_argument("--max-autotune", action="store_true", help="torch.compile's slowest mode is a peer too")
+    warm_help = "processes that first compile torch.compile's graphs, 40 s at most; its first calls are then not cold"
+    parser.add_argument("--warm", type=int, default=0, help=warm_help)
     parser.add_argument("--minutes", type=float, default=8.0, help="limit of a run that is not --full")
     parser.add_argument("--seconds", type=float, default=0.05, help="of device time for each peer of a row, about")
     parser.add_argument("--output", type=Path, help="where the JSON goes, and plots beside it")
     parser.add_argument("--compile-one", nargs=2, metavar=("LAYER", "PEER"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.backend = "c" if options.rehearse else "triton"
     if options.compile_one:
         clock = Clock("cpu" if options.rehearse else "cuda")

@@ -76,3 +76,13 @@ def train(variant: str, backend: str, clock: Clock, *, batch: int, side: int, sm
     seconds = min(clock.wall(step, 2 if small else 8) for _ in range(2))
     peak = torch.cuda.max_memory_allocated() if clock.cuda else 0
     return {"images_a_second": batch / seconds, "peak_bytes": peak, "first_loss": first, "last_loss": float(step())}
+
+
+def on_meta(variant: str) -> None:
+    """A step on tensors without numbers, whose convolutions give bfloat16 as under autocast."""
+    model = network(variant, "triton", small=False).to("meta", memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.bfloat16()
+    images = torch.empty(128, 3, 224, 224, dtype=torch.bfloat16, device="meta")
+    model(images.to(memory_format=torch.channels_last)).sum().backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -65,11 +65,18 @@ class Case:
     def __str__(self) -> str:
         return f"{self.layer} {'x'.join(map(str, self.shape))} {self.dtype} {self.layout}"
 
+    def tuned(self, autotune: bool) -> Case:
+        """The same with torch.compile's slowest mode, or without."""
+        return replace(self, autotune=autotune)
+
     def tensor(self, seed: int, device: str) -> Tensor:
-        """Normal numbers in the layout."""
-        generator = torch.Generator(device=device).manual_seed(seed)
+        """Normal numbers in the layout; none on the device "meta"."""
         dtype = getattr(torch, self.dtype)
-        t = torch.randn(self.shape, generator=generator, device=device, dtype=dtype)
+        if device == "meta":
+            t = torch.empty(self.shape, device=device, dtype=dtype)
+        else:
+            generator = torch.Generator(device=device).manual_seed(seed)
+            t = torch.randn(self.shape, generator=generator, device=device, dtype=dtype)
         return t.to(memory_format=torch.channels_last) if self.layout == "nhwc" and not self.tokens else t
 
 

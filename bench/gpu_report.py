@@ -15,8 +15,9 @@ from rich.table import Table
 
 ORDERS = ("forward", "backward", "double backward")
 LARGE_BYTES = 200e6
-# Share of the copy's bandwidth at the bytes of the floor, by order.
+# Share of the copy's bandwidth, by order: at the bytes that a plan moves, and at those of the floor.
 BANDWIDTH = (0.85, 0.80, 0.70)
+WORST_CHOICE = 1.05  # time of the kind that was chosen over that of the fastest
 WORST_RATIO, MEAN_RATIO = 0.95, 1.3  # of torch.compile
 IMAGES, MEMORY = 0.95, 1.05  # of BatchNorm+ReLU
 # Above this share of the copy's bandwidth a row was not read from memory, and its time means nothing.
@@ -46,6 +47,19 @@ def share(row: dict[str, Any], peer: str = "normforge") -> float | None:
     if own is None or copy is None:
         return None
     return (row["plan"]["floor_bytes"] / own) / (2 * row["plan"]["tensor_bytes"] / copy)
+
+
+def reached(row: dict[str, Any]) -> float | None:
+    """The same, counting the bytes that the plan moves, partial sums among them: 1 is the most that it could reach."""
+    found = share(row)
+    return None if found is None else found * row["plan"]["planned_bytes"] / row["plan"]["floor_bytes"]
+
+
+def choice(row: dict[str, Any]) -> float | None:
+    """Time of the kernels of the chosen kind over that of the fastest kind, without what Python adds."""
+    times = {kind: k["ms"]["median"] for kind, k in row.get("kinds", {}).items() if "ms" in k and not k["refused"]}
+    own = times.get(row["plan"]["kind"])
+    return own / min(times.values()) if own is not None else None
 
 
 def inductor_ratio(row: dict[str, Any]) -> float | None:
@@ -78,9 +92,13 @@ def verdicts(report: dict[str, Any]) -> list[dict[str, Any]]:
 
     for order, least in enumerate(BANDWIDTH):
         large = [r for r in rows if r["order"] == order and r["plan"]["tensor_bytes"] >= LARGE_BYTES]
-        found = sorted((s, label(r)) for r in large if (s := share(r)) is not None)
-        what = f"{ORDERS[order]} of tensors from 200 MB: share of the copy's bandwidth at the floor"
-        judge(f"{what} (worst of {len(found)})", least, *(found[0] if found else (None,)))
+        what = f"{ORDERS[order]} of tensors from 200 MB: share of the copy's bandwidth at"
+        for bytes_, of in (("the plan's bytes", reached), ("the floor", share)):
+            found = sorted((s, label(r)) for r in large if (s := of(r)) is not None)
+            judge(f"{what} {bytes_} (worst of {len(found)})", least, *(found[0] if found else (None,)))
+    choices = sorted(((s, label(r)) for r in rows if (s := choice(r)) is not None), reverse=True)
+    judge(f"time of the chosen kind over the fastest (worst of {len(choices)})", WORST_CHOICE,
+          *(choices[0] if choices else (None,)), at_most=True)  # fmt: skip
     ratios = sorted((s, label(r)) for r in rows if (s := inductor_ratio(r)) is not None)
     judge(f"time of torch.compile, the fastest variant (worst of {len(ratios)})", WORST_RATIO,
           *(ratios[0] if ratios else (None,)))  # fmt: skip
@@ -112,16 +130,30 @@ def show(console: Console, report: dict[str, Any]) -> None:
     timed = [r for r in report["rows"] if r["ms"]]
     columns = list(dict.fromkeys(name for r in timed for name in r["ms"]))
     table = Table(title="median ms on the device / wall ms of a call, where longer by a fifth; p20 and p80 in the file")
-    for head in ("layer", "shape", "dtype", "order", "plan", "S, MB", "of floor", "of copy", *columns):
+    for head in (
+        "layer",
+        "shape",
+        "dtype",
+        "order",
+        "plan",
+        "S, MB",
+        "of floor",
+        "of copy",
+        "at plan",
+        "fastest kind",
+        *columns,
+    ):
         table.add_column(head)
     for r in report["rows"]:
         plan = r["plan"]
-        part = share(r)
+        part, most = share(r), reached(r)
         cells = [_cell(r, name) for name in columns]
         table.add_row(
             r["layer"], "x".join(map(str, r["shape"])), f"{r['dtype']} {r['layout']}", ORDERS[r["order"]],
             f"{plan['kind']}, {plan['launches']}", f"{plan['tensor_bytes'] / 1e6:.1f}",
-            f"{plan['planned_bytes'] / plan['floor_bytes']:.2f}", "" if part is None else f"{part:.0%}", *cells,
+            f"{plan['planned_bytes'] / plan['floor_bytes']:.2f}", "" if part is None else f"{part:.0%}",
+            "" if most is None else f"{most:.0%}",
+            _fastest(r), *cells,
         )  # fmt: skip
     console.print(table)
     for variant, found in report.get("network", {}).items():
@@ -140,6 +172,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
         )
     for row in report.get("compile_seconds", []):
         console.print(f"first step of {row['layer']}, {row['peer']}: cold {row['cold']} s, warm {row['warm']} s")
+    show_kinds(console, report)
     missing = {(name, why, r["order"]) for r in timed for name, why in r["missing"].items() if "compile ref" not in why}
     for name, why, order in sorted(missing):
         console.print(f"n/a: {name}, {ORDERS[order]}: {why}", markup=False)
@@ -156,6 +189,35 @@ def show(console: Console, report: dict[str, Any]) -> None:
         judged.add_row(q["what"], f"{q['required']:g}", measured, verdict, q["where"])
     console.print(judged)
     console.print(", ".join(f"{k} {v}" for k, v in report["machine"].items()), markup=False)
+
+
+def show_kinds(console: Console, report: dict[str, Any]) -> None:
+    """A line each kind of plan of a row: time, whether it was refused, workspace, registers and blocks an SM."""
+    table = Table(title="kinds of plan, kernels alone; registers and blocks an SM by kernel")
+    for head in ("row", "kind", "ms", "workspace, MB", "registers", "blocks an SM", ""):
+        table.add_column(head)
+    for r in report["rows"]:
+        for kind, found in r.get("kinds", {}).items():
+            own = " *" if kind == r["plan"]["kind"] else ""
+            if "error" in found:
+                table.add_row(label(r), kind + own, "", "", "", "", found["error"])
+                continue
+            used, blocks = (", ".join(str(k[key]) for k in found["kernels"]) for key in ("registers", "blocks_an_sm"))
+            spilled = sum(k["spilled"] for k in found["kernels"])
+            remark = (
+                f"refused: {found['refused']}" if found["refused"] else f"{spilled} bytes spilled" if spilled else ""
+            )
+            table.add_row(
+                label(r), kind + own, f"{found['ms']['median']:.3f}", f"{found['workspace_bytes'] / 1e6:.1f}", used,
+                blocks, remark,
+            )  # fmt: skip
+    if table.row_count:
+        console.print(table)
+
+
+def _fastest(row: dict[str, Any]) -> str:
+    times = {kind: k["ms"]["median"] for kind, k in row.get("kinds", {}).items() if "ms" in k and not k["refused"]}
+    return "" if not times else f"{min(times, key=times.__getitem__)} {choice(row) or 0:.2f}"
 
 
 def _cell(row: dict[str, Any], peer: str) -> str:

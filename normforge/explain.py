@@ -61,8 +61,9 @@ def _bytes(p: Plan, labels: dict[str, str]) -> list[str]:
         peak = f"{human(a.outputs)} of outputs, {human(a.workspace)} of workspace"
     else:
         peak = f"{human(a.outputs)} of outputs, and a workspace that is kept from call to call"
+    partials = f" and {human(a.partials)} of partial sums, written and read" if a.partials else ""
     return [
-        f"  moves {human(a.moved)} of full tensors, {human(a.tensor)} each: {a.ratio:.2f} times the floor, "
+        f"  moves {human(a.moved)} of full tensors, {human(a.tensor)} each{partials}: {a.ratio:.2f} times the floor, "
         f"{a.floor // a.tensor} S = {human(a.floor)}; {human(a.small)} of small ones",
         f"  saves {_listing(list(sizes), labels, sizes)}; {human(a.saved_bytes)} in all",
         f"  allocates {peak}",

@@ -21,7 +21,9 @@ class Account:
         tensor: bytes of one full tensor, S.
         moved: bytes of full tensors read from memory and written to it.
         floor: the same where every full tensor is read once and written once: 2 S, 3 S, 5 S by order.
-        small: bytes of parameters and statistics, each once, and of the workspace, written and read.
+        partials: bytes of partial sums, written to the workspace by one kernel and read back by another. 0 for target
+            "c", where they stay in caches.
+        small: bytes of parameters and statistics, each once.
         saved: (name, bytes) of what autograd keeps for the next derivative.
         outputs: bytes of the tensors returned.
         workspace: bytes of partial sums, gone after the call. 0 for target "c", whose kernels keep theirs.
@@ -30,15 +32,21 @@ class Account:
     tensor: int
     moved: int
     floor: int
+    partials: int
     small: int
     saved: tuple[tuple[str, int], ...]
     outputs: int
     workspace: int
 
     @cached_property
+    def traffic(self) -> int:
+        """Bytes of full tensors and of partial sums, read and written."""
+        return self.moved + self.partials
+
+    @cached_property
     def ratio(self) -> float:
-        """Bytes moved over those of the floor."""
-        return self.moved / self.floor if self.floor else 1.0
+        """Traffic over the bytes of the floor: no plan is faster than this many times the floor."""
+        return self.traffic / self.floor if self.floor else 1.0
 
     @cached_property
     def saved_bytes(self) -> int:
@@ -78,7 +86,8 @@ def account(plan: Plan, groups: int | None = None) -> Account:
         tensor,
         (plan.reads + plan.writes) * tensor,
         full * tensor,
-        sum(map(size, small)) + 2 * workspace,
+        2 * workspace,
+        sum(map(size, small)),
         (*operands, *statistics),
         sum(size(n) for _, n in plan.outputs),
         workspace,

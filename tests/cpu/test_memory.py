@@ -76,4 +76,18 @@ def test_the_floor_is_each_tensor_once(shape: tuple[int, ...]) -> None:
             for order, tensors in enumerate((2, 3, 5)):
                 a = account(nf.plan(nf.layers[name], order, shape=shape, target=target))
                 assert a.floor == tensors * a.tensor <= a.moved
+                assert a.partials == 2 * a.workspace and a.ratio == (a.moved + a.partials) / a.floor
                 assert a.peak == a.outputs + a.workspace and a.outputs >= (1 + (order == 2)) * a.tensor
+
+
+def test_partial_sums_are_traffic() -> None:
+    """Gradients of LayerNorm's gain are sums over all positions, by parts that other programs merge; a resident forward
+    leaves none."""
+    shape = (8, 1024, 512)
+    forward, backward = (
+        account(nf.plan(nf.layers["layernorm-gelu"], order, shape=shape, layout="nhwc", dtype="bfloat16"))
+        for order in (0, 1)
+    )
+    assert forward.partials == 0 and forward.ratio == 1
+    assert backward.partials >= 2 * 4 * 2 * 1024  # of two parameters, one row at least
+    assert backward.ratio > backward.moved / backward.floor

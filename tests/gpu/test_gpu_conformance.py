@@ -1,40 +1,62 @@
-"""Every named layer on the Triton backend, on a device: all shapes, layouts and orders against float64."""
+"""Compiled kernels on a device: every kind of plan against float64, and whole modules against torch's derivatives."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from reference import EXTREME, SHAPES, check_against_eager, check_extreme
+from cases import Case, table
+from derivatives import check, draw, expected
+from reference import check_against_eager, check_extreme
+from steps import DETERMINISTIC, EXTREME, MODULES, MUTATED, Module, mutated
 
 import normforge as nf
-
-NESTED = [
-    "sigmoid(x / std[w,h,c/g](x)) * x / rms[b,w,h](x * sigmoid(x)/std[w,h](x)) * gamma + beta",
-    "(x-mean[c](x))/std[w,h](x)*gamma + mean[b,w,h](max(x,v1))",
-    "x*std[b,w,h,c](std[c](x)*v1)+tanh(mean[w,h,c](x*x))",
-]
+from normforge.codegen.plan import Plan
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
-def test_layer(name: str, dtype: torch.dtype) -> None:
-    for i, (shape, groups) in enumerate(SHAPES):
-        for layout in ("nchw", "nhwc"):
-            check_against_eager(
-                nf.parse(name), shape, groups, dtype, layout, backend="triton", device="cuda", seed=10 * i
-            )
+def load(case: Case, plan: Plan | None) -> Any:
+    from normforge.kernels.launch_triton import load as load_plan  # imports triton
+
+    assert plan is not None, f"there is no such plan any more: run tests/gpu/cases.py ({case})"
+    return load_plan(plan, case.title)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("name", EXTREME)
-def test_large_mean(name: str, layout: str) -> None:
-    check_extreme(name, "triton", layout, device="cuda")
+@pytest.mark.parametrize("case", table(), ids=str)
+def test_kernels(case: Case) -> None:
+    """Right, and the same bits every time."""
+    run, values = load(case, case.plan), draw(case)
+    want = expected(case, values)
+    first, again, third = (check(case, run, values, want, "cuda") for _ in range(3))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, third, strict=True))
+    assert not getattr(run, "refused", None), f"{case} ran another kind: {run.refused}"
 
 
-@pytest.mark.parametrize("name", ["gn-silu", "bn-relu", "evonorm-b0", "layernorm-gelu"])
-def test_large_tensor_is_the_same_every_time(name: str) -> None:
-    module = nf.compile(name, channels=64, backend="triton").cuda()
-    x = torch.randn(32, 64, 56, 56, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("case", MUTATED, ids=lambda case: case.kind)
+def test_a_kernel_without_a_term_fails(case: Case) -> None:
+    values = draw(case)
+    want = expected(case, values)
+    with pytest.raises(AssertionError, match="error"):
+        check(case, load(case, mutated(case)), values, want, "cuda")
+
+
+@pytest.mark.parametrize("step", MODULES, ids=str)
+def test_modules(step: Module) -> None:
+    dtype = getattr(torch, step.dtype)
+    check_against_eager(
+        nf.parse(step.layer), step.shape, step.groups, dtype, step.layout, backend="triton", device="cuda"
+    )
+
+
+@pytest.mark.parametrize("step", EXTREME, ids=str)
+def test_large_mean(step: Module) -> None:
+    check_extreme(step.layer, "triton", step.layout, device="cuda")
+
+
+@pytest.mark.parametrize("step", DETERMINISTIC, ids=str)
+def test_large_tensor_is_the_same_every_time(step: Module) -> None:
+    module = nf.compile(step.layer, channels=step.shape[1], backend="triton").cuda()
+    x = torch.randn(step.shape, device="cuda", requires_grad=True)
     results = []
     for _ in range(3):
         y = module(x)

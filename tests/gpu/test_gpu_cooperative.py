@@ -6,30 +6,31 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import Case
+from steps import COOPERATIVE, COOPERATIVE_GROUPS, COOPERATIVE_SHAPE
 from torch import Tensor
 
 import normforge as nf
-from normforge.codegen.kinds import plan_of_kind
-from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
+from normforge.codegen.shapes import plan_dims
 from normforge.ir.types import FULL
-from normforge.kernels.job import small_shape
+from normforge.kernels.job import layer_text, small_shape
 from normforge.kernels.launch_cooperative import CooperativeObject
 
-SHAPE, GROUPS = (32, 256, 56, 56), 32
-DIMS = (32, GROUPS, 8, 56 * 56)
+SHAPE, GROUPS = COOPERATIVE_SHAPE, COOPERATIVE_GROUPS
+DIMS = plan_dims(SHAPE, GROUPS)
 
 
 def plan_of(name: str, order: int) -> Plan:
-    plan = plan_of_kind("cooperative", program(nf.layers[name], order, True), "float32", "nchw")
-    assert plan is not None
-    return plan
+    (case,) = (c for c in COOPERATIVE if (c.layer, c.order) == (name, order))
+    assert case.plan is not None
+    return case.plan
 
 
-def load(plan: Plan) -> CooperativeObject:
+def load(plan: Plan, name: str) -> CooperativeObject:
     from normforge.kernels.launch_triton import load as load_plan  # imports triton
 
-    loaded = load_plan(plan, "")
+    loaded = load_plan(plan, layer_text(nf.layers[name]))
     assert isinstance(loaded, CooperativeObject)
     return loaded
 
@@ -53,11 +54,10 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("order", range(3))
-@pytest.mark.parametrize("name", ["bn-relu", "bn-silu", "gn-silu", "in-relu", "evonorm-b0", "evonorm-s0"])
-def test_bits_of_the_twin(name: str, order: int) -> None:
-    plan = plan_of(name, order)
-    whole = load(plan)
+@pytest.mark.parametrize("case", COOPERATIVE, ids=lambda c: f"{c.layer} {c.order}")
+def test_bits_of_the_twin(case: Case) -> None:
+    order, plan = case.order, plan_of(case.layer, case.order)
+    whole = load(plan, case.layer)
     given, made = tensors(plan, order)
     expected = [torch.full_like(m, float("nan")) for m in made]
     whole.twin([*given, *expected], DIMS)
@@ -72,7 +72,7 @@ def test_bits_of_the_twin(name: str, order: int) -> None:
 def test_streams_and_graphs() -> None:
     """Each call has its own counters; a graph zeroes them again at each replay."""
     plan = plan_of("bn-relu", 1)
-    whole = load(plan)
+    whole = load(plan, "bn-relu")
     sets = [tensors(plan, seed) for seed in range(3)]
     expected = []
     for given, made in sets:
@@ -101,7 +101,7 @@ def test_streams_and_graphs() -> None:
 def test_too_many_programs_run_the_twin() -> None:
     """A grid that cannot run at once is refused by the driver, never waited for."""
     plan = plan_of("bn-relu", 0)
-    whole = replace(load(plan), refused={}, _calls={})
+    whole = replace(load(plan, "bn-relu"), refused={}, _calls={})
     given, made = tensors(plan, 0)
     whole([*given, *made], DIMS)
     assert not whole.refused

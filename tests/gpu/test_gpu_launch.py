@@ -3,33 +3,17 @@ numbers every time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from reference import FIRST_SHAPES, SECOND_SHAPES, compare, cotangents_for, make, random_input, run, tolerance
+from steps import CAPTURED, MEMORY, OTHERS, SHIFTED, STEPS, TRACED, TWENTY, WAITING, Module, first_order, second_order
 from torch import Tensor
 
 import normforge as nf
-
-LAYERS = ["gn-silu", "bn-relu", "evonorm-b0", "layernorm-gelu", "dyt"]
-
-
-def first_order(module: torch.nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
-    """y and the gradients of x and the parameters."""
-    y = module(x)
-    return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
-
-
-def second_order(module: torch.nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
-    """The same, and the gradients of |dx|² too."""
-    y = module(x)
-    leaves = [x, *module.parameters()]
-    first = torch.autograd.grad(y, leaves, dy, create_graph=True)
-    second = torch.autograd.grad(first[0].square().sum(), leaves, allow_unused=True, materialize_grads=True)
-    return [y.detach(), *(g.detach() for g in first), *second]
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,11 +26,15 @@ def assert_equal(a: list[Tensor], b: list[Tensor], what: str) -> None:
         assert torch.equal(p, q), f"{what}: tensor {i} of {len(a)} differs by up to {(p - q).abs().max()}"
 
 
-@pytest.mark.parametrize("step", [first_order, second_order])
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_captured_graph_replays_the_eager_call(name: str, step: Callable[..., list[Tensor]]) -> None:
-    module = make(nf.layers[name], "triton", 32, None, torch.float32, 0).cuda()
-    x, dy = inputs((4, 32, 14, 14))
+def module_of(step: Module) -> nf.Layer:
+    dtype = getattr(torch, step.dtype)
+    return make(step.graph, "triton", step.shape[1], step.groups, dtype, 0).cuda().train(step.train)
+
+
+@pytest.mark.parametrize("what", CAPTURED, ids=str)
+def test_a_captured_graph_replays_the_eager_call(what: Module) -> None:
+    module, step = module_of(what), STEPS[what.what]
+    x, dy = inputs(what.shape)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compiles, and takes memory that capture must not
@@ -62,48 +50,42 @@ def test_a_captured_graph_replays_the_eager_call(name: str, step: Callable[..., 
             dy.copy_(random_input(x.shape, seed + 1, x.dtype))
         graph.replay()
         got = [t.clone() for t in captured]
-        assert_equal(got, step(module, x, dy), f"{name}, {step.__name__}")
+        assert_equal(got, step(module, x, dy), str(what))
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_torch_compile_takes_the_layer_whole(name: str) -> None:
-    module = make(nf.layers[name], "triton", 16, 4, torch.float32, 0).cuda()
-    x, dy = inputs((4, 16, 9, 9))
+@pytest.mark.parametrize("what", TRACED, ids=str)
+def test_torch_compile_takes_the_layer_whole(what: Module) -> None:
+    module = module_of(what)
+    x, dy = inputs(what.shape)
     want = first_order(module, x, dy)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, dynamic=False)
     y = compiled(x)
     got = [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
-    assert_equal(got, want, name)
+    assert_equal(got, want, str(what))
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_nothing_waits_for_the_device(name: str) -> None:
+@pytest.mark.parametrize("what", WAITING, ids=str)
+def test_nothing_waits_for_the_device(what: Module) -> None:
     """Once compiled. torch raises at whatever it does itself that synchronises."""
-    module = make(nf.layers[name], "triton", 32, None, torch.float32, 0).cuda()
-    x, dy = inputs((4, 32, 14, 14))
-
-    def steps() -> None:
-        for training in (True, False):
-            module.train(training)
-            second_order(module, x, dy)
-
-    steps()
+    module = module_of(what)
+    x, dy = inputs(what.shape)
+    second_order(module, x, dy)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps()
+        second_order(module, x, dy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", LAYERS)
-def test_views_at_odd_offsets(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("what", SHIFTED, ids=str)
+def test_views_at_odd_offsets(what: Module) -> None:
     """x and dy that start at any element, after aligned ones of the same shape and before: a kernel compiled for
-    aligned pointers reads wrongly, or fails, at others."""
-    shape = (4, 16, 8, 8)  # S is a multiple of 16, so that aligned tensors are read in vectors
-    module = make(nf.layers[name], "triton", 16, 4, dtype, 0).cuda()
-    reference = make(nf.layers[name], "eager", 16, 4, dtype, 0).double()
+    aligned pointers reads wrongly, or fails, at others. Positions are a multiple of 16, so that aligned tensors are
+    read in vectors."""
+    shape, dtype = what.shape, getattr(torch, what.dtype)
+    module = module_of(what)
+    reference = make(what.graph, "eager", shape[1], what.groups, dtype, 0).double()
     x = random_input(shape, 1, dtype)
     cotangents = cotangents_for(reference, shape, dtype, 2)
     want = run(reference, x.double(), cotangents)
@@ -111,7 +93,7 @@ def test_views_at_odd_offsets(name: str, dtype: torch.dtype) -> None:
     largest = max(float(g.abs().max()) for g in want.first)
     for first, second in ((0, 0), (1, 0), (0, 1), (3, 5), (2, 4), (0, 0), (7, 0)):
         got = run(module, shifted(x.cuda(), first), [shifted(on_device[0].to(dtype), second), *on_device[1:]])
-        where = f"{name} {dtype} at offsets {first}, {second}"
+        where = f"{what} at offsets {first}, {second}"
         compare(got.y.cpu(), want.y, tolerance(dtype, x.numel(), 1 + float(want.y.abs().max())), f"y of {where}")
         for label, a, b in zip(want.names, got.first, want.first, strict=False):
             compare(a.cpu(), b, tolerance(dtype, x.numel(), 1 + largest, 1), f"gradient of {label} of {where}")
@@ -121,18 +103,6 @@ def shifted(t: Tensor, elements: int) -> Tensor:
     """The same numbers in memory that starts some elements after an aligned address."""
     room = torch.empty(t.numel() + elements, dtype=t.dtype, device=t.device)
     return room[elements:].view(t.shape).copy_(t)
-
-
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("name", nf.layers)
-def test_the_same_numbers_every_time(name: str, layout: str) -> None:
-    for shape in ((8, 64, 28, 28), (2, 32, 112, 112)):
-        module = make(nf.layers[name], "triton", shape[1], None, torch.float32, 0).cuda()
-        x, dy = (random_input(shape, k, torch.float32, layout).cuda() for k in range(2))
-        x.requires_grad_()
-        want = second_order(module, x, dy)
-        for _ in range(2):
-            assert_equal(second_order(module, x, dy), want, f"{name} {shape} {layout}")
 
 
 @contextmanager
@@ -153,12 +123,12 @@ def counting() -> Iterator[list[Any]]:
         knobs.runtime.jit_post_compile_hook = before
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_twenty_more_shapes_compile_nothing(name: str) -> None:
+def test_twenty_more_shapes_compile_nothing() -> None:
+    assert [what.shape for what in TWENTY] == FIRST_SHAPES
     with counting() as made:
         for shapes in (FIRST_SHAPES, SECOND_SHAPES):
             for shape in shapes:
-                module = nf.compile(name, channels=shape[1], backend="triton").cuda()
+                module = nf.compile(TWENTY[0].layer, channels=shape[1], backend="triton").cuda()
                 x, dy = inputs(shape)
                 second_order(module, x, dy)
             if shapes is FIRST_SHAPES:
@@ -169,8 +139,9 @@ def test_twenty_more_shapes_compile_nothing(name: str) -> None:
 
 def test_kernels_run_on_the_current_stream() -> None:
     """x is written late on a stream of its own: on any other, kernels would read what was there before."""
-    module = make(nf.layers["gn-silu"], "triton", 32, None, torch.float32, 0).cuda()
-    new = random_input((8, 32, 28, 28), 3, torch.float32).cuda()
+    (what,) = OTHERS
+    module = module_of(what)
+    new = random_input(what.shape, 3, torch.float32).cuda()
     want = module(new).clone()
     x = torch.zeros_like(new)
     for _ in range(2):
@@ -210,18 +181,16 @@ def test_tensors_on_another_device_than_the_current_one() -> None:
     assert all(torch.equal(first[0], other) for other in first[1:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", nf.layers)
-def test_forward_leaves_y_and_statistics_in_memory(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("what", MEMORY, ids=str)
+def test_forward_leaves_y_and_statistics_in_memory(what: Module) -> None:
     """Bytes of the device that a forward call takes and keeps for backward, to torch's 512 a tensor."""
-    shape = (8, 32, 32, 32)
-    module = nf.compile(name, channels=32, backend="triton").cuda().to(dtype)
-    x = random_input(shape, 0, dtype).cuda().requires_grad_()
+    module = module_of(what)
+    x = random_input(what.shape, 0, getattr(torch, what.dtype)).cuda().requires_grad_()
     for _ in range(2):
         module(x)
     before = torch.cuda.memory_allocated()
     y = module(x)
     kept = torch.cuda.memory_allocated() - before
-    positions = 8 * 32 * 32 if name in ("layernorm-gelu", "rmsnorm") else 0
+    positions = 8 * 32 * 32 if what.layer in ("layernorm-gelu", "rmsnorm") else 0
     statistics = 4 * 4 * (8 * 32 + positions) + 16 * 512
     assert y.numel() * y.element_size() <= kept <= y.numel() * y.element_size() + statistics

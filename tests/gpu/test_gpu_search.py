@@ -1,6 +1,9 @@
 """The search's training on a GPU: a step captured as a CUDA graph is the step that it was."""
 
+import pytest
 import torch
+
+pytest.importorskip("pydantic")  # which a machine with a GPU and no network may lack
 
 from normforge.ir import parse
 from normforge.search.config import Recipe, load
