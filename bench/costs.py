@@ -29,6 +29,7 @@ LATENCY = {
     "MEMBAR": CACHE, "ATOM": CACHE, "ATOMG": CACHE, "CALL": 600,
 }  # fmt: skip
 ACCESSES = ("LDG", "LDGSTS", "STG")
+ROUNDS = 12  # of a loop, until it is steady
 Access = tuple[int, int]  # line of the text and bytes
 ALU_NAMES = ("IADD", "VIADD", "LOP", "SHF", "LEA", "ISETP", "SEL", "PRMT", "IABS", "SGXT", "IMNMX", "FMNMX", "FSETP",
              "FSEL", "FSET", "PLOP", "P2R", "R2P", "F2FP", "I2FP", "MOV", "POPC", "FLO", "BMSK", "VOTE")  # fmt: skip
@@ -77,8 +78,8 @@ def cost_of(instructions: Iterable[Instruction], code: Code) -> Cost:
 
 
 def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], rounds: int) -> tuple[float, int, int]:
-    """Cycles of one warp alone in the last of some rounds of a body, and the most loads and bytes of full tensors that
-    a thread has on the way at once.
+    """Cycles of one warp alone in a round of a body, on average over the later half of some, and the most loads and
+    bytes of full tensors that a thread has on the way at once.
 
     Instructions start in order, one a cycle, when all that they read is there. A barrier costs its own latency.
 
@@ -92,8 +93,9 @@ def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], r
     last, time, start = 0.0, 0.0, 0.0
     flying: list[tuple[float, int]] = []
     most = (0, 0)
-    for _ in range(rounds):
-        start = time
+    for number in range(rounds):
+        if number == rounds // 2:
+            start = time
         for one in body:
             time = max([time + 1, *(ready.get(r, 0.0) for r in one.reads)])
             delay = LATENCY.get(one.name, ARITHMETIC)
@@ -113,7 +115,7 @@ def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], r
                 time += delay
             for register in one.writes:
                 ready[register] = time + delay
-    return time - start, most[1], most[0]
+    return (time - start) / (rounds - rounds // 2), most[1], most[0]
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class Kernel:
             mine, trips, known = self.loop_of[loop], self._trips(loop), len(self.tiles)
             body, further = self.code.own(loop), self.code.inside(loop)
             each = max(round(self._copies(self._split(body, further)[0])), 1)
-            its, long = self._body(body, further, 6)
+            its, long = self._body(body, further, ROUNDS)
             mean, most = trips.mean // each if each > 1 else trips.mean, trips.most // each
             left[mine] += trips.most % each
             cost.add(its, mean)

@@ -46,6 +46,10 @@ class Text:
         for f in self.functions.values():
             f.decorator_list = []
         self.code = compile(ast.Module(list(self.functions.values()), []), "<text>", "exec")
+        self.calls: dict[str, int] = {}
+        for n in (n for f in self.functions.values() for n in ast.walk(f)):
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name):
+                self.calls.setdefault(n.func.id, n.lineno)
         self.loops = [
             TextLoop(f.name, n.lineno, n.end_lineno or n.lineno, n.iter if isinstance(n, ast.For) else None)
             for f in self.functions.values()
@@ -59,14 +63,7 @@ class Text:
 
     def called(self, line: int) -> int:
         """The line of the first call of the function that a line lies in; 0 where nothing calls it."""
-        name = self.function(line)
-        calls = (
-            n.lineno
-            for f in self.functions.values()
-            for n in ast.walk(f)
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == name
-        )
-        return next(calls, 0)
+        return self.calls.get(self.function(line), 0)
 
     def loop(self, line: int) -> TextLoop | None:
         """The innermost one that a line lies in."""
