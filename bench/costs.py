@@ -173,7 +173,10 @@ class Kernel:
         for loop in sorted(code.loops, key=lambda x: -x.depth):
             self.loop_of[loop] = self._text_loop(loop)
         self.tiles: list[Tile] = []
-        self.idle = 0.0  # cycles of a step of a cooperative kernel in which a program moves no full tensors
+        # Cycles of a cooperative kernel: of an item of each stage; of a step without items; of a step in which a
+        # program that has an item of each stage moves no full tensors.
+        self.lives: dict[int, float] = {}
+        self.step = self.idle = 0.0
 
     def _text_loop(self, loop: Loop) -> TextLoop:
         """The loop of the text that a loop of the code is: most of its own instructions come from there."""
@@ -240,6 +243,7 @@ class Kernel:
         cost, before = cost_of(main, self.code), len(self.tiles)
         cycles, loads, in_flight = chain(main, self.full, self.cached, rounds)
         if self.cooperative and any(x.depth == 1 for x in loops):
+            self.step = cycles
             self.idle += cycles
         for loop in loops:
             mine, trips, known = self.loop_of[loop], self._trips(loop), len(self.tiles)
@@ -249,11 +253,12 @@ class Kernel:
             mean, most = trips.mean // each if each > 1 else trips.mean, trips.most // each
             left[mine] += trips.most % each
             cost.add(its, mean)
-            items = self.cooperative and loop.depth == 1  # which program has one more changes from stage to stage
-            long *= max(mean, min(most, 1)) if items else most
-            cycles += long
-            if items and len(self.tiles) == known:
-                self.idle += long
+            if self.cooperative and loop.depth == 1:  # a program has no item, one or several of a stage
+                if mine.over is not None:
+                    self.lives[self._stage(loop)] = long
+                if len(self.tiles) == known:
+                    self.idle += long
+            cycles += long * most
         for mine, body in beside.items():
             copies = self._copies(body)
             part = min(left[mine] / copies, 1.0) if copies else 1.0

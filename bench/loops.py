@@ -41,6 +41,7 @@ class Text:
     """The functions and loops of emitted text, by line."""
 
     def __init__(self, source: str) -> None:
+        self.source = source
         tree = ast.parse(re.sub(r"\.to\(tl\.\w+\)", "", source))
         self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         for f in self.functions.values():

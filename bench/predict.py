@@ -28,8 +28,9 @@ from importlib.metadata import version
 from math import ceil, prod
 from typing import Any
 
-from costs import Cost, Kernel, Tile
+from costs import CACHE, Cost, Kernel, Tile
 from loops import Text
+from steps import cycles
 
 import normforge as nf
 from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
@@ -37,8 +38,10 @@ from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import programs_at_once, tile_channels
+from normforge.codegen.triton_cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
 from normforge.codegen.triton_launch import Launch, TritonModule, part_block, stage_blocks
+from normforge.codegen.triton_schedule import SweepKernel
+from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
 from normforge.kernels.sass import disassemble, parse
 
@@ -168,14 +171,14 @@ def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = N
     text = Text(module.source)
     aligned = (dims[3] if plan.layout == "nchw" else dims[1] * dims[2]) % 16 == 0
     found = [
-        _launch(launch, compiled, text, full, sizes, traffic, aligned=aligned)
+        _launch(plan, launch, compiled, text, full, sizes, traffic, aligned=aligned)
         for launch, compiled in zip(module.launches, kernels, strict=True)
     ]
     return Prediction(plan.kind, tuple(found), traffic.floor, traffic.moved)
 
 
 def _launch(
-    launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
+    plan: Plan, launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
     sizes: dict[str, int], traffic: _Traffic, *, aligned: bool,
 ) -> LaunchPrediction:  # fmt: skip
     warps, used = compiled.warps, resources(compiled)
@@ -202,6 +205,8 @@ def _launch(
         total.add(cost, programs * warps)
         through += programs * life / (PROCESSORS * blocks)
         longest = max(longest, life)
+    if launch.walk == "cooperative":
+        longest = through = _steps(kernel, plan, sizes, grid)
     uneven = ceil(grid / PROCESSORS) * PROCESSORS / grid
     seconds = {unit: cycles * uneven / PROCESSORS / CLOCK for unit, cycles in total.units.items()}
     waves = grid / (PROCESSORS * blocks)
@@ -215,6 +220,25 @@ def _launch(
     return LaunchPrediction(
         launch.kernel.split("_", 2)[2], grid, warps, used.registers, compiled.shared, blocks, tuple(kernel.tiles),
         dram, cache, times, kernel.idle / CLOCK,
+    )  # fmt: skip
+
+
+def _steps(kernel: Kernel, plan: Plan, sizes: dict[str, int], grid: int) -> float:
+    """Cycles of a cooperative launch of so many programs."""
+    division = divide(plan)
+    assert division is not None
+    channels, tile = sizes["C"] * (sizes["N"] if plan.slab & B else 1), sizes["TILE"]
+
+    def items(tiled: Tiled, number: int) -> int:
+        block, point = channel_block(plan, tiled)
+        unit = kernel.whole[block] * (sizes[point] if point else 1)
+        run = min(tile // unit, -(-channels // unit) - number * (tile // unit))
+        chunks = sizes[f"Q{tiled.kernel.index}"] if isinstance(tiled.kernel, SweepKernel) else 1
+        return run * chunks * (sizes["N"] if tiled.by_sample and not plan.slab & B else 1)
+
+    return cycles(
+        division, items, kernel.lives, tiles=-(-channels // tile), grid=grid, beside=kernel.step / len(division.tiled),
+        poll=CACHE, flag=CACHE, all_wait="if first < items:" not in kernel.text.source,
     )  # fmt: skip
 
 
