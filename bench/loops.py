@@ -55,8 +55,8 @@ class Text:
             TextLoop(f.name, n.lineno, n.end_lineno or n.lineno, n.iter if isinstance(n, ast.For) else None)
             for f in self.functions.values()
             for n in ast.walk(f)
-            if isinstance(n, ast.For | ast.While)
-        ]
+            if isinstance(n, ast.While) or (isinstance(n, ast.For) and "static_range" not in ast.unparse(n.iter))
+        ]  # a static range is no loop in machine code
 
     def function(self, line: int) -> str:
         """The one that a line lies in, or ""."""
