@@ -29,6 +29,7 @@ LATENCY = {
     "MEMBAR": CACHE, "ATOM": CACHE, "ATOMG": CACHE, "CALL": 600,
 }  # fmt: skip
 ACCESSES = ("LDG", "LDGSTS", "STG")
+ROUNDS = 12  # of a loop, until it is steady
 Access = tuple[int, int]  # line of the text and bytes
 ALU_NAMES = ("IADD", "VIADD", "LOP", "SHF", "LEA", "ISETP", "SEL", "PRMT", "IABS", "SGXT", "IMNMX", "FMNMX", "FSETP",
              "FSEL", "FSET", "PLOP", "P2R", "R2P", "F2FP", "I2FP", "MOV", "POPC", "FLO", "BMSK", "VOTE")  # fmt: skip
@@ -77,8 +78,8 @@ def cost_of(instructions: Iterable[Instruction], code: Code) -> Cost:
 
 
 def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], rounds: int) -> tuple[float, int, int]:
-    """Cycles of one warp alone in the last of some rounds of a body, and the most loads and bytes of full tensors that
-    a thread has on the way at once.
+    """Cycles of one warp alone in a round of a body, on average over the later half of some, and the most loads and
+    bytes of full tensors that a thread has on the way at once.
 
     Instructions start in order, one a cycle, when all that they read is there. A barrier costs its own latency.
 
@@ -92,8 +93,9 @@ def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], r
     last, time, start = 0.0, 0.0, 0.0
     flying: list[tuple[float, int]] = []
     most = (0, 0)
-    for _ in range(rounds):
-        start = time
+    for number in range(rounds):
+        if number == rounds // 2:
+            start = time
         for one in body:
             time = max([time + 1, *(ready.get(r, 0.0) for r in one.reads)])
             delay = LATENCY.get(one.name, ARITHMETIC)
@@ -113,7 +115,7 @@ def chain(body: Sequence[Instruction], full: set[Access], cached: set[Access], r
                 time += delay
             for register in one.writes:
                 ready[register] = time + delay
-    return time - start, most[1], most[0]
+    return (time - start) / (rounds - rounds // 2), most[1], most[0]
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ class Kernel:
         for loop in sorted(code.loops, key=lambda x: -x.depth):
             self.loop_of[loop] = self._text_loop(loop)
         self.tiles: list[Tile] = []
-        self.idle = 0.0  # cycles of a step of a cooperative kernel in which a program moves no full tensors
+        # Cycles of a cooperative kernel: of an item of each stage; of a step without items; of a step in which a
+        # program that has an item of each stage moves no full tensors.
+        self.lives: dict[int, float] = {}
+        self.step = self.idle = 0.0
 
     def _text_loop(self, loop: Loop) -> TextLoop:
         """The loop of the text that a loop of the code is: most of its own instructions come from there."""
@@ -240,20 +245,22 @@ class Kernel:
         cost, before = cost_of(main, self.code), len(self.tiles)
         cycles, loads, in_flight = chain(main, self.full, self.cached, rounds)
         if self.cooperative and any(x.depth == 1 for x in loops):
+            self.step = cycles
             self.idle += cycles
         for loop in loops:
             mine, trips, known = self.loop_of[loop], self._trips(loop), len(self.tiles)
             body, further = self.code.own(loop), self.code.inside(loop)
             each = max(round(self._copies(self._split(body, further)[0])), 1)
-            its, long = self._body(body, further, 6)
+            its, long = self._body(body, further, ROUNDS)
             mean, most = trips.mean // each if each > 1 else trips.mean, trips.most // each
             left[mine] += trips.most % each
             cost.add(its, mean)
-            items = self.cooperative and loop.depth == 1  # which program has one more changes from stage to stage
-            long *= max(mean, min(most, 1)) if items else most
-            cycles += long
-            if items and len(self.tiles) == known:
-                self.idle += long
+            if self.cooperative and loop.depth == 1:  # a program has no item, one or several of a stage
+                if mine.over is not None:
+                    self.lives[self._stage(loop)] = long
+                if len(self.tiles) == known:
+                    self.idle += long
+            cycles += long * most
         for mine, body in beside.items():
             copies = self._copies(body)
             part = min(left[mine] / copies, 1.0) if copies else 1.0

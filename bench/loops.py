@@ -41,17 +41,22 @@ class Text:
     """The functions and loops of emitted text, by line."""
 
     def __init__(self, source: str) -> None:
+        self.source = source
         tree = ast.parse(re.sub(r"\.to\(tl\.\w+\)", "", source))
         self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         for f in self.functions.values():
             f.decorator_list = []
         self.code = compile(ast.Module(list(self.functions.values()), []), "<text>", "exec")
+        self.calls: dict[str, int] = {}
+        for n in (n for f in self.functions.values() for n in ast.walk(f)):
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name):
+                self.calls.setdefault(n.func.id, n.lineno)
         self.loops = [
             TextLoop(f.name, n.lineno, n.end_lineno or n.lineno, n.iter if isinstance(n, ast.For) else None)
             for f in self.functions.values()
             for n in ast.walk(f)
             if isinstance(n, ast.While) or (isinstance(n, ast.For) and "static_range" not in ast.unparse(n.iter))
-        ]
+        ]  # a static range is no loop in machine code
 
     def function(self, line: int) -> str:
         """The one that a line lies in, or ""."""
@@ -59,14 +64,7 @@ class Text:
 
     def called(self, line: int) -> int:
         """The line of the first call of the function that a line lies in; 0 where nothing calls it."""
-        name = self.function(line)
-        calls = (
-            n.lineno
-            for f in self.functions.values()
-            for n in ast.walk(f)
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == name
-        )
-        return next(calls, 0)
+        return self.calls.get(self.function(line), 0)
 
     def loop(self, line: int) -> TextLoop | None:
         """The innermost one that a line lies in."""

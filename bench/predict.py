@@ -13,9 +13,10 @@ An instruction counts as often as the loops around it run (see `loops`). The pre
 the largest alone where it stands out, more where several are near each other. `fast` is the largest, as if all
 overlapped, and `slow` their sum, as if nothing did. Each launch adds a constant.
 
-Nothing here was fitted to a measurement: see `costs` for the rates.
+Nothing here was fitted to a measurement: see `costs` for the rates. In bench/results/aot_before.json, by_hand has what
+was predicted by hand from the same machine code before there was this model, beside what the model says of it.
 
-    python bench/predict.py  # predictions made by hand before there was this model, beside its own
+    python bench/predict.py gn-silu --order 1 --layout nhwc
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from math import ceil, prod
 from typing import Any
 
-from costs import Cost, Kernel, Tile
+from costs import CACHE, Cost, Kernel, Tile
 from loops import Text
+from rich.console import Console
+from rich.table import Table
+from steps import cycles
 
 import normforge as nf
 from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
@@ -37,8 +40,10 @@ from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import programs_at_once, tile_channels
+from normforge.codegen.triton_cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
 from normforge.codegen.triton_launch import Launch, TritonModule, part_block, stage_blocks
+from normforge.codegen.triton_schedule import SweepKernel
+from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
 from normforge.kernels.sass import disassemble, parse
 
@@ -142,6 +147,8 @@ class Prediction:
                 }  # fmt: skip
                 if tile.divisions:
                     row["divisions"] = tile.divisions
+            if one.idle:
+                row["idle_us"] = round(one.idle * 1e6, 2)
             kernels.append(row | {"registers": one.registers, "blocks": one.blocks, "programs": one.programs})
         shares = {"share": round(self.share, 3), "of_plan": round(self.planned_share, 3)}
         return {"us": round(self.seconds * 1e6, 2)} | shares | {"kernels": kernels}
@@ -167,14 +174,14 @@ def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = N
     traffic = _Traffic(plan, module, dims, sizes, full)
     text = Text(module.source)
     found = [
-        _launch(launch, compiled, text, full, sizes, traffic)
+        _launch(plan, launch, compiled, text, full, sizes, traffic)
         for launch, compiled in zip(module.launches, kernels, strict=True)
     ]
     return Prediction(plan.kind, tuple(found), traffic.floor, traffic.moved)
 
 
 def _launch(
-    launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
+    plan: Plan, launch: Launch, compiled: CompiledKernel, text: Text, full: Sequence[str],
     sizes: dict[str, int], traffic: _Traffic,
 ) -> LaunchPrediction:  # fmt: skip
     warps, used = compiled.warps, resources(compiled)
@@ -201,6 +208,8 @@ def _launch(
         total.add(cost, programs * warps)
         through += programs * life / (PROCESSORS * blocks)
         longest = max(longest, life)
+    if launch.walk == "cooperative":
+        longest = through = _steps(kernel, plan, sizes, grid)
     uneven = ceil(grid / PROCESSORS) * PROCESSORS / grid
     seconds = {unit: cycles * uneven / PROCESSORS / CLOCK for unit, cycles in total.units.items()}
     waves = grid / (PROCESSORS * blocks)
@@ -214,6 +223,25 @@ def _launch(
     return LaunchPrediction(
         launch.kernel.split("_", 2)[2], grid, warps, used.registers, compiled.shared, blocks, tuple(kernel.tiles),
         dram, cache, times, kernel.idle / CLOCK,
+    )  # fmt: skip
+
+
+def _steps(kernel: Kernel, plan: Plan, sizes: dict[str, int], grid: int) -> float:
+    """Cycles of a cooperative launch of so many programs."""
+    division = divide(plan)
+    assert division is not None
+    channels, tile = sizes["C"] * (sizes["N"] if plan.slab & B else 1), sizes["TILE"]
+
+    def items(tiled: Tiled, number: int) -> int:
+        block, point = channel_block(plan, tiled)
+        unit = kernel.whole[block] * (sizes[point] if point else 1)
+        run = min(tile // unit, -(-channels // unit) - number * (tile // unit))
+        chunks = sizes[f"Q{tiled.kernel.index}"] if isinstance(tiled.kernel, SweepKernel) else 1
+        return run * chunks * (sizes["N"] if tiled.by_sample and not plan.slab & B else 1)
+
+    return cycles(
+        division, items, kernel.lives, tiles=-(-channels // tile), grid=grid, beside=kernel.step / len(division.tiled),
+        poll=CACHE, flag=CACHE, all_wait="if first < items:" not in kernel.text.source,
     )  # fmt: skip
 
 
@@ -270,61 +298,40 @@ def plan_for(graph: nf.Graph, order: int, dtype: str, layout: str, kind: str, di
     return plan_of_kind(kind, wanted, dtype, layout)
 
 
-# -- predictions made by hand, from the same machine code and rates, before there was this model
-
-
-BY_HAND = "3.6"  # the version of triton
-
-
-def references() -> list[tuple[str, float, float, float]]:
-    """(What, predicted here, least and most that was predicted by hand.)"""
-    found: list[tuple[str, float, float, float]] = []
-
-    def say(what: str, here: float, least: float, most: float | None = None) -> None:
-        found.append((what, here, least, least if most is None else most))
-
-    def of(layer: str, order: int, layout: str, kind: str, dims: Dims) -> Prediction:
-        plan = plan_for(nf.parse(layer), order, "bfloat16", layout, kind, dims)
-        assert plan is not None
-        return predict(plan, dims)
-
-    first = of("bn-relu", 0, "nhwc", "multi-launch", (128, 32, 8, 56 * 56)).launches[0]
-    say("bn-relu, order 0, channels-last, sums: TB/s", first.rate / 1e12, 0.8, 1.4)
-    say("  instructions a tile", first.tiles[0].instructions, 277)
-    say("  barriers", first.tiles[0].barriers, 6)
-    say("  shuffles", first.tiles[0].shuffles, 40)
-    say("  shared accesses", first.tiles[0].shared_accesses, 40)
-    say("  bytes a load", min(first.tiles[0].load_bytes), 16)
-    first = of("evonorm-b0", 2, "nchw", "multi-launch", (128, 32, 8, 56 * 56)).launches[0]
-    say("evonorm-b0, order 2, sums: TB/s", first.rate / 1e12, 0.5, 1.0)
-    say("  instructions a tile", first.tiles[0].instructions, 663)
-    say("  barriers", first.tiles[0].barriers, 48)
-    say("  bytes a load", min(first.tiles[0].load_bytes), 8)
-    launches = of("gn-silu", 0, "nhwc", "multi-launch", (1, 32, 4, 512 * 512)).launches
-    say("gn-silu at 1x128x512x512, channels-last, merge: us", launches[1].seconds * 1e6, 95)
-    say("  bytes of both sweeps, copied: us", sum(one.dram for one in launches) / COPY * 1e6, 67)
-    (only,) = of("gn-silu", 0, "nhwc", "chosen", (128, 32, 18, 14 * 14)).launches
-    say("gn-silu at 128x576x14x14, channels-last: registers", only.registers, 254)
-    say("  programs a processor", only.blocks, 1)
-    (only,) = of("bn-relu", 0, "nchw", "cooperative", (128, 32, 8, 56 * 56)).launches
-    say("bn-relu, cooperative: us of a step that waits and merges", only.idle * 1e6, 6)
-    say("  bytes of a step, copied: us", only.times["memory"] / 33 * 1e6, 4)
-    return found
+def table(found: Prediction) -> Table:
+    """A line a launch, and one a loop over tiles of it."""
+    out = Table(box=None, pad_edge=False)
+    for name in ("kernel", "programs", "warps", "registers", "blocks", "us", "fast", "slow", "limits, us"):
+        out.add_column(name, justify="left" if name in ("kernel", "limits, us") else "right")
+    for one in found.launches:
+        us = (f"{t * 1e6:.1f}" for t in (one.seconds, one.fast, one.slow))
+        limits = ", ".join(f"{name} {t * 1e6:.1f}" for name, t in one.times.items())
+        out.add_row(one.name, *map(str, (one.programs, one.warps, one.registers, one.blocks)), *us, limits)
+        for tile in one.tiles:
+            out.add_row(*[""] * 8, f"  {tile}")
+    return out
 
 
 def main() -> int:
-    """Print the references; 1 if one is further off than 25 % under the version of triton that they were made with."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    off = 0
-    for what, here, least, most in references():
-        holds = 0.75 * least <= here <= 1.25 * most
-        off += not holds
-        by_hand = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        print(f"{what:60} {here:8.4g}  by hand {by_hand}{'' if holds else '  further off than 25 %'}")
-    known = version("triton").startswith(BY_HAND)
-    if not known:
-        print(f"by hand under triton {BY_HAND}; this is {version('triton')}, which compiles to other code")
-    return int(known and off > 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layer", help="a name or a formula")
+    parser.add_argument("--order", type=int, default=0)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--layout", default="nchw")
+    parser.add_argument("--kind", default="chosen")
+    parser.add_argument("--dims", default="128,32,8,3136", help="N, groups, channels a group, positions")
+    args = parser.parse_args()
+    n, g, k, s = map(int, args.dims.split(","))
+    plan = plan_for(nf.parse(args.layer), args.order, args.dtype, args.layout, args.kind, (n, g, k, s))
+    if plan is None:
+        print(f"no plan of kind {args.kind}")
+        return 1
+    found = predict(plan, (n, g, k, s))
+    print(
+        f"{found.kind}: {found.seconds * 1e6:.1f} us, {found.share:.2f} of a copy, {found.planned_share:.2f} as planned"
+    )
+    Console(width=240).print(table(found))
+    return 0
 
 
 if __name__ == "__main__":

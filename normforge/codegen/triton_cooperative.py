@@ -6,10 +6,12 @@ multi-launch kind, with the same blocks and the same slots for partials: what on
 programs of its launch that lie in the tile, and the programs here take them in turn. So the numbers are those of the
 multi-launch kind.
 
-A step runs the first sweep of a tile, the second of the tile before it and so on, then the merges. Each stage waits
-until all programs have passed the stage before it of the same tile, and has a sweep of another tile to do meanwhile.
-Nobody waits for ever: the programs all run at once, and each counts itself in for a stage before it waits for the
-count. Stages that no sweep needs, such as those of gradients of parameters across slabs, come last.
+A step runs the first sweep of a tile, the second of the tile before it and so on, then the merges. A program that has
+an item of a stage waits until all items of the stage before it of the same tile are done, and has a sweep of another
+tile to do meanwhile; one without an item passes by, and nobody waits for it. What a stage before that has stored is
+there too: who did an item of the stage between has waited for it. Nobody waits for ever: the programs all run at once,
+pass the stages in one order, and wait only for stages before. Stages that no sweep needs, such as those of gradients of
+parameters across slabs, come last, when all programs have passed all tiles.
 """
 
 from __future__ import annotations
@@ -77,8 +79,13 @@ class Division:
 
     @property
     def counted(self) -> tuple[int, ...]:
-        """The stages that something waits for: they have a counter a tile."""
-        return tuple(sorted({*(t.after for t in self.tiled), *(after for *_, after in self.last)} - {-1}))
+        """The stages that other stages of a tile wait for: they have a counter a tile."""
+        return tuple(sorted({t.after for t in self.tiled} - {-1}))
+
+    @property
+    def ends(self) -> bool:
+        """True where stages at the end wait for tiles: the last counter is of programs that have passed them all."""
+        return any(after >= 0 for *_, after in self.last)
 
 
 def divide(plan: Plan) -> Division | None:
@@ -115,7 +122,7 @@ def divide(plan: Plan) -> Division | None:
     return Division(tuple(tiled), tuple(last))
 
 
-def _unit(plan: Plan, tiled: Tiled) -> tuple[str, str]:
+def channel_block(plan: Plan, tiled: Tiled) -> tuple[str, str]:
     """What one program of a stage covers in channels: its block and what a point of it is (empty for a channel)."""
     if isinstance(tiled.kernel, SweepKernel):
         return part_block("BLOCK_C", tiled.number), ""
@@ -164,46 +171,62 @@ def cooperative_text(plan: Plan, launch: Launch) -> str:
         lags = max(t.lag for t in division.tiled)
         with out.block(f"for step in range(0, tiles + {lags}):", ""):
             for tiled in division.tiled:
-                _tiled_text(out, plan, tiled, stages[tiled.number], slots)
+                before = next((t for t in division.tiled if t.number == tiled.after), None)
+                _tiled_text(out, plan, tiled, before, stages[tiled.number], slots)
+        if division.ends:
+            done = f"{COUNTERS} + row * {len(slots)}"
+            out(f"arrive({done})")
         for number, kernel, after in division.last:
-            if after >= 0:
-                out("# The last tile: each program passes tiles in order.")
-                out(f"wait({_counter(slots[after], 'tiles - 1')}, grid)")
             assert not isinstance(kernel, SweepKernel)
             points = " * ".join(extents(kernel.space)) or "1"
-            out(f"programs = tl.cdiv({points}, {part_block('BLOCK_P', number)})")
-            with out.block("for item in range(first, programs, grid):", ""):
-                out(*_call(stages[number], "item", number))
-            out("first = rotate(first, programs, grid)")
+            out(f"items = tl.cdiv({points}, {part_block('BLOCK_P', number)})")
+            with out.block("if first < items:", ""):
+                if after >= 0:
+                    out(f"wait({done}, grid)")
+                with out.block("for item in range(first, items, grid):", ""):
+                    out(*_call(stages[number], "item", number))
+            out("first = rotate(first, items, grid)")
     return str(out)
 
 
-def _tiled_text(out: Lines, plan: Plan, tiled: Tiled, stage: Launch, slots: dict[int, int]) -> None:
-    """One stage of one tile: its programs lie in runs, one a sample where the tile spans the batch."""
+def _tiled_text(
+    out: Lines, plan: Plan, tiled: Tiled, before: Tiled | None, stage: Launch, slots: dict[int, int]
+) -> None:
+    """One stage of one tile, and the stage that it waits for: its programs lie in runs, one a sample where the tile
+    spans the batch."""
     sweep = tiled.kernel.index if isinstance(tiled.kernel, SweepKernel) else None
     what = "merge" if sweep is None else f"sweep {sweep + 1}"
     out(f"tile = step - {tiled.lag}" if tiled.lag else "tile = step")
     inside = "(tile >= 0) & (tile < tiles)" if tiled.lag else "tile < tiles"
     with out.block(f"if {inside}:  # {what}", ""):
-        if tiled.after >= 0:
-            out(f"wait({_counter(slots[tiled.after], 'tile')}, grid)")
-        block, point = _unit(plan, tiled)
-        unit = f"({block} * {point})" if point else block
-        chunks = "" if sweep is None else f" * Q{sweep}"
+        unit, chunks, samples = _factors(plan, tiled)
         out(
             f"blocks = tl.cdiv(channels, {unit})",
             f"begin = tile * (TILE // {unit})",
             f"run = tl.minimum(TILE // {unit}, blocks - begin){chunks}",
+            f"items = {samples}run",
         )
-        if tiled.by_sample and not plan.slab & B:
-            items, pid = "N * run", f"(item // run * blocks + begin){chunks} + item % run"
-        else:
-            items, pid = "run", f"begin{chunks} + item"
-        with out.block(f"for item in range(first, {items}, grid):", ""):
-            out(*_call(stage, pid, tiled.number))
-        out(f"first = rotate(first, {items}, grid)")
-        if tiled.number in slots:
-            out(f"arrive({_counter(slots[tiled.number], 'tile')})")
+        pid = f"(item // run * blocks + begin){chunks} + item % run" if samples else f"begin{chunks} + item"
+        with out.block("if first < items:", ""):
+            if before is not None:
+                unit, chunks, samples = _factors(plan, before)
+                blocks = f"tl.minimum(TILE // {unit}, tl.cdiv(channels, {unit}) - tile * (TILE // {unit}))"
+                out(f"awaited = {samples}{blocks}{chunks}  # items of the stage before")
+                out(f"wait({_counter(slots[before.number], 'tile')}, tl.minimum(awaited, grid))")
+            with out.block("for item in range(first, items, grid):", ""):
+                out(*_call(stage, pid, tiled.number))
+            if tiled.number in slots:
+                out(f"arrive({_counter(slots[tiled.number], 'tile')})")
+        out("first = rotate(first, items, grid)")
+
+
+def _factors(plan: Plan, tiled: Tiled) -> tuple[str, str, str]:
+    """What the items of a stage in a tile follow from, as text: channels of a program; chunks of positions; samples,
+    where a tile is of channels of all."""
+    block, point = channel_block(plan, tiled)
+    chunks = f" * Q{tiled.kernel.index}" if isinstance(tiled.kernel, SweepKernel) else ""
+    samples = "N * " if tiled.by_sample and not plan.slab & B else ""
+    return f"({block} * {point})" if point else block, chunks, samples
 
 
 def _counter(slot: int, tile: str) -> str:
@@ -218,9 +241,10 @@ def _call(stage: Launch, pid: str, number: int) -> list[str]:
 
 
 def counters(plan: Plan, dims: tuple[int, int, int, int], tile: int) -> int:
-    """How many integers, zero at first, a launch counts its programs in: one a tile and stage that is waited for."""
+    """How many integers, zero at first, a launch counts its programs in: one a tile and stage that is waited for, and
+    one for the end."""
     division = divide(plan)
-    return 0 if division is None else len(division.counted) * cdiv(_channels(plan, dims), tile)
+    return 0 if division is None else len(division.counted) * cdiv(_channels(plan, dims), tile) + division.ends
 
 
 def _channels(plan: Plan, dims: tuple[int, int, int, int]) -> int:
@@ -251,7 +275,7 @@ def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, i
     slab = k * (1 if plan.slab & G else g) if not plan.slab & K else 1
     units = [slab]
     for tiled in division.tiled:
-        block, point = _unit(plan, tiled)
+        block, point = channel_block(plan, tiled)
         units.append(blocks[block] * extent[point])
         # Blocks of a sweep end where a sample does. Blocks of small values are counted through, so that a tile of all
         # samples needs whole ones in each.

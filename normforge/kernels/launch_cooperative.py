@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ from normforge.kernels.empty import allocator
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
 NO_TILE = "no tile fits"
 # What a launch that cannot be says: no tile, CUDA error 720, CUDA error 801 (a device without cooperative launches).
-REFUSALS = (NO_TILE, "too many blocks in cooperative launch", "operation not supported")
+REASONS = (NO_TILE, "too many blocks in cooperative launch", "operation not supported")
+# Every refusal of this process, and why: by name of the kernel, index of the device, N, groups, channels a group,
+# positions.
+refusals: dict[tuple[str, int, int, int, int, int], str] = {}
 
 
 @dataclass
@@ -29,7 +33,8 @@ class CooperativeObject:
     multi-launch kind, whose numbers it gives.
 
     A cooperative launch fails, instead of waiting for ever, when its programs cannot all run at once. Then, and where
-    a shape has no tiles, the multi-launch kind runs from then on; `refused` says why, by device and shape.
+    a shape has no tiles, the multi-launch kind runs from then on, which a warning tells once; `refused` says why, by
+    device and shape, and `refusals` the same of all objects.
 
     As there, later calls of a shape launch the compiled kernel without Triton's front.
     """
@@ -63,9 +68,12 @@ class CooperativeObject:
                     call = self._calls[key] = _Call(self.plan, self.module, dims, l2_bytes)
                 self._launch(call, tensors, index)
             except RuntimeError as e:
-                if not any(reason in str(e) for reason in REFUSALS):
+                if not any(reason in str(e) for reason in REASONS):
                     raise
                 self.refused[key] = str(e)  # nothing was launched, so nothing is half written
+                name = self.module.launches[0].kernel
+                refusals[name, index, *dims] = str(e)
+                warnings.warn(f"{name} at {dims} runs as several launches: {e}", RuntimeWarning, stacklevel=2)
                 self._calls.pop(key, None)
                 self.twin(tensors, dims)
 

@@ -308,11 +308,12 @@ def run_cooperative(
     runs = 1 if programs == 1 else len(division.tiled) + len(division.last)
     start = 0 if programs == 1 else 1 << 20
     count = counters(plan, dims, sizes["TILE"])
-    assert count >= 2 * len(division.counted) or tile > 1, f"{where}: one tile only"
+    assert count >= 2 * len(division.counted) + division.ends or tile > 1, f"{where}: one tile only"
     named["counters_ptr"] = torch.full((count,), start, dtype=torch.int32)
     for _ in range(runs):
         function[(programs,)](*(named[p] for p in launch.pointers), *values, **blocks)
-    assert (named["counters_ptr"] == start + runs * programs).all(), f"{where}: arrivals {named['counters_ptr']}"
+    arrived = named["counters_ptr"] - start  # of programs that have an item
+    assert ((arrived >= runs) & (arrived <= runs * programs)).all(), f"{where}: arrivals {arrived}"
     for got, want, (name, _) in zip(made, expected, plan.outputs, strict=True):
         assert torch.equal(got.view(torch.int32), want.view(torch.int32)), f"{name}, {where}, {programs} programs"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from normforge.codegen.triton import emit_triton
 from normforge.codegen.triton_launch import arguments
 from normforge.kernels.direct import ALIGNMENT, aligned, at_any_address
 from normforge.kernels.job import Job, allocate
-from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.launch_cooperative import CooperativeObject, refusals
 from normforge.kernels.launch_triton import CUDA_OPTIONS, TritonObject, execute_text
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
@@ -167,6 +168,41 @@ def test_a_cooperative_launch_passes_what_the_front_does() -> None:
             plain.append([a if a in outside else a - min(inside) for a in args[:count]] + [*args[count + 1 :]])
         assert plain[0] == plain[1] == plain[2]
     assert not object_.refused
+
+
+class TooMany(PersistentRecorder):
+    """A device that refuses the launch."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+
+        return launch
+
+
+def test_a_refused_launch_is_told() -> None:
+    """The multi-launch kind runs, from then on without asking the device; a warning, once, and a list say so."""
+    given, _ = tensors("bn-relu", 0, (4, 64, 3, 5))
+    dims = (4, 32, 2, 15)
+    plan = plan_of_kind("cooperative", program(nf.layers["bn-relu"], 0, True), "float32", "nchw")
+    assert plan is not None
+    module = emit_triton(plan, plan.symbol)
+    device = SimpleNamespace(
+        L2_cache_size=1 << 18, multi_processor_count=2, max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=233472,
+    )  # fmt: skip
+    runs: list[tuple[int, ...]] = []
+    function = TooMany(module.launches[0].kernel, [])
+    object_ = CooperativeObject(
+        plan, module, function, lambda _, at: runs.append(at), CUDA_OPTIONS, lambda index: 77, lambda index: device
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            object_(given, dims)
+    assert runs == [dims] * 3 and len(told) == 1 and "too many blocks" in str(told[0].message)
+    assert list(object_.refused) == [(-1, *dims)]
+    assert refusals.pop((module.launches[0].kernel, -1, *dims)) in str(told[0].message)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="signatures of compiled functions")

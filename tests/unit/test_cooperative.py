@@ -3,8 +3,11 @@ what has not begun; tiles that fit; and which shapes get such a plan."""
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +16,7 @@ from normforge.codegen.kinds import Device, choose_plan
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import divide, programs_at_once, tile_channels
+from normforge.codegen.triton_cooperative import channel_block, counters, divide, programs_at_once, tile_channels
 from normforge.codegen.triton_launch import arguments
 from normforge.codegen.triton_schedule import SweepKernel
 from normforge.errors import BackendError
@@ -65,7 +68,7 @@ def test_nothing_waits_for_what_has_not_begun(layer: str, order: int) -> None:
                 passed.append((t.number, step - t.lag))
     assert len(set(passed)) == len(passed) == tiles * len(division.tiled)
     for _, _, after in division.last:
-        assert (after, tiles - 1) in passed
+        assert after < 0 or (after, tiles - 1) in passed
     # Each stage waits for what it reads, by way of the stages before it.
     chain = {t.number: t.after for t in division.tiled}
     kernels = {t.number: t.kernel for t in division.tiled}
@@ -75,6 +78,118 @@ def test_nothing_waits_for_what_has_not_begun(layer: str, order: int) -> None:
             before.add(after)
             after = chain[after]
         assert {i for i, k in kernels.items() if i != number and k.gives & kernel.needs} <= before, number
+
+
+class Run:
+    """The text of a cooperative kernel run by programs in any order: its waits are those of generators, its stages are
+    noted. What is known of a work item is what its program knows: all items that it waited for, and what they knew."""
+
+    def __init__(self, layer: str, order: int, dims: tuple[int, int, int, int], budget: int, grid: int) -> None:
+        plan = plan_of(layer, order)
+        self.module = emit_triton(plan, "nf")
+        division = divide(plan)
+        assert division is not None
+        launch = self.module.launches[0]
+        tile = tile_channels(plan, self.module, dims, budget)
+        assert tile is not None
+        self.tile, self.sizes = tile, self.module.shape(dims) | {"TILE": tile}
+        values, self.blocks, _ = arguments(launch, self.sizes, aligned=False)
+        text = functions(self.module.source)["nf_cooperative"]
+        text = re.sub(r": tl.constexpr", "", "def " + text).replace(".to(tl.int64)", "")
+        self.stages = [stage.stage for part in launch.parts for stage in (part.parts or (part,))]
+        names = "|".join((*self.stages, "arrive", "wait"))
+        text = re.sub(rf"^( +)({names})\(", r"\1yield from \2(pid, ", text, flags=re.MULTILINE)
+        text = text.replace("yield from", "yield; yield from", 1)  # a generator in any case
+        self.knows: list[set[tuple[str, int]]] = [set() for _ in range(grid)]  # by program
+        self.said: dict[int, set[tuple[str, int]]] = {}  # by counter
+        self.counts: dict[int, int] = {}
+        self.done: dict[tuple[str, int], set[tuple[str, int]]] = {}  # by item, what its program knew
+        self.programs = []
+        pointers = [0 if p == "counters_ptr" else None for p in launch.pointers]
+        for pid in range(grid):
+            language = SimpleNamespace(
+                cdiv=lambda a, b: -(-a // b),
+                minimum=min,
+                program_id=lambda _, pid=pid: pid,
+                num_programs=lambda _: grid,
+            )
+            scope = {"tl": language, "pid": pid, "rotate": lambda f, i, g: (f + g - i % g) % g}
+            scope |= {"arrive": self.arrive, "wait": self.wait} | {s: self.stage(s) for s in self.stages}
+            exec(text, scope)
+            self.programs.append(scope["nf_cooperative"](*pointers, *values, **self.blocks))
+
+    def stage(self, name: str) -> Callable[..., Iterator[None]]:
+        def run(program: int, pid: int, *_: object) -> Iterator[None]:
+            yield
+            assert (name, pid) not in self.done, f"{name}: {pid} twice"
+            self.done[name, pid] = set(self.knows[program])
+            self.knows[program].add((name, pid))
+
+        return run
+
+    def arrive(self, program: int, counter: int) -> Iterator[None]:
+        yield
+        self.counts[counter] = self.counts.get(counter, 0) + 1
+        self.said.setdefault(counter, set()).update(self.knows[program])
+
+    def wait(self, program: int, counter: int, programs: int) -> Iterator[None]:
+        while self.counts.get(counter, 0) < programs:
+            yield
+        self.knows[program] |= self.said[counter]
+
+    def items(self, plan: Plan, dims: tuple[int, int, int, int], blocks: dict[str, int]) -> dict[str, dict[int, int]]:
+        """The tile of each item of the stages that run tile by tile."""
+        n, g, k, _ = dims
+        division = divide(plan)
+        assert division is not None
+        found: dict[str, dict[int, int]] = {}
+        for tiled in division.tiled:
+            block, point = channel_block(plan, tiled)
+            unit = blocks[block] * {"": 1, "K": k, "C": g * k}[point]
+            chunks = self.sizes[f"Q{tiled.kernel.index}"] if isinstance(tiled.kernel, SweepKernel) else 1
+            channels = n * g * k if plan.slab & B else g * k
+            width = -(-channels // unit)
+            samples = n if tiled.by_sample and not plan.slab & B else 1
+            places = range(samples * width * chunks)
+            found[self.stages[tiled.number]] = {i: i // chunks % width * unit // self.tile for i in places}
+        return found
+
+    def to_the_end(self, rng: random.Random) -> None:
+        running = list(self.programs)
+        for _ in range(200_000):
+            if not running:
+                return
+            one = rng.choice(running)
+            if next(one, "end") == "end":
+                running.remove(one)
+        raise AssertionError("programs wait for ever")
+
+
+@pytest.mark.parametrize("order", range(3))
+@pytest.mark.parametrize("layer", ["bn-relu", "in-relu", "evonorm-b0", TWO_LEVELS])
+def test_programs_in_any_order(layer: str, order: int) -> None:
+    """Nobody waits for ever; every item is done once, by a program that knows of all items of its tile that the stage
+    before it had."""
+    dims = (2, 4, 6, 2000)
+    plan = plan_of(layer, order)
+    division = divide(plan)
+    assert division is not None
+    budget = next(b for b in range(10, 40) if tile_channels(plan, emit_triton(plan, "nf"), dims, 1 << b))
+    for grid, seed in ((1, 0), (3, 1), (7, 2), (40, 3)):
+        run = Run(layer, order, dims, 1 << budget, grid)
+        run.to_the_end(random.Random(seed))
+        items = run.items(plan, dims, run.blocks)
+        assert len(set(items[run.stages[0]].values())) > 1, "one tile"
+        last = {run.stages[number] for number, *_ in division.last}
+        assert {(name, i) for name in items for i in items[name]} == {one for one in run.done if one[0] not in last}
+        before = {run.stages[t.number]: run.stages[t.after] for t in division.tiled if t.after >= 0}
+        for (name, item), known in run.done.items():
+            if name in last:
+                assert known >= {(other, i) for other in items for i in items[other]}
+            elif name in before:
+                tile, other = items[name][item], before[name]
+                assert known >= {(other, i) for i, where in items[other].items() if where == tile}
+        assert len(run.counts) == counters(plan, dims, run.tile)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
