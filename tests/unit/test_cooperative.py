@@ -93,7 +93,7 @@ class Run:
         tile = tile_channels(plan, self.module, dims, budget)
         assert tile is not None
         self.tile, self.sizes = tile, self.module.shape(dims) | {"TILE": tile}
-        values, self.blocks, _ = arguments(launch, self.sizes, aligned=False)
+        values, self.blocks, _ = arguments(launch, self.sizes)
         text = functions(self.module.source)["nf_cooperative"]
         text = re.sub(r": tl.constexpr", "", "def " + text).replace(".to(tl.int64)", "")
         self.stages = [stage.stage for part in launch.parts for stage in (part.parts or (part,))]
