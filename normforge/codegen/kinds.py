@@ -29,13 +29,11 @@ class Device:
     Attributes:
         processors: streaming multiprocessors, or compute units.
         l2_bytes: of the level-2 cache.
-        cooperative: a launch whose programs cannot all run at once is refused.
         half_tiles: compilers for it spill registers at the largest tiles of resident plans, which others can have.
     """
 
     processors: int
     l2_bytes: int
-    cooperative: bool = True
     half_tiles: bool = False
 
 
@@ -56,8 +54,10 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
                   microseconds, less than the launches that are saved
     swept         as many slabs as there are processors, or short ones, and the slabs that are worked on at once fit
                   the level-2 cache
-    cooperative   the device can, the tensors do not fit the level-2 cache, and tiles that do keep all processors busy
     multi-launch  the rest: few large slabs have to be divided among processors
+
+    The cooperative kind is not among them: where it applies, multi-launch is predicted to be faster (bench/predict.py)
+    as long as no device has been asked. It can be had by name from `plan_of_kind`, and benchmarks compare it.
 
     Args:
         program: one order of a layer.
@@ -71,10 +71,6 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
     swept = slab_plan(program, dtype, layout, "swept")
     if swept is not None and dims is not None and _sweeps_well(swept, dims, device):
         return swept
-    if device.cooperative and dims is not None:
-        cooperative = plan_of_kind("cooperative", program, dtype, layout)
-        if cooperative is not None and _tiles_well(cooperative, dims, device):
-            return cooperative
     return make_plan(program, "triton", dtype, layout)
 
 
@@ -93,16 +89,6 @@ def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:
     at_once = min(blocks.programs, PROGRAMS_AT_ONCE * device.processors)
     busy = blocks.programs >= device.processors or held <= SHORT_SLAB
     return busy and held * at_once <= device.l2_bytes
-
-
-def _tiles_well(plan: Plan, dims: Dims, device: Device) -> bool:
-    from normforge.codegen.triton import emit_triton  # where it is needed: `import normforge` makes no kernels
-    from normforge.codegen.triton_cooperative import suits
-
-    if plan.dtype == "float64":
-        return False
-    module = emit_triton(plan, plan.symbol)
-    return suits(plan, module, dims, processors=device.processors, l2_bytes=device.l2_bytes)
 
 
 def plan_of_kind(kind: str, program: Program, dtype: str, layout: str) -> Plan | None:

@@ -40,7 +40,6 @@ from normforge.ir.types import B, G, K, S
 COUNTERS = "counters_ptr"
 # Share of the level-2 cache that tiles may fill: where it is two halves, what both read is there twice.
 L2_SHARE = 0.4
-BUSY = 2  # work items of a sweep of a tile for each processor, at least
 
 
 @dataclass(frozen=True)
@@ -288,26 +287,6 @@ def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, i
     channel = s * (1 if plan.slab & B else n) * ITEM_BYTES[plan.dtype] * tensors
     tile = int(l2_bytes * L2_SHARE) // (channel * unit) * unit
     return tile or None
-
-
-def suits(plan: Plan, module: TritonModule, dims: tuple[int, int, int, int], *, processors: int, l2_bytes: int) -> bool:
-    """True where a cooperative launch saves traffic: its inputs do not stay in the level-2 cache by themselves, and
-    tiles that do have enough work for all processors.
-
-    Args:
-        plan: of kind "cooperative". module: its text.
-        dims: N, groups, channels a group, positions.
-        processors, l2_bytes: of the device.
-    """
-    inputs = len({node for sweep in plan.sweeps for node in sweep.loads})
-    if math.prod(dims) * ITEM_BYTES[plan.dtype] * inputs <= l2_bytes:
-        return False
-    tile = tile_channels(plan, module, dims, l2_bytes)
-    if tile is None:
-        return False
-    sizes = module.shape(dims)
-    items = min(tile, _channels(plan, dims)) * (1 if plan.slab & B else dims[0])
-    return all(items // sizes[f"BLOCK_C{i}"] * sizes[f"Q{i}"] >= BUSY * processors for i in range(len(plan.sweeps)))
 
 
 def programs_at_once(

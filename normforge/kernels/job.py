@@ -194,9 +194,8 @@ class Job:
 def describe_device(device: torch.device) -> Device:
     """What the choice of a kind of plan needs to know of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    cooperative = torch.version.hip is None  # nothing was checked on AMD
     half_tiles = torch.version.hip is None and properties.major >= 10  # sm_100
-    return Device(properties.multi_processor_count, properties.L2_cache_size, cooperative, half_tiles)
+    return Device(properties.multi_processor_count, properties.L2_cache_size, half_tiles)
 
 
 @lru_cache(maxsize=4096)
