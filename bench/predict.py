@@ -32,7 +32,7 @@ from costs import CACHE, Cost, Kernel, Tile
 from loops import Text
 from rich.console import Console
 from rich.table import Table
-from steps import cycles
+from waits import cycles
 
 import normforge as nf
 from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind

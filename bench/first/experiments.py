@@ -61,8 +61,11 @@ _BN_FIRST = Place("bn-relu", (128, 256, 56, 56), "nchw")
 _EVO = Place("evonorm-b0", (128, 256, 56, 56), "nchw")
 _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
-_LAUNCH, _COOPERATIVE = "codegen.triton_launch", "codegen.triton_cooperative"
-_PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=4):"),)
+_EVO_LAST = Place("evonorm-b0", (128, 256, 56, 56), "nhwc")
+_LAUNCH, _COOPERATIVE, _TEXT = "codegen.triton_launch", "codegen.triton_cooperative", "codegen.triton"
+_PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=3):"),)
+_DEEPER = ((r"num_stages=1 if REST else 3", "num_stages=1 if REST else 4"),)
+_UNPIPELINED = ((r"num_stages=1 if REST else 3", "num_stages=1"),)
 
 
 def _at_most(registers: int) -> dict[str, Any]:
@@ -73,12 +76,15 @@ def _at_most(registers: int) -> dict[str, Any]:
 _AT_MOST_128 = _at_most(128)
 EXPERIMENTS = (
     Experiment("loads of loops pipelined", _BN_LAST, 0, "multi-launch", text=_PIPELINED),
-    Experiment("loads of loops pipelined", _EVO, 2, "multi-launch", text=_PIPELINED),
+    Experiment("one tile more ahead", _EVO, 2, "multi-launch", text=_DEEPER),
+    Experiment("no tile ahead", _EVO, 1, "multi-launch", text=_UNPIPELINED),
     Experiment("loads of loops pipelined", _GN, 0, "swept", text=_PIPELINED),
     Experiment("few programs, long chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 1024}),
     Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 16384}),
-    Experiment("merges by more programs", _VAE, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS": 8}),
-    Experiment("merges by wider programs", _BN_LAST, 1, "multi-launch", {f"{_LAUNCH}.MANY_ROWS_BLOCKS": (1, 128, 1)}),
+    Experiment("merges by wider programs", _VAE, 1, "multi-launch", {f"{_LAUNCH}.MANY_CHUNKS": 16}),
+    Experiment("merges by narrow programs", _BN_LAST, 1, "multi-launch", {f"{_LAUNCH}.MANY_PARTS": 1 << 30}),
+    Experiment("half the loads of a tile", _BN_FIRST, 0, "multi-launch", {f"{_TEXT}.LOADED_BYTES": 32}),
+    Experiment("narrow loads, more programs", _EVO_LAST, 2, "multi-launch", {f"{_TEXT}.KEPT_SUMS": 32}),
     Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {f"{_COOPERATIVE}.L2_SHARE": 0.25}),
     Experiment("128 registers a thread", _GN, 0, "resident", _AT_MOST_128),
     Experiment("128 registers a thread", _EVO, 1, "multi-launch", _AT_MOST_128),
