@@ -71,7 +71,7 @@ class Text:
         found = [x for x in self.loops if x.line <= line <= x.end]
         return max(found, key=lambda x: x.line, default=None)
 
-    def trips(self, loop: TextLoop, caller: str, arguments: dict[str, int], programs: int, copy: int) -> Trips:
+    def trips(self, loop: TextLoop, caller: str, arguments: dict[str, int], programs: int, copy: int = 0) -> Trips:
         """How often a loop runs.
 
         Args:

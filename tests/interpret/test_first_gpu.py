@@ -128,6 +128,7 @@ def test_an_archive_is_unpacked_anywhere(tmp_path: Path) -> None:
     assert all(Path(path).read_text() == name for name, path in found.items())
 
 
+@pytest.mark.slow
 def test_precompiled_kernels_are_found_again(tmp_path: Path) -> None:
     """In another folder, by another process with other hashes."""
     command = [

@@ -80,14 +80,15 @@ def count(code: Code, loop: Any, name: str) -> int:
 
 
 def test_a_sweep() -> None:
-    """The last sweep of BatchNorm walks tiles of 8 elements a thread: one wide load and one wide store."""
+    """The last sweep of BatchNorm walks tiles of 32 elements a thread: four wide loads and four wide stores."""
     _, kernels = compiled("bn-relu", 0, "nhwc", DIMS)
     code = parse(disassemble(kernels[-1].asm["cubin"]))
     (loop,) = code.loops
-    assert [(i.name, i.bytes) for i in code.own(loop) if i.name in ("LDG", "STG")] == [("LDG", 16), ("STG", 16)]
+    found = [(i.name, i.bytes) for i in code.own(loop) if i.name in ("LDG", "STG")]
+    assert found == [("LDG", 16)] * 4 + [("STG", 16)] * 4
     assert count(code, loop, "BAR") == count(code, loop, "SHFL") == 0
     assert any(i.line for i in code.own(loop)), "lines of the text"
-    assert (kernels[-1].warps, kernels[-1].shared) == (4, 0)
+    assert kernels[-1].warps == 4
 
 
 @pytest.fixture
@@ -106,9 +107,12 @@ def test_prediction(bench: None) -> None:
     tensor = 2 * 16 * 256 * 56 * 56
     assert found.floor == 2 * tensor and found.moved == 3 * tensor
     first, merge, last = found.launches
-    assert not merge.tiles and [t.load_bytes for t in (*first.tiles, *last.tiles)] == [(16,), (16,)]
+    assert not merge.tiles
+    whole, rest = first.tiles  # tiles without masks, and what is left over
+    assert rest.instructions > whole.instructions
+    assert [t.load_bytes for t in (whole, rest, *last.tiles)] == [(16,)] * 3
     assert first.dram == pytest.approx(tensor) and 0 < first.cache < 0.1 * tensor
-    assert last.tiles[0].barriers == last.tiles[0].shuffles == 0 and last.tiles[0].loads_in_flight == 1
+    assert last.tiles[0].barriers == last.tiles[0].shuffles == 0 and last.tiles[0].loads_in_flight == 4
     assert last.times["memory"] >= tensor / COPY
     assert found.seconds > sum(one.fast for one in found.launches)
     assert 0 < found.share < found.planned_share < 1

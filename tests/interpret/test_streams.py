@@ -42,7 +42,6 @@ def walks(name: str, order: int, dtype: str, layout: str, dims: Dims) -> Iterato
 @pytest.mark.parametrize(
     ("name", "order", "dtype", "layout", "dims", "load_bytes"),
     [
-        ("bn-relu", 0, "bfloat16", "nchw", LARGE, 16),
         ("bn-relu", 0, "bfloat16", "nhwc", LARGE, 16),
         ("bn-relu", 1, "float32", "nhwc", LARGE, 16),
         ("bn-relu", 2, "bfloat16", "nchw", LARGE, 16),
