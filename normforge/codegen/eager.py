@@ -5,7 +5,6 @@ It interprets the surface graph, not a derivative graph of ours, so it is a seco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,7 +85,9 @@ def run_eager(
             env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
                 flat = statistic.detach().reshape(-1)
-                count = math.prod(e for e, bit in zip(extents, (B, G, K, S), strict=True) if node.reduced & bit)
+                count = 1
+                for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this
+                    count *= extent if node.reduced & bit else 1
                 if r.unbiased and count > 1:
                     flat = flat * (count / (count - 1))
                 kept[r.name] = flat if node.axes else flat.reshape(())

@@ -328,6 +328,16 @@ def test_backward_keeps_x_and_small_statistics(name: str) -> None:
     assert sum(kept.values()) <= 4 * rows * 4  # at most four statistics, float32
 
 
+@pytest.mark.parametrize("name", ["bn-relu", "evonorm-b0"])
+def test_the_formula_in_torch_is_one_graph(name: str) -> None:
+    """Of layers with running statistics too: what torch.compile makes of it is what kernels are compared with."""
+    m, x = nf.compile(name, 4, backend="eager"), torch.randn(2, 4, 3, 3)
+    whole = torch.compile(m, fullgraph=True, backend="eager")
+    for train in (True, False):
+        whole.train(train)
+        assert whole(x).shape == x.shape
+
+
 def test_torch_compile_fullgraph() -> None:
     for layer in ("evonorm-b0", "gn-silu"):
         m = make(nf.layers[layer], "c", 4, 2, torch.float32, 0)
