@@ -34,6 +34,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_concurrent_processes_and_corrupt_entries(tmp_path: Path) -> None:
     together = [start(tmp_path) for _ in range(3)]
     outputs = {finish(p) for p in together}

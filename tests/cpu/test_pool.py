@@ -479,6 +479,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sum(float(p.detach().s
 """
 
 
+@pytest.mark.slow
 @compiled_only
 @pytest.mark.skipif(sys.platform != "linux", reason="unit of ru_maxrss")
 def test_peak_memory_of_training() -> None:

@@ -48,6 +48,7 @@ def test_show_tells_a_candidates_life(finished):
     assert missing.returncode == 2 and "no candidate #99999" in missing.stderr and "Traceback" not in missing.stderr
 
 
+@pytest.mark.slow
 def test_plan_evaluates_real_candidates():
     done = normforge("plan", "--sample", "1", *settings("budget.candidates=none", "budget.evaluations=40"))
     assert done.returncode == 0, done.stderr

@@ -45,12 +45,14 @@ def test_a_recorded_order_can_be_replayed(by_arrival, tmp_path):
         run(config, again, quiet(), work=FAULTY)
 
 
+@pytest.mark.slow
 def test_a_replay_ends_where_the_run_did_whatever_its_budget(by_arrival, tmp_path):
     settings = [*SHORT, ARRIVAL, "budget.minutes=0.01", "budget.candidates=2"]
     assert run(load("demo", settings), tmp_path / "again", quiet(), work=FAULTY, replay=by_arrival)
     assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
 
 
+@pytest.mark.slow
 def test_a_replay_without_what_was_asked_for_last(by_arrival, tmp_path):
     """As a run leaves it that had no time to evaluate that."""
     copy = tmp_path / "stopped"
@@ -70,6 +72,7 @@ def test_only_arrival_can_be_replayed_and_only_with_the_same_settings(by_arrival
         run(load("demo", [*SHORT, ARRIVAL, "seed=1"]), tmp_path / "b", quiet(), work=FAULTY, replay=by_arrival)
 
 
+@pytest.mark.slow
 def test_by_arrival_a_kill_loses_nothing_either(tmp_path):
     directory = tmp_path / "killed"
     settings = (ARRIVAL, "budget.candidates=80", "final.candidates=1")
@@ -94,6 +97,7 @@ def cached(directory) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_runs_share_evaluations_and_come_out_the_same(tmp_path):
     cache = f"cache.file={tmp_path / 'cache.db'}"
     for name, settings in (("alone", []), ("first", [cache]), ("second", [cache])):

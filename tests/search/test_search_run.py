@@ -73,6 +73,7 @@ def test_one_worker_finds_what_two_find_and_sigkill_loses_nothing(finished, tmp_
     assert kept.items() <= contents(directory).items()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_and_the_same_command_goes_on(finished, tmp_path):
     directory = tmp_path / "stopped"
     process = start(directory, "workers.count=1")
@@ -128,6 +129,7 @@ def test_a_directory_that_cannot_be_a_run(tmp_path):
         run(Config(), tmp_path / "damaged", quiet())
 
 
+@pytest.mark.slow
 def test_bad_trainings_are_stopped_halfway(tmp_path):
     settings = ["early.keep=0.5", "early.least=2", "recipe.steps=4", "quality.steps=1", "budget.candidates=200"]
     assert run(load("demo", [*TINY, *settings]), tmp_path / "run", quiet())
