@@ -28,7 +28,7 @@ from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from sys import getrefcount
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -47,7 +47,7 @@ VARIABLE = "NORMFORGE_POOL"
 _PAGE, _MADV_HUGEPAGE = 2 << 20, 14  # linux/mman.h
 
 # Looked up once: a call of the pool is worth a microsecond or two.
-_count_owners = getattr(torch._C, "_storage_Use_Count", None)
+_count_owners: Any = getattr(torch._C, "_storage_Use_Count", None)
 _count_modes = torch._C._len_torch_dispatch_stack
 _is_deterministic = torch._C._get_deterministic_algorithms
 _is_transformed = torch._C._are_functorch_transforms_active
@@ -118,7 +118,7 @@ def _count_alone() -> tuple[int, int] | None:
     try:
         block = Block(form)
         alone = _count_owners(block.number), getrefcount(block.storage)
-        for hold in (lambda t: t, lambda t: t[3:], lambda t: t.untyped_storage(), torch.utils.dlpack.to_dlpack):
+        for hold in (lambda t: t, lambda t: t[3:], lambda t: t.untyped_storage(), lambda t: t.__dlpack__()):
             held = hold(block.give(form))
             if block.is_free(alone):
                 return None
@@ -149,7 +149,7 @@ class Pool:
         self._grown = 0
 
     @cached_property
-    def _alone(self) -> tuple[int, int] | None:
+    def _alone(self) -> Any:  # what `is_free` takes, or None
         return _count_alone()  # at the first use, since a mode may be active while this is imported
 
     def take(self, form: Form) -> Tensor:
