@@ -118,8 +118,10 @@ def _count_alone() -> tuple[int, int] | None:
     try:
         block = Block(form)
         alone = _count_owners(block.number), getrefcount(block.storage)
-        for hold in (lambda t: t, lambda t: t[3:], lambda t: t.untyped_storage(), lambda t: t.__dlpack__()):
-            held = hold(block.give(form))
+        for holder in ([], ["__dlpack__"], ["untyped_storage"], ["detach"]):
+            held: Any = block.give(form)
+            for method in holder:
+                held = getattr(held, method)()
             if block.is_free(alone):
                 return None
             del held
