@@ -43,7 +43,6 @@ class SweepText:
         self.column_sums = [n for n in sums if not n.reduced & S]
         self.column_pairs = [n for n in variances if not n.reduced & S]
         self.rows = self.kernel.walk == "rows"
-        self.ahead = self.storage.plan.order > 0
         # Along the walk, which is axis 1 of a tile for rows.
         self.sums, self.pairs = (self.row_sums, self.row_pairs) if self.rows else (self.column_sums, self.column_pairs)
         self.axis, self.block, self.mask = (1, "BLOCK_S", "s_in") if self.rows else (0, "BLOCK_C", "c_in")
@@ -62,8 +61,7 @@ class SweepText:
         extent = "tl.minimum(S - q * L, L)" if self.rows else "C" if self.kernel.walk == "columns" else "K"
         out(f"size = {extent}  # of the walk")
         if not (self.sums or self.pairs):
-            ahead = f", num_stages={STAGES}" if self.ahead else ""
-            with out.block(f"for t in {'tl.' if ahead else ''}range(0, tl.cdiv(size, {self.block}){ahead}):", ""):
+            with out.block(self._loop("0", f"tl.cdiv(size, {self.block})", f"{STAGES}"), ""):
                 self._step(out, "{0} & {1}")
                 self._tile(out, walked)
             return
@@ -71,11 +69,16 @@ class SweepText:
         self._open(out)
         with out.block("for REST in tl.static_range(2):  # whole tiles, then what is left over, with masks", ""):
             first, last = "whole if REST else 0", f"tl.cdiv(size, {self.block}) if REST else whole"
-            ahead = f", num_stages=1 if REST else {STAGES}" if self.ahead else ""
-            with out.block(f"for t in {'tl.' if ahead else ''}range({first}, {last}{ahead}):", ""):
+            with out.block(self._loop(first, last, f"1 if REST else {STAGES}"), ""):
                 self._step(out, "{0} & {1} if REST else {0}")
                 self._tile(out, walked)
         self._close(out)
+
+    def _loop(self, first: str, last: str, stages: str) -> str:
+        """The head of a walk over tiles; those of derivatives are brought ahead in so many stages."""
+        if self.storage.plan.order == 0:
+            return f"for t in range({first}, {last}):"
+        return f"for t in tl.range({first}, {last}, num_stages={stages}):"
 
     def _tile(self, out: Lines, walked: int) -> None:
         self._values(out, (n for n in self.nodes if n.axes & walked))
