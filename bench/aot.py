@@ -47,15 +47,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import KINDS
 from normforge.errors import ShapeError
 from normforge.kernels.assembly import amdgcn_accesses, is_float_atomic, ptx_accesses
 from normforge.kernels.launch_triton import TYPICAL_DIMS, CompiledKernel, compile_aot, full_pointers, resources
 from normforge.passes import Degeneracy
-from normforge.passes.identity import value_of
+from normforge.passes.normal_form.identity import value_of
 
 RESULT = Path(__file__).parent / "results" / "aot.json"
 # N, groups, channels a group, positions: among them one for each rung of the ladders of blocks. Where no axis is a

@@ -37,7 +37,7 @@ from rich.progress import track
 from rich.table import Table
 
 import normforge as nf
-from normforge.codegen.c import emit_c
+from normforge.codegen.c.emit import emit_c
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from loops import Text, TextLoop, Trips
 
-from normforge.codegen.triton_launch import Launch
+from normforge.codegen.triton.launch import Launch
 from normforge.kernels.assembly import ptx_listing
 from normforge.kernels.sass import Code, Instruction, Loop
 

@@ -45,7 +45,7 @@ from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
 from normforge.kernels.job import Job, allocate
 from normforge.kernels.pool import POOL
-from normforge.timing import Step, measure
+from normforge.kernels.timing import Step, measure
 
 Shape = tuple[int, ...]
 

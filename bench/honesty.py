@@ -28,7 +28,7 @@ from normforge.ir.graph import Graph
 from normforge.passes import Degeneracy, Stage
 from normforge.search.config import Config
 from normforge.search.space import PAPER, Genotype, from_json, to_json
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 FIRST = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
 PASS = Config().quality.threshold / 10  # of ten classes
@@ -49,7 +49,7 @@ def train(graph: Graph, config: Config) -> tuple[float, str]:
 
     from normforge.search.evaluate import Evaluation
     from normforge.search.tasks import Task
-    from normforge.search.train import Diverged, evaluate
+    from normforge.train.loop import Diverged, evaluate
 
     torch.set_num_threads(1)
     evaluation = Evaluation(Task("0", graph.to_json(), config), backend="eager")
@@ -71,7 +71,7 @@ def job(index: int, genes: list[list[Any]]) -> dict[str, Any]:
 
 def verdict(graph: Graph) -> str:
     """The later stage that refuses a layer, or "kept"."""
-    from normforge.search.probing import probe
+    from normforge.probing.probe import probe
 
     findings = Degeneracy((Stage.RANGE, Stage.FORM)).run(graph) or probe(graph).findings
     return findings[0].stage.value if findings else "kept"

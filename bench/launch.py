@@ -32,7 +32,7 @@ from torch import Tensor
 
 import normforge as nf
 from normforge.codegen.plan import make_plan
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
 from normforge.kernels.empty import allocator
 from normforge.kernels.job import Job, execute, small_shape
 from normforge.kernels.launch_triton import TritonObject

@@ -26,9 +26,9 @@ from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.ir.ops import MOMENT, Op
 from normforge.passes import Degeneracy, fingerprint, simplify
-from normforge.passes.identity import value_of
+from normforge.passes.normal_form.identity import value_of
 from normforge.search.space import INITIAL, PAPER, Gene, Genotype
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 RESULTS = Path(__file__).parent / "results" / "passes.json"
 SHAPE, GROUPS = (3, 4, 2, 3), 2

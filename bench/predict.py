@@ -35,14 +35,14 @@ from rich.table import Table
 from waits import cycles
 
 import normforge as nf
-from normforge.codegen.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
-from normforge.codegen.triton_launch import Launch, TritonModule, part_block, stage_blocks
-from normforge.codegen.triton_schedule import SweepKernel
+from normforge.codegen.triton.cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
+from normforge.codegen.triton.launch import Launch, TritonModule, part_block, stage_blocks
+from normforge.codegen.triton.schedule import SweepKernel
 from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
 from normforge.kernels.sass import disassemble, parse

@@ -40,7 +40,7 @@ from normforge.passes import Degeneracy, Stage
 from normforge.search.config import load
 from normforge.search.funnel import UNDECIDED
 from normforge.search.space import PAPER, from_json, to_json
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 DEPENDS = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
 RESULTS = Path(__file__).parent / "results" / "rejections.jsonl"
@@ -78,8 +78,8 @@ def job(layer: str, genes: list[list[Any]] | None, data: str, network: str, repe
     """All stages on one network, whatever each of them says."""
     import torch
 
+    from normforge.probing.probe import probe
     from normforge.search.evaluate import Evaluation
-    from normforge.search.probing import probe
     from normforge.search.tasks import Task
 
     torch.set_num_threads(1)

@@ -47,15 +47,15 @@ import normforge as nf
 from normforge.ir.graph import Graph
 from normforge.search import space
 from normforge.search.config import Config, load
-from normforge.search.data import load_data
 from normforge.search.evaluate import Evaluation
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.funnel import Outcome, Seen, formula, refuse_static
-from normforge.search.networks import build, compiled
 from normforge.search.space import PAPER
 from normforge.search.store import Event, Store
-from normforge.search.streams import stream, torch_seed
 from normforge.search.tasks import Task
+from normforge.streams import stream, torch_seed
+from normforge.train.data import load_data
+from normforge.train.networks import build, compiled
 
 RESULT = Path(__file__).parent / "results" / "search.json"
 SETTINGS = {

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normforge.codegen.kinds import Device
 from normforge.codegen.plan import Plan, is_data
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import Device
 from normforge.ir.types import FULL, B, G, K, S
 from normforge.kernels import direct, job, module
 

@@ -50,8 +50,8 @@ def settings() -> dict[str, dict[str, str]]:
 def look(layers: int, seed: int, out: Path) -> None:
     """Write a line of JSON for each layer, until so many different ones have been probed."""
     from normforge.passes import Degeneracy, fingerprint
+    from normforge.probing.probe import probe
     from normforge.search.funnel import UNDECIDED
-    from normforge.search.probing import probe
 
     seen: set[str] = set()
     index = 0
@@ -130,7 +130,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 def near_thresholds(numbers: dict[str, Any]) -> list[str]:
     """Which of probing's decisions hung on a number near its threshold."""
-    from normforge.search.probing import DEPTH, GRADIENT_REACH, MAX_VARIANCE, MIN_VARIANCE
+    from normforge.probing.probe import DEPTH, GRADIENT_REACH, MAX_VARIANCE, MIN_VARIANCE
 
     if not numbers or len(numbers["variance"]) <= DEPTH:
         return []

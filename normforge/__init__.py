@@ -14,8 +14,9 @@ from normforge.ir import Graph, layers, parse
 from normforge.passes import simplify
 
 if TYPE_CHECKING:
-    from normforge.api import check, grad, plan, source
-    from normforge.find import load
+    from normforge.api.load import load
+    from normforge.api.look import check, grad
+    from normforge.codegen.public import plan, source
     from normforge.kernels.module import Layer, compile
     from normforge.kernels.pool import empty_pool
 
@@ -25,12 +26,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "compile": "normforge.kernels.module",
     "Layer": "normforge.kernels.module",
-    "check": "normforge.api",
+    "check": "normforge.api.look",
     "empty_pool": "normforge.kernels.pool",
-    "grad": "normforge.api",
-    "load": "normforge.find",
-    "plan": "normforge.api",
-    "source": "normforge.api",
+    "grad": "normforge.api.look",
+    "load": "normforge.api.load",
+    "plan": "normforge.codegen.public",
+    "source": "normforge.codegen.public",
 }
 
 __all__ = [

@@ -18,12 +18,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 import normforge as nf
-from normforge.codegen.c import emit_c
-from normforge.codegen.kinds import KINDS, plan_of_kind
+from normforge.codegen.c.emit import emit_c
 from normforge.codegen.orders import program
 from normforge.codegen.plan import LAYOUTS, Plan, make_plan
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_launch import arguments, warps, workspace
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import KINDS, plan_of_kind
+from normforge.codegen.triton.launch import arguments, warps, workspace
 
 DIGESTS = Path(__file__).parent / "goldens" / "emitted.txt"
 RANDOM = Path(__file__).parent / "corpus" / "nested.txt"

@@ -21,9 +21,9 @@ from stand_in import PROPERTIES, Request, kernels, tensors, use_driver
 
 from first.rows import Rows, words
 from first.shapes import Dims, Place
-from normforge.codegen.kinds import TYPICAL_DEVICE, Device
 from normforge.codegen.plan import Plan, is_data
-from normforge.codegen.triton_cooperative import programs_at_once
+from normforge.codegen.triton.cooperative import programs_at_once
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE, Device
 from normforge.kernels import direct
 from normforge.kernels.job import describe_device
 

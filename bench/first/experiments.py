@@ -29,8 +29,8 @@ from first.card import Card
 from first.rows import Row, Rows
 from first.shapes import TINY, Place
 from normforge.codegen.plan import Plan
-from normforge.codegen.resident import slab_plan
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.slab_plan import slab_plan
 
 ENOUGH = 4.0  # seconds for one of them
 # A loop of a kernel over tiles, in emitted text.
@@ -62,7 +62,7 @@ _EVO = Place("evonorm-b0", (128, 256, 56, 56), "nchw")
 _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
 _EVO_LAST = Place("evonorm-b0", (128, 256, 56, 56), "nhwc")
-_LAUNCH, _COOPERATIVE, _TEXT = "codegen.triton_launch", "codegen.triton_cooperative", "codegen.triton"
+_LAUNCH, _COOPERATIVE, _TEXT = "codegen.triton.launch", "codegen.triton.cooperative", "codegen.triton.emit"
 _PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=3):"),)
 _DEEPER = ((r"num_stages=1 if REST else 3", "num_stages=1 if REST else 4"),)
 _UNPIPELINED = ((r"num_stages=1 if REST else 3", "num_stages=1"),)
@@ -91,7 +91,7 @@ EXPERIMENTS = (
 )  # fmt: skip
 REHEARSED = (
     Experiment("loads of loops pipelined", TINY[0], 0, "swept", text=_PIPELINED),
-    Experiment("a constant that is gone", TINY[0], 0, "multi-launch", {"codegen.triton_launch.GONE": 1}),
+    Experiment("a constant that is gone", TINY[0], 0, "multi-launch", {"codegen.triton.launch.GONE": 1}),
 )
 
 

@@ -22,11 +22,11 @@ from stand_in import Request
 from first.card import Card, about, compiled
 from first.rows import Row, Rows, read
 from first.shapes import PLACES, TINY, Place, plans
-from normforge.codegen.kinds import choose_plan
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import place as placed
+from normforge.codegen.triton.kinds import choose_plan
 
 PREDICTIONS = Path(__file__).parents[1] / "results" / "predictions.jsonl"
 ENOUGH = 4.0  # seconds for one order at a shape

@@ -17,8 +17,8 @@ from stand_in import Request
 from first.card import Card, about, compiled
 from first.rows import Row, Rows
 from first.shapes import TINY, Place
-from normforge.codegen.kinds import KINDS
 from normforge.codegen.plan import Plan
+from normforge.codegen.triton.kinds import KINDS
 
 # Each has every kind; the last is too large for the level-2 cache, so that cooperative launches have several tiles.
 LAUNCHED = (

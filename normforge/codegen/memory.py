@@ -95,8 +95,8 @@ def account(plan: Plan, groups: int | None = None) -> Account:
 
 
 def _workspace(plan: Plan, dims: tuple[int, int, int, int]) -> int:
-    from normforge.codegen.triton import emit_triton
-    from normforge.codegen.triton_launch import workspace
+    from normforge.codegen.triton.emit import emit_triton
+    from normforge.codegen.triton.launch import workspace
 
     if plan.dtype == "float64":  # which the target refuses
         return 0

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 
-from normforge.codegen.factor import Factor, is_full
 from normforge.codegen.orders import Program
-from normforge.codegen.products import Collect, Share
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, FloatClass, S, axes_name
+from normforge.passes.factor import Factor, is_full
+from normforge.passes.products import Collect, Share
 
 LAYOUTS = ("nchw", "nhwc")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -55,7 +55,7 @@ class Plan:
     shape: (N, C, *spatial) where given; None for a slab that stays on chip.
     saved: names of the statistics that forward keeps beside x.
     resident_in: what holds a slab between its uses ("registers", "cache", "L2"), or None when it does not fit.
-    kind: how a GPU runs it (see `normforge.codegen.kinds`).
+    kind: how a GPU runs it (see `normforge.codegen.triton.kinds`).
     tile: elements of the largest tile of a program, for kinds whose programs own slabs; else 0.
     """
 

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from normforge.errors import GraphError
-from normforge.ir.grammar import is_parameter_name
+from normforge.ir.forms.grammar import is_parameter_name
 from normforge.ir.node import Node, data, from_rows, preorder, to_rows, toposort
 from normforge.ir.ops import CORE_ONLY, MOMENT, SURFACE_ONLY, Op
 from normforge.ir.types import INDEX_NAMES
@@ -119,14 +119,14 @@ class Graph:
         return Graph(outputs, self.inputs, self.eps)
 
     def __str__(self) -> str:
-        from normforge.ir import printer
+        from normforge.ir.forms import printer
 
         formula = printer.formula_or_none(self) if self.is_surface else None
         return self.dump() if formula is None else formula
 
     def dump(self) -> str:
         """Typed SSA text, one node a line; `Graph.from_dump` reads it back to the same graph."""
-        from normforge.ir import dump
+        from normforge.ir.forms import dump
 
         return dump.dump(self)
 
@@ -137,13 +137,13 @@ class Graph:
         Raises:
             ParseError: a line that cannot be read, or a type that does not follow from the operands.
         """
-        from normforge.ir import dump
+        from normforge.ir.forms import dump
 
         return dump.load(text)
 
     def to_json(self) -> str:
         """JSON text; `Graph.from_json` reads it back to the same graph."""
-        from normforge.ir import json_form
+        from normforge.ir.forms import json_form
 
         return json_form.to_json(self)
 
@@ -154,7 +154,7 @@ class Graph:
         Raises:
             ParseError: not such a JSON, or too large.
         """
-        from normforge.ir import json_form
+        from normforge.ir.forms import json_form
 
         return json_form.from_json(text)
 

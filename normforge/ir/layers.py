@@ -7,8 +7,8 @@ from functools import cache
 from typing import NamedTuple
 
 from normforge.errors import OptionError, ParseError, UnknownNameError, nearest
+from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
-from normforge.ir.text import parse_formula
 
 
 class NamedLayer(NamedTuple):

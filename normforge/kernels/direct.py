@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from normforge.codegen.triton_cooperative import COUNTERS
-from normforge.codegen.triton_launch import TritonModule, arguments, warps, workspace
+from normforge.codegen.triton.cooperative import COUNTERS
+from normforge.codegen.triton.launch import TritonModule, arguments, warps, workspace
 
 ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
 

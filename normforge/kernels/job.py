@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
-from normforge.codegen.kinds import Device, choose_plan
 from normforge.codegen.orders import Program, Seeded, program
 from normforge.codegen.plan import Plan, is_data, make_plan
+from normforge.codegen.triton.kinds import Device, choose_plan
 from normforge.errors import BackendError, ShapeError
+from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.text import parse_formula
 from normforge.ir.types import B, G, K, S
 from normforge.kernels import launch_c
 from normforge.kernels.empty import Allocator, allocator

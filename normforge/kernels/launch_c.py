@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from normforge.cache import digest, entry
-from normforge.codegen.c import emit_c, parts
-from normforge.codegen.c_driver import driver
+from normforge.codegen.c.driver import driver
+from normforge.codegen.c.emit import emit_c, parts
 from normforge.codegen.plan import Plan
 from normforge.kernels import toolchain
 

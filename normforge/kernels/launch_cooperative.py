@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.plan import Plan
-from normforge.codegen.triton_cooperative import counters, programs_at_once, tile_channels
-from normforge.codegen.triton_launch import TritonModule
+from normforge.codegen.triton.cooperative import counters, programs_at_once, tile_channels
+from normforge.codegen.triton.launch import TritonModule
 from normforge.kernels import direct
 from normforge.kernels.empty import allocator
 

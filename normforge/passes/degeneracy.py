@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from normforge.ir.forms.printer import formula_or_none
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
-from normforge.ir.printer import formula_or_none
 from normforge.ir.types import B, S
-from normforge.passes.identity import MAX_NODES, Identity, value_of
+from normforge.passes.normal_form.identity import MAX_NODES, Identity, value_of
+from normforge.passes.normal_form.values import Value
 from normforge.passes.ranges import Finite, Ranges
-from normforge.passes.values import Value
 
 MAX_SHOWN = 2_000  # characters of a formula in a finding
 

@@ -13,12 +13,12 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, MOMENT, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B
-from normforge.passes.identity import MAX_NODES, Identity, value_of
-from normforge.passes.moments import mean
+from normforge.passes.normal_form.identity import MAX_NODES, Identity, value_of
+from normforge.passes.normal_form.moments import mean
+from normforge.passes.normal_form.values import TooLarge, Value
 from normforge.passes.properties import Monotone, homogeneity, is_bounded, monotony
 from normforge.passes.running import running_statistics
 from normforge.passes.simplify import COST, Simplify
-from normforge.passes.values import TooLarge, Value
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from normforge.ir.graph import KEYS, Graph
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.family import family_key
-from normforge.passes.identity import MAX_NODES, value_of
 from normforge.passes.legalise import Legalise
+from normforge.passes.normal_form.family import family_key
+from normforge.passes.normal_form.identity import MAX_NODES, value_of
 
 
 def lower(graph: Graph) -> Graph:

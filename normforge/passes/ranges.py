@@ -15,7 +15,7 @@ from fractions import Fraction
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, toposort
 from normforge.ir.ops import Op
-from normforge.passes.intervals import EVERYTHING, INFINITY, NONNEGATIVE, POSITIVE, Interval, point
+from normforge.passes.normal_form.intervals import EVERYTHING, INFINITY, NONNEGATIVE, POSITIVE, Interval, point
 
 FLOAT32_MAX = Fraction(3.4028234663852886e38)
 

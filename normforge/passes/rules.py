@@ -19,10 +19,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+from normforge.ir.forms.formula import parse_formula
 from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import COMMUTATIVE, Op
-from normforge.ir.text import parse_formula
-from normforge.passes.intervals import point
+from normforge.passes.normal_form.intervals import point
 from normforge.passes.ranges import Ranges
 
 

@@ -19,7 +19,7 @@ from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.passes.algebra import algebra
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.identity import MAX_NODES
+from normforge.passes.normal_form.identity import MAX_NODES
 
 MAX_ROUNDS = 16  # of algebra and rules in turn; two or three are the rule
 

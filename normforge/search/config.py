@@ -8,15 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from normforge.errors import OptionError, RunError, nearest
 from normforge.ir.layers import layers
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from normforge.train.config import Data, Networks, Recipe, Section
 
 OPERATIONS = (
     "add", "mul", "div", "max", "neg", "sigmoid", "tanh", "exp", "log", "abs", "square", "sqrt", "mean", "rms", "std",
@@ -24,7 +20,7 @@ OPERATIONS = (
 INDEX_SETS = ("b,w,h", "w,h,c", "w,h", "w,h,c/g")
 
 
-class Space(_Section):
+class Space(Section):
     """The search space (EvoNorm, section 3)."""
 
     nodes: int = Field(default=10, ge=1, le=40, description="drawn nodes on top of x, 0, v0 and v1")
@@ -34,7 +30,7 @@ class Space(_Section):
     custom: dict[str, str] = Field(default={}, description="further primitives: name = formula of a, or of a and b")
 
 
-class Evolution(_Section):
+class Evolution(Section):
     """Tournament with aging (EvoNorm, section 4.3)."""
 
     selection: Literal["pareto", "average", "first", "nsga2"] = Field(
@@ -57,7 +53,7 @@ class Evolution(_Section):
     lag: int = Field(default=8, ge=1, description="evaluations under way that a proposal does not wait for")
 
 
-class Objectives(_Section):
+class Objectives(Section):
     """What a layer is scored by: its loss on each network, and more if asked for. Smaller is better for all."""
 
     score: Literal["loss", "error"] = Field(default="loss", description="validation cross-entropy, or error rate")
@@ -69,110 +65,14 @@ class Objectives(_Section):
     small_batch: int = Field(default=4, ge=1)
 
 
-class ResNet(_Section):
-    """ResNet-v2 with bottleneck blocks; (3, 4, 6, 3) and 0.25 are the paper's."""
-
-    width: float = Field(default=0.125, gt=0, le=4, description="of 64 channels in the stem, 256, 512, ... after it")
-    depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4, description="blocks of each stage")
-
-
-class MobileNet(_Section):
-    """MobileNetV2; 0.5, 1 and 7 are the paper's."""
-
-    width: float = Field(default=0.25, gt=0, le=4)
-    depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 3, 4, 3, 3, 1 blocks, rounded up")
-    stages: int = Field(default=4, ge=2, le=7, description="of those seven, the first")
-
-
-class EfficientNet(_Section):
-    """EfficientNet-B0; 0.5, 1 and 7 are the paper's."""
-
-    width: float = Field(default=0.25, gt=0, le=4)
-    depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 2, 3, 3, 4, 1 blocks, rounded up")
-    stages: int = Field(default=4, ge=2, le=7, description="of those seven, the first")
-
-
-class NFResNet(_Section):
-    """A plain normalizer-free ResNet: scaled weight standardization, residual branches of size alpha."""
-
-    width: float = Field(default=0.125, gt=0, le=4)
-    depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4)
-    alpha: float = Field(default=0.2, gt=0, le=1)
-
-
-class ViT(_Section):
-    """A vision transformer, the layer in place of LayerNorm, over channels last."""
-
-    dim: int = Field(default=48, ge=8)
-    depth: int = Field(default=3, ge=1)
-    heads: int = Field(default=3, ge=1)
-    patch: int = Field(default=4, ge=1, description="pixels of a patch's side")
-
-
-NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit")
-
-
-class Networks(_Section):
-    """The proxy networks, the layer under search in every norm-act place."""
-
-    use: tuple[Literal["resnet", "mobilenet", "efficientnet", "nf_resnet", "vit"], ...] = Field(
-        default=("resnet",), min_length=1, description="a layer is scored on each of them"
-    )
-    resnet: ResNet = ResNet()
-    mobilenet: MobileNet = MobileNet()
-    efficientnet: EfficientNet = EfficientNet()
-    nf_resnet: NFResNet = NFResNet()
-    vit: ViT = ViT()
-
-
-class Fractals(_Section):
-    """Images of iterated function systems, drawn by the program (after FractalDB, ACCV 2020)."""
-
-    size: int = Field(default=12, ge=4, le=256, description="pixels of a side")
-    classes: int = Field(default=10, ge=2, le=1000)
-    train: int = Field(default=6000, ge=1, description="images")
-    held_out: int = Field(default=4000, ge=3, description="images for validation, re-ranking and test together")
-    difficulty: float = Field(default=1.0, ge=0, description="scale of jitter, rotation and noise")
-
-
-class Data(_Section):
-    """Images and their labels."""
-
-    source: str = Field(
-        default="digits",
-        description="digits, fractals, cifar10:DIR, cifar100:DIR, mnist:DIR, fashion:DIR, imagefolder:DIR or npz:FILE",
-    )
-    seed: int = Field(default=0, ge=0, description="of the split, and of the fractals")
-    size: int | None = Field(default=None, ge=4, le=1024, description="resize images of a folder to this side")
-    crop: int | None = Field(default=None, ge=1, description="side of random crops in training; evaluation is whole")
-    pad: int = Field(default=0, ge=0, description="pixels of zeros around an image before it is cropped")
-    flip: bool = Field(default=False, description="mirror training images at random")
-    fractals: Fractals = Fractals()
-
-
-class Recipe(_Section):
-    """Training inside a proxy network."""
-
-    seed: int = Field(default=0, ge=0, description="of weights and batches, the same for every layer")
-    steps: int = Field(default=200, ge=1)
-    batch: int = Field(default=64, ge=1)
-    rate: float = Field(default=0.1, gt=0, description="learning rate at the first step")
-    schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=1e-4, ge=0, description="of matrices and filters only")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 is by autocast")
-    layout: Literal["nchw", "nhwc"] = Field(default="nhwc", description="memory layout of images and filters")
-
-
-class Quality(_Section):
+class Quality(Section):
     """Rejection after a short training on every network (EvoNorm, section 4.2)."""
 
     steps: int = Field(default=100, ge=1, description="the first steps of the full training")
     threshold: float = Field(default=2.0, ge=0, description="least validation accuracy, in multiples of chance")
 
 
-class Stability(_Section):
+class Stability(Section):
     """Rejection by gradient ascent on the squared gradient norm, on every network (EvoNorm, section 4.2)."""
 
     steps: int = Field(default=100, ge=0, description="0 leaves the stage out")
@@ -184,7 +84,7 @@ class Stability(_Section):
     threshold: float = Field(default=1e8, gt=0, description="largest gradient norm")
 
 
-class Early(_Section):
+class Early(Section):
     """Full trainings stopped on the way: where a layer is among the worst of those before it on every network."""
 
     at: float = Field(default=0.5, gt=0, lt=1, description="share of the steps after which layers are compared")
@@ -192,7 +92,7 @@ class Early(_Section):
     least: int = Field(default=20, ge=1, description="scored layers before any is stopped")
 
 
-class Final(_Section):
+class Final(Section):
     """The end: the best are ranked again on a longer recipe and held-out images, then compared with known layers."""
 
     candidates: int = Field(default=10, ge=1, description="distinct layers that are ranked again")
@@ -202,7 +102,7 @@ class Final(_Section):
     baselines: tuple[str, ...] = ("bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
 
 
-class Budget(_Section):
+class Budget(Section):
     """When the search ends; whichever comes first."""
 
     minutes: float = Field(default=6.0, ge=0, description="of search, the final training not counted")
@@ -210,7 +110,7 @@ class Budget(_Section):
     evaluations: int | None = Field(default=None, ge=1, description="layers that came to the stages with numbers")
 
 
-class Workers(_Section):
+class Workers(Section):
     """Processes that evaluate candidates."""
 
     on: str = Field(default="local", description="local, ray (a cluster started before or here) or ray://HOST:PORT")
@@ -221,7 +121,7 @@ class Workers(_Section):
     memory_limit: float = Field(default=4.0, gt=0, description="GiB of one process and what it started")
 
 
-class Cache(_Section):
+class Cache(Section):
     """Evaluations kept across runs."""
 
     file: str = Field(default="", description="SQLite file shared by any number of runs; empty keeps none")
@@ -230,7 +130,7 @@ class Cache(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that a run depends on; `MAY_CHANGE` may differ when a run is continued."""
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("budget.", "workers.", "cache.")

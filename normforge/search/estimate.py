@@ -15,9 +15,9 @@ from normforge.search import space
 from normforge.search.config import Config
 from normforge.search.funnel import Fate, Outcome, Seen, formula, refuse_static
 from normforge.search.space import SearchSpace
-from normforge.search.streams import stream
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
+from normforge.streams import stream
 
 _DRAWS = 5000  # without a new layer, after which there are no more: of the paper's space, one in 24 is new
 _ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices counted: bench/search.py measured 1.29

@@ -19,16 +19,16 @@ import torch
 
 from normforge.errors import NormforgeError
 from normforge.ir.graph import Graph
-from normforge.search.config import Recipe
-from normforge.search.data import Data, Part, load_data
+from normforge.probing.probe import probe
 from normforge.search.funnel import Fate, Outcome, out_of_memory
-from normforge.search.networks import build, compiled
 from normforge.search.objectives import margin, traffic
-from normforge.search.probing import probe
 from normforge.search.stability import gradient_ascent
-from normforge.search.streams import stream, torch_seed
 from normforge.search.tasks import Piece, Task
-from normforge.search.train import Diverged, Training, evaluate, memory_format
+from normforge.streams import stream, torch_seed
+from normforge.train.config import Recipe
+from normforge.train.data import Data, Part, load_data
+from normforge.train.loop import Diverged, Training, evaluate, memory_format
+from normforge.train.networks import build, compiled
 
 # The fate of a layer whose loss stops being finite in a stage.
 _FATES = {

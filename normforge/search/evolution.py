@@ -11,7 +11,7 @@ import numpy as np
 from normforge.search.config import Evolution
 from normforge.search.selection import WINNER, nsga2_order
 from normforge.search.space import Genotype, SearchSpace
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 def traffic(graph: Graph) -> float:
     """Bytes that forward and backward move where slabs stay on chip, in units of the input's (DESIGN: the floors)."""
-    from normforge.api import plan
+    from normforge.codegen.public import plan
 
     plans = [plan(graph, order) for order in range(2)]
     return float(sum(p.reads + p.writes for p in plans))

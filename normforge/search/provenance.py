@@ -12,11 +12,10 @@ from normforge.errors import BackendError
 from normforge.search.config import Config
 
 # What evaluates a layer; the rest of the search decides what is evaluated, and its reports change nothing.
-_STAGES = (
-    "evaluate", "train", "stability", "double_backward", "probing", "reproducible", "objectives", "streams", "data",
-    "networks",
+_STAGES = ("evaluate", "stability", "double_backward", "objectives")
+_EVALUATES = (
+    "ir", "passes", "codegen", "kernels", "probing", "train", "streams", *(f"search/{name}" for name in _STAGES)
 )  # fmt: skip
-_EVALUATES = ("api.py", "ir", "passes", "codegen", "kernels", *(f"search/{name}" for name in _STAGES))
 _LIBRARIES = ("torch", "triton", "timm", "numpy")
 
 
@@ -45,8 +44,8 @@ def provenance(config: Config, *, download: bool = False) -> Provenance:
     Raises:
         OptionError: data that cannot be read.
     """
-    from normforge.search.data import load_data  # imports torch
     from normforge.search.evaluate import device_of
+    from normforge.train.data import load_data  # imports torch
 
     data = load_data(config.data, download)
     device = device_of(config.workers.device)

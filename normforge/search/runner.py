@@ -36,9 +36,9 @@ from normforge.search.progress import Progress
 from normforge.search.provenance import Provenance, provenance
 from normforge.search.space import Genotype, SearchSpace
 from normforge.search.store import Event, Store, run_lock
-from normforge.search.streams import stream
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import WorkerPool, open_pool
+from normforge.streams import stream
 
 CONFIG_FILE = "config.json"
 _ASK_SECONDS = 1.0  # between two questions whether another run has ended an evaluation

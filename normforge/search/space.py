@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normforge.errors import GraphError, OptionError, ParseError, nearest
+from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, data, make, param, substitute, toposort
 from normforge.ir.ops import ARITY, MOMENT, Op
-from normforge.ir.text import parse_formula
 from normforge.ir.types import INDEX_SETS, reduced_name
 from normforge.search.config import OPERATIONS, Space
 

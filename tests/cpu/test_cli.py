@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import normforge as nf
-from normforge.cli import main
+from normforge.cli.main import main
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -13,8 +13,8 @@ import torch
 from reference import compare, tolerance
 
 import normforge as nf
-from normforge.codegen.c import emit_c
-from normforge.codegen.c_driver import driver
+from normforge.codegen.c.driver import driver
+from normforge.codegen.c.emit import emit_c
 from normforge.ir import evaluate
 from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, G, K, S

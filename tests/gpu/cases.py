@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS, plan_of_kind
 from normforge.codegen.orders import Program, program
 from normforge.codegen.plan import Plan
-from normforge.codegen.resident import SLAB_KINDS, slabs_of
 from normforge.codegen.shapes import plan_dims
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import tile_channels
+from normforge.codegen.triton.cooperative import tile_channels
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import KINDS, plan_of_kind
+from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
 from normforge.kernels.job import layer_text
 
 TABLE = Path(__file__).parents[1] / "goldens" / "gpu_cases.txt"

@@ -14,8 +14,8 @@ from reference import FIRST_SHAPES, run
 from torch import Tensor
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS, plan_of_kind
 from normforge.codegen.plan import Plan
+from normforge.codegen.triton.kinds import KINDS, plan_of_kind
 
 
 class Module(NamedTuple):

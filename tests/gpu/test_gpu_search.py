@@ -6,14 +6,15 @@ import torch
 pytest.importorskip("pydantic")  # which a machine with a GPU and no network may lack
 
 from normforge.ir import parse
-from normforge.search.config import Recipe, load
-from normforge.search.data import load_data
+from normforge.search.config import load
 from normforge.search.evaluate import run_task
 from normforge.search.funnel import Fate
-from normforge.search.networks import build, compiled
-from normforge.search.streams import stream
 from normforge.search.tasks import Task
-from normforge.search.train import _WARM, Training
+from normforge.streams import stream
+from normforge.train.config import Recipe
+from normforge.train.data import load_data
+from normforge.train.loop import _WARM, Training
+from normforge.train.networks import build, compiled
 
 QUICK = load("demo", ["recipe.steps=8", "quality.steps=4", "quality.threshold=0", "stability.steps=2"])
 

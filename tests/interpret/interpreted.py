@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reference import compare, condition, tolerance
 
 import normforge as nf
-from normforge.codegen import triton_launch
-from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import Program, program
 from normforge.codegen.plan import Plan
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import counters, divide, tile_channels
-from normforge.codegen.triton_launch import arguments
+from normforge.codegen.triton import launch as triton_launch
+from normforge.codegen.triton.cooperative import counters, divide, tile_channels
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import plan_of_kind
+from normforge.codegen.triton.launch import arguments
 from normforge.errors import ShapeError
 from normforge.ir import evaluate
 from normforge.ir.node import Node

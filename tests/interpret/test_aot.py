@@ -9,13 +9,13 @@ import re
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import KINDS, plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
-from normforge.codegen.resident import slabs_of
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_slabs import Dims, tile_dims
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import KINDS, plan_of_kind
+from normforge.codegen.triton.slab_plan import slabs_of
+from normforge.codegen.triton.slabs import Dims, tile_dims
 from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
 from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources, typical_dims
 

@@ -17,12 +17,12 @@ from reference import FIRST_SHAPES, SECOND_SHAPES
 from torch import Tensor
 
 import normforge as nf
-from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.codegen.shapes import plan_dims
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_launch import arguments
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import plan_of_kind
+from normforge.codegen.triton.launch import arguments
 from normforge.kernels.direct import ALIGNMENT, aligned, at_any_address
 from normforge.kernels.job import Job, allocate
 from normforge.kernels.launch_cooperative import CooperativeObject, refusals

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import plan_of_kind
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot
 from normforge.kernels.sass import Code, disassemble, parse
 

@@ -11,7 +11,7 @@ import pytest
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
-from normforge.codegen.triton import emit_triton
+from normforge.codegen.triton.emit import emit_triton
 from normforge.kernels.launch_triton import compile_aot, resources
 from normforge.kernels.sass import Instruction, disassemble, parse
 

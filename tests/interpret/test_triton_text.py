@@ -8,14 +8,14 @@ import re
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import plan_of_kind
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
-from normforge.codegen.resident import slabs_of
 from normforge.codegen.shapes import plan_dims
-from normforge.codegen.triton import emit_triton, launch_count
-from normforge.codegen.triton_launch import SWEEP_THREADS, arguments, ladder, own_elements, sweep_blocks, warps
-from normforge.codegen.triton_names import CODE
+from normforge.codegen.triton.emit import emit_triton, launch_count
+from normforge.codegen.triton.kinds import plan_of_kind
+from normforge.codegen.triton.launch import SWEEP_THREADS, arguments, ladder, own_elements, sweep_blocks, warps
+from normforge.codegen.triton.names import CODE
+from normforge.codegen.triton.slab_plan import slabs_of
 from normforge.errors import BackendError
 from normforge.ir.ops import CORE, LEAF, REDUCE
 

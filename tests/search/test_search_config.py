@@ -1,7 +1,8 @@
 import pytest
 
 from normforge.errors import OptionError, RunError
-from normforge.search.config import NETWORKS, PRESETS, Config, Networks, check_same, flat, load, unflat
+from normforge.search.config import PRESETS, Config, check_same, flat, load, unflat
+from normforge.train.config import NETWORKS, Networks
 
 
 def test_a_preset_with_overrides():

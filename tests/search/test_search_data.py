@@ -8,12 +8,12 @@ from PIL import Image
 
 from normforge.cache import cache_directory
 from normforge.errors import OptionError
-from normforge.search.config import Data as Options
-from normforge.search.data import Data, load_data
-from normforge.search.data.arrays import Arrays, split_all, split_official
-from normforge.search.data.augment import augment
-from normforge.search.data.fractals import fractals
-from normforge.search.streams import stream
+from normforge.streams import stream
+from normforge.train.config import Data as Options
+from normforge.train.data import Data, load_data
+from normforge.train.data.arrays import Arrays, split_all, split_official
+from normforge.train.data.augment import augment
+from normforge.train.data.fractals import fractals
 
 pytest.importorskip("torchvision")
 

@@ -5,18 +5,19 @@ import torch
 from torch import nn
 
 from normforge.ir import layers, parse
-from normforge.search.config import Config, Recipe, Stability, load
-from normforge.search.config import Data as DataConfig
-from normforge.search.data import load_data
+from normforge.search.config import Config, Stability, load
 from normforge.search.double_backward import FastDoubleBackward
 from normforge.search.evaluate import Evaluation, run_task
 from normforge.search.funnel import Fate
-from normforge.search.networks import build, compiled
 from normforge.search.objectives import margin, traffic
 from normforge.search.stability import gradient_ascent
-from normforge.search.streams import stream
 from normforge.search.tasks import Task
-from normforge.search.train import Diverged, Training, evaluate
+from normforge.streams import stream
+from normforge.train.config import Data as DataConfig
+from normforge.train.config import Recipe
+from normforge.train.data import load_data
+from normforge.train.loop import Diverged, Training, evaluate
+from normforge.train.networks import build, compiled
 
 TINY = [
     "networks.resnet.width=0.03125",

@@ -10,7 +10,7 @@ from normforge.search.config import Evolution, Space
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.selection import best_first, crowding, front, mean_ranks, nsga2_order
 from normforge.search.space import PAPER, Genotype, SearchSpace
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 
 def identity(genotype: Genotype) -> str:

@@ -8,10 +8,10 @@ from torch.nn.functional import cross_entropy
 from normforge.errors import OptionError
 from normforge.ir import parse
 from normforge.kernels.module import Layer
-from normforge.search.config import NETWORKS, Networks
-from normforge.search.networks import build, compiled
-from normforge.search.networks.build import BUILDERS
-from normforge.search.networks.places import Affine
+from normforge.train.config import NETWORKS, Networks
+from normforge.train.networks import build, compiled
+from normforge.train.networks.build import BUILDERS
+from normforge.train.networks.places import Affine
 
 MOBILE = {"width": 0.25, "depth": 0.34, "stages": 4}
 SMALL = Networks(

@@ -10,9 +10,9 @@ import torch
 import normforge as nf
 from normforge.ir import layers, parse
 from normforge.passes import Degeneracy, Stage
-from normforge.search.probing import DEPTH, NEEDED, NOISE, OTHERS, probe, propagate, trials
-from normforge.search.reproducible import quantised_weights
-from normforge.search.streams import stream
+from normforge.probing.probe import DEPTH, NEEDED, NOISE, OTHERS, probe, propagate, trials
+from normforge.probing.reproducible import quantised_weights
+from normforge.streams import stream
 from normforge.testing import tolerance
 
 

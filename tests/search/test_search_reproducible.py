@@ -18,8 +18,8 @@ from normforge.ir import evaluate as float64
 from normforge.ir import layers, parse
 from normforge.passes.differentiate import Differentiate
 from normforge.passes.keys import lower
-from normforge.search.probing import propagate, trials
-from normforge.search.reproducible import convolve, convolve_back, evaluate, mean, quantised_weights, total, variance
+from normforge.probing.probe import propagate, trials
+from normforge.probing.reproducible import convolve, convolve_back, evaluate, mean, quantised_weights, total, variance
 from normforge.testing import assert_close
 
 # 1 / x and log diverge from a last bit within four layers; evonorm-s0 and std have all kinds of operations.

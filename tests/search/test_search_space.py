@@ -8,7 +8,7 @@ from normforge.ir import evaluate, parse, verify
 from normforge.search import space
 from normforge.search.config import Space
 from normforge.search.space import PAPER, Gene, SearchSpace
-from normforge.search.streams import stream
+from normforge.streams import stream
 
 seeds = st.integers(0, 2**32)
 

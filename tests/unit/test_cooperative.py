@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import Device, choose_plan
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
-from normforge.codegen.triton import emit_triton
-from normforge.codegen.triton_cooperative import channel_block, counters, divide, programs_at_once, tile_channels
-from normforge.codegen.triton_launch import arguments
-from normforge.codegen.triton_schedule import SweepKernel
+from normforge.codegen.triton.cooperative import channel_block, counters, divide, programs_at_once, tile_channels
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kinds import Device, choose_plan
+from normforge.codegen.triton.launch import arguments
+from normforge.codegen.triton.schedule import SweepKernel
 from normforge.errors import BackendError
 from normforge.ir.types import B, G, K
 

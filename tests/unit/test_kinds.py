@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import normforge as nf
-from normforge.codegen.kinds import TYPICAL_DEVICE, Device, choose_plan
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE, Device, choose_plan
 
 Dims = tuple[int, int, int, int]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import normforge as nf
-from normforge.codegen.c import emit_c
-from normforge.codegen.factor import Factor
+from normforge.codegen.c.emit import emit_c
 from normforge.codegen.orders import program
 from normforge.ir import evaluate, verify
 from normforge.ir.types import FULL
+from normforge.passes.factor import Factor
 
 TWO_LEVELS = [
     "sigmoid(x / std[w,h,c/g](x)) * x / rms[b,w,h](x * sigmoid(x) / std[w,h](x)) * gamma + beta",

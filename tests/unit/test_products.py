@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normforge as nf
-from normforge.codegen.factor import Factor, is_full
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
-from normforge.codegen.products import Collect, Share
 from normforge.ir import evaluate, verify
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.node import const, data, make, param
 from normforge.ir.ops import LEAF, Op
+from normforge.passes.factor import Factor, is_full
+from normforge.passes.products import Collect, Share
 from normforge.testing import layer_graphs, random_values
 
 SHAPE = (3, 4, 2, 3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from normforge.ir import Graph, evaluate, layers, parse
 from normforge.passes import Legalise, Ranges
-from normforge.passes.intervals import EVERYTHING, INFINITY, Interval, point
+from normforge.passes.normal_form.intervals import EVERYTHING, INFINITY, Interval, point
 from normforge.passes.ranges import FLOAT32_MAX, Finite
 from normforge.testing import any_layers, random_values
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from normforge.ir import Graph, evaluate, layers, parse, verify
-from normforge.ir.grammar import is_buffer_name
+from normforge.ir.forms.grammar import is_buffer_name
 from normforge.passes import Differentiate, inference_graph, running_statistics, training_graph
 from normforge.testing import assert_close, layer_graphs, random_values, value_shape
 

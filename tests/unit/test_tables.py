@@ -9,7 +9,7 @@ import pytest
 
 from normforge.ir import Graph, Op, parse
 from normforge.ir.evaluate import EVALUATE
-from normforge.ir.grammar import MOMENT_NAMES, PAIR_NAMES, UNARY_NAMES
+from normforge.ir.forms.grammar import MOMENT_NAMES, PAIR_NAMES, UNARY_NAMES
 from normforge.ir.node import const, data, make
 from normforge.ir.ops import ARITY, BINARY, CORE, CORE_ONLY, ELEMENTWISE, LEAF, MOMENT, REDUCE, SURFACE, SURFACE_ONLY
 from normforge.passes.canonicalise import Canonicalise

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from normforge.errors import ParseError, UnknownNameError
 from normforge.ir import Graph, Op, layers, parse
-from normforge.ir.grammar import FUNCTIONS, PARAMETERS
+from normforge.ir.forms.formula import parse_formula
+from normforge.ir.forms.grammar import FUNCTIONS, PARAMETERS
 from normforge.ir.layers import CATALOGUE
 from normforge.ir.limits import MAX_DEPTH, MAX_FORMULA, MAX_NODES
 from normforge.ir.node import Node, const, data, make, param
-from normforge.ir.text import parse_formula
 from normforge.testing import layer_graphs
 
 x, gamma, beta, v1 = data("x"), param("gamma", 1.0), param("beta", 0.0), param("v1", 1.0)

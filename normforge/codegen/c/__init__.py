@@ -1,0 +1,1 @@
+"""The C target: one function a derivative, with OpenMP, from the plan."""

@@ -1,0 +1,169 @@
+"""The C target: one file a derivative, from the plan: a function a sweep and a stage, and a description of them for the
+driver (see `normforge.codegen.c.driver`), which is compiled once for all.
+"""
+
+from __future__ import annotations
+
+import re
+
+from normforge.codegen.c.driver import COLUMNS, DOUBLE, INTERFACE, POSITIONS, SIZE_BITS, WHOLE
+from normforge.codegen.c.element import kept
+from normforge.codegen.c.names import Storage, address, size_of
+from normforge.codegen.c.prelude import prelude
+from normforge.codegen.c.small import Group, emit, group
+from normforge.codegen.c.sweep import SweepEmitter
+from normforge.codegen.plan import Plan
+from normforge.codegen.text import Lines
+from normforge.ir.node import Node
+from normforge.ir.ops import LEAF
+from normforge.ir.types import B, FloatClass, G, K, S
+from normforge.passes.factor import is_full
+
+
+def emit_c(plan: Plan, name: str, title: str = "") -> str:
+    """C source that defines `const Kernel <name>`: what the driver calls on the operands and outputs of the plan."""
+    storage = Storage(plan)
+    groups = [group(nodes, storage) for nodes in (plan.prologue, *plan.stages, plan.epilogue)]
+    keep = _kept(plan, groups)
+    body = Lines()
+    for i, sweep in enumerate(plan.sweeps):
+        SweepEmitter(body, storage, sweep).emit(i)
+    _emit_stage(body, "prologue", groups[0], storage, keep, _expanded(storage, plan.prologue, leaves=True))
+    for i, stage in enumerate(plan.stages):
+        _emit_stage(body, f"stage{i}", groups[i + 1], storage, keep, _expanded(storage, stage, leaves=False))
+    _emit_stage(body, "epilogue", groups[-1], storage, keep, [], copies=True)
+    functions = [f"{f.strip()}\n" for f in _unpacked(str(body), plan, storage).split("\n\n") if f.strip()]
+    description = Lines()
+    _emit_description(description, plan, name, storage, {_name(f) for f in functions})
+    text = _parted(functions, str(description)) if parts(plan) > 1 else "\n".join([*functions, str(description)])
+    return f"{_comment(plan, title, storage)}{prelude(plan.dtype, text)}{INTERFACE}\n{text}"
+
+
+def parts(plan: Plan) -> int:
+    """Into how many pieces a source can be compiled at once, with PART defined as the number of each. Forward and
+    backward are compiled at the same time as they are; what comes after is alone, and twice as long."""
+    return 2 if plan.order > 1 else 1
+
+
+def _parted(functions: list[str], description: str) -> str:
+    """The functions in two parts of about one length, the description in the second. As one piece where PART is not
+    defined."""
+    out = Lines()
+    out("#ifdef PART", '#define LOCAL __attribute__((visibility("hidden")))', "#else", "#define LOCAL static", "#endif")
+    out(*(re.sub("^static (.*?) {", r"LOCAL \1;", f.split("\n")[0]) for f in functions))
+    lengths = [len(f) for f in functions]
+    cut = min(range(1, len(functions) + 1), key=lambda i: abs(sum(lengths[:i]) - sum(lengths[i:])))
+    moved = [f.replace("static void", "LOCAL void", 1) for f in functions]
+    first, second = ("\n".join(part) for part in (moved[:cut], moved[cut:]))
+    guard = "#if !defined PART || PART =="
+    return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{description}#endif\n"
+
+
+def _name(function: str) -> str:
+    return function[: function.index("(")].split()[-1]
+
+
+def _comment(plan: Plan, title: str, storage: Storage) -> str:
+    """The layer, its plan, and what each pointer of a context is."""
+    given = [f"  {storage.operands[node]}: {node.name} {node.type}" for node in plan.operands]
+    made = [f"  out{i}: {label} {node.type}" for i, (label, node) in enumerate(plan.outputs)]
+    work = [f"  {a.name}: {a.ctype}[{a.size}]" for a in storage.arrays.values()]
+    text = "\n".join([f"{title}\n{plan}", "pointers:", *given, *made, *work]).replace("*/", "* /")
+    return "/*\n" + "\n".join(f" * {line}" for line in text.strip().split("\n")) + "\n */\n"
+
+
+def _kept(plan: Plan, groups: list[list[Group]]) -> set[Node]:
+    """Small values that something outside their own nest reads: other nests, sweeps, the caller."""
+    keep: set[Node] = {n for _, n in plan.outputs} | {n for s in plan.sweeps for n in s.frontier}
+    for phase in groups:
+        for g in phase:
+            inside = set(g.elementwise)
+            for node in g.nodes:
+                keep |= {a for a in node.args if a not in inside}
+    return keep
+
+
+def _expanded(storage: Storage, nodes: tuple[Node, ...], *, leaves: bool) -> list[Node]:
+    """The values among `nodes` (or leaves) that a sweep with channels inside reads from a copy."""
+    frontier = {n: None for s in storage.plan.sweeps for n in s.frontier}
+    here = set(nodes)
+    return [n for n in frontier if storage.is_expanded(n) and (n in here or (leaves and n.op in LEAF))]
+
+
+def _emit_stage(
+    out: Lines,
+    name: str,
+    groups: list[Group],
+    storage: Storage,
+    keep: set[Node],
+    expand: list[Node],
+    *,
+    copies: bool = False,
+) -> None:
+    outputs = list(enumerate(storage.plan.outputs)) if copies else []
+    copied = [(i, n) for i, (_, n) in outputs if not is_full(n.axes) and storage.outputs.get(n) != f"out{i}"]
+    if not groups and not expand and not copied:
+        return
+    with out.block(f"static void {name}(const Ctx *x, Region r) {{"):
+        out("UNPACK")
+        emit(out, groups, storage, keep)
+        for node in expand:
+            n = "for (int64_t n = r.n0; n < r.n1; ++n) " if node.axes & B else ""
+            source = f"{storage.array(node)}[{address(node.axes).replace('g', 'c / K')}]"
+            target = f"{storage.expanded(node)}[{'n * C + ' if node.axes & B else ''}c]"
+            out(f"{n}for (int64_t c = r.c0; c < r.c1; ++c) {target} = {source};")
+        for i, node in copied:
+            source = storage.leaf(node) or f"{storage.array(node)}[i]"
+            out(f"for (int64_t i = 0; i < {size_of(node.axes)}; ++i) out{i}[i] = {source};")
+    out("")
+
+
+def _ctype(node: Node) -> str:
+    return "X" if node.type.cls is FloatClass.DATA else "T"
+
+
+def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
+    """Functions with the locals that each uses in place of its UNPACK: a hundred unused pointers cost the compiler
+    as much as the loops."""
+    declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"} | {"past": "const int past = x->past;"}
+    pointers = [(f"const {_ctype(node)}", storage.operands[node]) for node in plan.operands]
+    pointers += [(_ctype(node), f"out{i}") for i, (_, node) in enumerate(plan.outputs)]
+    pointers += [(array.ctype, array.name) for array in storage.arrays.values()]
+    for i, (ctype, name) in enumerate(pointers):
+        declared[name] = f"{ctype} *restrict {name} = x->p[{i}];"
+    functions = []
+    for function in text.split("\n\n"):
+        used = set(re.findall(r"\w+", function))
+        functions.append(function.replace("UNPACK", "\n  ".join(d for n, d in declared.items() if n in used)))
+    return "\n\n".join(functions)
+
+
+def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, functions: set[str]) -> None:
+    """What the driver needs to know; `functions` are the names of those that there are."""
+    sizes = [
+        sum(SIZE_BITS[f] for f in array.size.split(" * ") if f != "1") + DOUBLE * (array.ctype == "double")
+        for array in storage.arrays.values()
+    ]
+    # A sum over channels needs all channels of its positions; channels-last rows hold them anyway.
+    whole = [int(plan.layout == "nhwc" or any(not n.reduced & S for n in sweep.sums)) for sweep in plan.sweeps]
+    stages = [f if f in functions else "0" for f in ("prologue", *(f"stage{i}" for i in range(len(whole))), "epilogue")]
+    sweeps = [f"sweep{i}" for i in range(len(whole))]
+    full = [i for i, (_, node) in enumerate(plan.outputs) if is_full(node.axes)]
+    fields = {
+        "pointers": len(plan.operands) + len(plan.outputs),
+        "arrays": len(sizes),
+        "sweeps": len(sweeps),
+        "data": "sizeof(X)",
+        "wide": "sizeof(T)",
+        "tensors": len({n for s in plan.sweeps for n in s.loads}) + sum(len(s.stores) for s in plan.sweeps),
+        "kept": len(kept(plan)),
+        "streamed": len(plan.operands) + full[0] if len(full) == 1 else -1,
+        "chunks": POSITIONS if plan.layout == "nhwc" else COLUMNS if storage.chunked else WHOLE,
+        "slab": sum(SIZE_BITS[letter] for letter, axis in zip("NGKS", (B, G, K, S), strict=True) if plan.slab & axis),
+        "sizes": f"(const unsigned char[]){{{', '.join(map(str, sizes or [0]))}}}",
+        "whole": f"(const unsigned char[]){{{', '.join(map(str, whole))}}}",
+        "sweep": f"(void (*const[])(const Ctx *, Region, void *, int)){{{', '.join(sweeps)}}}",
+        "stage": f"(void (*const[])(const Ctx *, Region)){{{', '.join(stages)}}}",
+    }
+    with out.block(f"const Kernel {name} = {{", "};"):
+        out(*(f".{field} = {value}," for field, value in fields.items()))

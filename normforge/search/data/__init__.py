@@ -1,8 +1,0 @@
-"""Data sets of the search: images, labels and their fixed parts, chosen by one option."""
-
-from __future__ import annotations
-
-from normforge.search.data.load import load_data
-from normforge.search.data.parts import Data, Part
-
-__all__ = ["Data", "Part", "load_data"]

@@ -1,0 +1,1 @@
+"""Networks, data and the loop that trains them; it knows nothing of the search."""

@@ -1,0 +1,8 @@
+"""Data sets of the search: images, labels and their fixed parts, chosen by one option."""
+
+from __future__ import annotations
+
+from normforge.train.data.load import load_data
+from normforge.train.data.parts import Data, Part
+
+__all__ = ["Data", "Part", "load_data"]

@@ -1,0 +1,70 @@
+"""A proxy network by its name, with the layer under search in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import normforge as nf
+from normforge.errors import OptionError, nearest
+from normforge.ir.graph import Graph
+from normforge.train.config import Networks
+from normforge.train.networks.efficientnet import efficientnet
+from normforge.train.networks.mobilenet import mobilenet
+from normforge.train.networks.nf_resnet import nf_resnet
+from normforge.train.networks.places import LayerFactory, put
+from normforge.train.networks.pointwise import use_products
+from normforge.train.networks.resnet import resnet
+from normforge.train.networks.vit import vit
+
+# Each makes the stock network of its section of the configuration.
+BUILDERS = {
+    "resnet": resnet,
+    "mobilenet": mobilenet,
+    "efficientnet": efficientnet,
+    "nf_resnet": nf_resnet,
+    "vit": vit,
+}
+
+
+def compiled(graph: Graph, backend: str = "auto") -> LayerFactory:
+    """A factory of compiled modules of one layer.
+
+    Args:
+        graph: the layer.
+        backend: as of `normforge.compile`.
+    """
+
+    def layer(channels: int, *, channel_dim: int = 1) -> nn.Module:
+        return nf.compile(graph, channels=channels, channel_dim=channel_dim, backend=backend)
+
+    return layer
+
+
+def build(
+    name: str, config: Networks, layer: LayerFactory, *, in_channels: int, classes: int, size: int, seed: int
+) -> nn.Module:
+    """A network with the layer in every norm-act place.
+
+    Args:
+        name: one of `normforge.train.config.NETWORKS`.
+        config: its section is the one of that name.
+        layer: makes the module of a place.
+        in_channels: of the images.
+        classes: of the logits.
+        size: of an image's side in pixels.
+        seed: of the weights, which depend on nothing else; the global random state is left as it was.
+
+    Returns:
+        A module in training mode from images (N, in_channels, size, size) to logits (N, classes), on the CPU.
+
+    Raises:
+        OptionError: an unknown name, or a setting that does not fit the images.
+    """
+    if name not in BUILDERS:
+        raise OptionError(f"there is no network {name!r}{nearest(name, BUILDERS)}: choose one of {', '.join(BUILDERS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BUILDERS[name](getattr(config, name), in_channels=in_channels, classes=classes, size=size)
+        use_products(model)
+        return put(model, layer)
