@@ -15,6 +15,8 @@ MAX_GROUPS = 32
 # tensor between launches, through the level-2 cache of a data-centre GPU.
 ON_CHIP_BYTES = {"c": 6 << 20, "triton": 40 << 20}
 ON_CHIP_NAME = {"c": "cache", "triton": "L2"}
+# Programs of a swept plan that run at once on such a GPU, so the slabs that share its level-2 cache.
+SLABS_AT_ONCE = 264
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -67,8 +69,10 @@ def place(plan: Plan, shape: Sequence[int] | None) -> Plan:
     if shape is None:
         return replace(plan, resident_in=name)
     plan_dims(shape)
-    if plan.kind != "multi-launch":
+    if plan.kind in ("resident", "cooperative"):
         return replace(plan, shape=tuple(shape), resident_in=name)
-    whole = replace(plan, slab=0) if plan.target == "triton" else plan
-    fits = slab_bytes(whole, shape) <= ON_CHIP_BYTES[plan.target]
+    held = slab_bytes(replace(plan, slab=0) if plan.target == "triton" else plan, shape)
+    if plan.kind == "swept":
+        held = min(held, SLABS_AT_ONCE * slab_bytes(plan, shape))
+    fits = held <= ON_CHIP_BYTES[plan.target]
     return replace(plan, shape=tuple(shape), resident_in=name if fits else None)

@@ -27,6 +27,7 @@ def test_other_forms_of_named_layers_share_it(name: str) -> None:
     [
         ("max(exp(x), x)", "exp(x)"),
         ("tanh(x) * x", "tanh(abs(x)) * abs(x)"),
+        ("sqrt(tanh(x) / std[w,h](x)) / sqrt(tanh(x) / std[w,h](x))", "x / x"),  # a gradient that is rounding alone
         ("sigmoid(max(x, 0))", "max(sigmoid(x), sigmoid(0))"),
         ("x / (x * (1 + exp(x))) * tanh(x) * v0 / v0", "tanh(x) / (1 + exp(x)) * x / x * v0 / v0"),
     ],

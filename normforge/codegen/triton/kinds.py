@@ -43,8 +43,6 @@ TYPICAL_DEVICE = Device(132, 50 << 20)
 
 # Bytes of the full tensors of a slab that one program passes in about the time of the launches that it saves.
 SHORT_SLAB = 256 << 10
-# Programs of a swept plan that a processor runs at once, so the slabs that share the level-2 cache.
-PROGRAMS_AT_ONCE = 2
 
 
 def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, device: Device) -> Plan:
@@ -52,8 +50,8 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
 
     resident      a slab fits the largest tile that does not spill, whatever the number of programs: one takes a few
                   microseconds, less than the launches that are saved
-    swept         as many slabs as there are processors, or short ones, and the slabs that are worked on at once fit
-                  the level-2 cache
+    swept         as many slabs as there are processors, or short ones; of derivatives, only channels-last, and where
+                  all tensors fit the level-2 cache: elsewhere their sums from kernels of their own are faster
     multi-launch  the rest: few large slabs have to be divided among processors
 
     The cooperative kind is not among them: where it applies, multi-launch is predicted to be faster (bench/predict.py)
@@ -85,10 +83,9 @@ def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:
     if blocks is None:
         return False
     tensors = len({n for s in plan.sweeps for n in s.loads}) + plan.writes
-    held = extent(FULL, dims) * tensors * ITEM_BYTES[plan.dtype] // blocks.programs
-    at_once = min(blocks.programs, PROGRAMS_AT_ONCE * device.processors)
-    busy = blocks.programs >= device.processors or held <= SHORT_SLAB
-    return busy and held * at_once <= device.l2_bytes
+    total = extent(FULL, dims) * tensors * ITEM_BYTES[plan.dtype]
+    busy = blocks.programs >= device.processors or total // blocks.programs <= SHORT_SLAB
+    return busy and (plan.order == 0 or (plan.layout == "nhwc" and total <= device.l2_bytes))
 
 
 def plan_of_kind(kind: str, program: Program, dtype: str, layout: str) -> Plan | None:

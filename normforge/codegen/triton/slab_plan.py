@@ -47,7 +47,8 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     """The plan of kind "resident" or "swept" for target "triton".
 
     None where there is none: nothing is summed that stores wait for, or a sum is of a form that `slabs.holds`
-    (for swept plans also `slabs.loops`) refuses.
+    (for swept plans also `slabs.loops`) refuses; and derivatives are not swept along channels that lie far apart, whose
+    sums, one for each position of a tile, are more than a thread has registers for.
     """
     graph = program.graph
     if program.order:
@@ -56,7 +57,7 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
         graph = Factor(expand=False, rows=False).run(graph)
     slab = slab_of(graph)
     walk = make_walk(layout, slab)
-    if walk is None:
+    if walk is None or (kind == "swept" and program.order and walk.name == "columns"):
         return None
     graph = Canonicalise().run(split_sums(graph, slab))
     parts = divide(graph, slab)

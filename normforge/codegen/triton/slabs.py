@@ -156,7 +156,9 @@ class Slabs:
         return (1, g, k, n * s) if self.folds else dims
 
     def _warps(self, rung: Rung, *, ragged: bool) -> int:
-        if self.loop and self.order > 1 and ragged:
+        if self.loop and self.order and ragged:
+            return 8
+        if self.order > 1 and (ragged or self.itemsize == 4) and (self.loop or self.walk.name == "positions"):
             return 8
         if self.walk.name == "positions" or self.loop:  # 16 bytes of 16-bit numbers a thread
             return min(max(4, rung.elements // 256), 8 if self.loop else 16)
@@ -234,8 +236,9 @@ def largest_tile(
     """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
     that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
     if loop:
-        large = {0: "rows", 1: "positions"}.get(order)
-        return 4096 if walk.name == large else 2048 if order < 2 or walk.name == "positions" else 1024
+        if order == 0:
+            return 4096 if walk.name == "rows" else 2048
+        return 2048 if order == 1 and walk.name != "columns" else 1024
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too

@@ -65,7 +65,8 @@ class SweptText(ResidentText):
                 self._values(out, (n for n in needed if not n.axes & S))
                 out(*(f"sum_{st.var(n)} = tl.zeros({self._shape(n)}, tl.float32)" for n in partials))
                 self._add(out, row_sums, seen)
-            with out.block("for s0 in range(0, positions, BLOCK_E):", "") if rows else nullcontext():
+            along = f"for s0 in tl.range(0, positions, BLOCK_E, num_stages={STAGES}):"
+            with out.block(along, "") if rows else nullcontext():
                 self._tile(out)
                 self._values(out, sweep.loads)
                 self._add(out, [n for n in added if n not in row_sums], seen)
