@@ -31,8 +31,8 @@ import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
-from normforge.kernels.run import direct
 from normforge.kernels.run import run as op
+from normforge.kernels.run import run_plain
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
 
@@ -291,7 +291,7 @@ def test_both_doors_agree(layer: str) -> None:
     """The autograd.Function of plain calls and the registered op: equal bits in every order, equal errors."""
     job = Job(0, True, 2, nf.layers[layer])
     outcomes = []
-    for door in (direct, op):
+    for door in (run_plain, op):
         generator = torch.Generator().manual_seed(0)
         inputs = [
             torch.randn(3, 4, 5, 2, generator=generator),

@@ -14,8 +14,9 @@ import normforge as nf
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import plan_dims
 from normforge.ir.types import FULL
-from normforge.kernels.job import layer_text, small_shape
+from normforge.kernels.job import layer_text
 from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.prepare import small_shape
 
 SHAPE, GROUPS = COOPERATIVE_SHAPE, COOPERATIVE_GROUPS
 DIMS = plan_dims(SHAPE, GROUPS)
