@@ -103,7 +103,7 @@ class Layer(nn.Module):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._look_around()  # a copy may be on another machine
 
     def reset_parameters(self) -> None:

@@ -286,6 +286,17 @@ def test_a_key_says_which_gradients_have_cotangents() -> None:
     assert len(whole.program.operands) == len(Job(1, True, 2, nf.layers["gn-silu"]).after().program.operands) + 2
 
 
+def test_a_key_says_the_target_and_old_ones_leave_it_to_the_device() -> None:
+    """Exported programs hold keys: one of an older version has no target, and one that was moved has another's."""
+    graph = nf.layers["gn-silu"]
+    x, params = torch.randn(2, 4, 3, 3), [torch.ones(4), torch.zeros(4)]
+    new, moved = Job(0, True, 2, graph, target="c"), Job(0, True, 2, graph, target="triton")
+    old = Job.parse(f"0|train|2||{graph}")
+    assert Job.parse(new.key) == new and new.after().after().target == "c" and old == Job(0, True, 2, graph)
+    results = [op([x, *params], job.key if job is not old else f"0|train|2||{graph}") for job in (new, moved, old)]
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+
+
 @pytest.mark.parametrize("layer", ["evonorm-b0", "layernorm-gelu"])
 def test_both_doors_agree(layer: str) -> None:
     """The autograd.Function of plain calls and the registered op: equal bits in every order, equal errors."""
