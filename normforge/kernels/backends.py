@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch.autograd import forward_ad
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import Dims
@@ -77,18 +79,26 @@ def backend_names() -> tuple[str, ...]:
     return (AUTO, *RUNNERS, EAGER)
 
 
-def missing() -> dict[str, str]:
-    """Why a target cannot be had on this machine, of those that cannot."""
-    return {name: why for name, runner in RUNNERS.items() if (why := runner.missing())}
+_missing: dict[str, str] = {}  # targets that cannot be had on this machine, and why
 
 
-def resolve(backend: str, x: Tensor, missing: Mapping[str, str]) -> str:
+def look_around() -> Mapping[str, str]:
+    """Why a target cannot be had on this machine, of those that cannot. Asked when a layer is made, for its calls:
+    torch.compile cannot trace a search of the path."""
+    for name, runner in RUNNERS.items():
+        if why := runner.missing():
+            _missing[name] = why
+        else:
+            _missing.pop(name, None)
+    return _missing
+
+
+def resolve(backend: str, x: Tensor) -> str:
     """The backend that serves a call: "eager" or the name of a target.
 
     Args:
         backend: one of `backend_names`.
         x: the input, whose device decides.
-        missing: as found when the layer was made: torch.compile cannot trace a search of the path.
 
     Raises:
         BackendError: a backend asked for by name cannot run on the device of x.
@@ -96,17 +106,17 @@ def resolve(backend: str, x: Tensor, missing: Mapping[str, str]) -> str:
     """
     if backend == EAGER:
         return EAGER
-    if torch._C._are_functorch_transforms_active():
+    if _transforms_active():
         raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
-    target = BEST.get("cpu" if x.is_cpu else x.device.type)
+    target = BEST["cpu"] if x.is_cpu else BEST.get(x.device.type)
     if backend != AUTO and backend != target:
         target = _named(backend, target, x)
     if target is None:  # `meta`, say, which computes shapes alone
         return EAGER
-    if missing and target in missing:
-        _fall_back(missing[target])
+    if _missing and target in _missing:
+        _fall_back(_missing[target])
         return EAGER
     return target
 

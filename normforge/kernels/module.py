@@ -14,7 +14,7 @@ from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, 
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
 from normforge.ir.types import B, G, K, S
-from normforge.kernels.backends import EAGER, RUNNERS, backend_names, missing, resolve
+from normforge.kernels.backends import RUNNERS, backend_names, look_around, resolve
 from normforge.kernels.job import Job
 from normforge.kernels.run import run_plain
 from normforge.passes.running import Running, running_statistics
@@ -58,7 +58,7 @@ def compile(
         raise OptionError(f"backend is one of {', '.join(known)}, not {backend!r}{nearest(str(backend), known)}")
     if not 0 <= momentum <= 1:
         raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
-    if backend in (lacking := missing()):
+    if backend in (lacking := look_around()):
         raise BackendError(f"backend={backend!r} cannot be had: {lacking[backend]}")
     return Layer(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
 
@@ -96,7 +96,7 @@ class Layer(nn.Module):
 
     def _look_around(self) -> None:
         """What calls need to know of this machine, and keys of forward jobs by target and mode."""
-        self._missing = missing()
+        look_around()
         self._keys = {
             target: {mode: Job(0, mode, self.groups, self.graph, target=target).key for mode in (True, False)}
             for target in RUNNERS
@@ -141,8 +141,8 @@ class Layer(nn.Module):
         self._check(x)
         if self.channel_dim == -1:
             x = x.movedim(-1, 1)
-        backend = resolve(self.backend, x, self._missing)
-        y = self._eager(x) if backend == EAGER else self._compiled(x, self._keys[backend])
+        keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
+        y = self._eager(x) if keys is None else self._compiled(x, keys)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def _check(self, x: Tensor) -> None:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _len_torch_dispatch_stack
+from torch.compiler import is_compiling
 
 from normforge.kernels.execute import allocate, execute
 from normforge.kernels.job import Job
@@ -94,7 +96,7 @@ class LayerFunction(torch.autograd.Function):
 
 def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_compiling() or _len_torch_dispatch_stack():
         return run(inputs, key)  # type: ignore[no-any-return]
     tracked = False
     for t in inputs:
@@ -103,7 +105,7 @@ def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
         if t.requires_grad:
             tracked = True
     job = Job.parse(key)
-    if not tracked or not torch.is_grad_enabled():
+    if not tracked or not is_grad_enabled():
         return execute(job, inputs)
     compile_ahead(job, inputs[0])
     statistics: list[Tensor] = []
