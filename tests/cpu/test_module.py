@@ -127,7 +127,7 @@ def test_a_prepared_call_asks_torch_for_memory_alone(layer: str) -> None:
     with torch.autograd.profiler.profile() as seen:
         orders()
     names = {e.name for e in seen.function_events if e.name.startswith("aten::")}
-    assert "Direct" in {e.name for e in seen.function_events}
+    assert "LayerFunction" in {e.name for e in seen.function_events}
     materialized = {"aten::zeros", "aten::zero_", "aten::fill_"}  # of parameters that the gradient does not depend on
     assert names <= {"aten::empty", "aten::empty_strided", "aten::_foreach_lerp_", "aten::lerp_", *materialized}
 
