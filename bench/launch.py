@@ -37,7 +37,7 @@ from normforge.kernels.empty import allocator
 from normforge.kernels.execute import execute
 from normforge.kernels.job import Job
 from normforge.kernels.launch_triton import TritonObject
-from normforge.kernels.prepare import small_shape
+from normforge.kernels.prepare import statistic_shape
 from normforge.kernels.run import run_plain
 
 SHAPE = (8, 64, 14, 14)
@@ -89,7 +89,7 @@ def operands(job: Job) -> list[Tensor]:
     """Tensors for a job at SHAPE."""
     x, groups = torch.empty(SHAPE), job.groups
     return [
-        torch.empty_like(x) if full else torch.empty(small_shape(node.axes, x, groups))
+        torch.empty_like(x) if full else torch.empty(statistic_shape(node.axes, x, groups))
         for node, full in zip(job.program.operands, job.full_operands, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.kernels.call import run_call
 from normforge.kernels.job import Job
-from normforge.kernels.prepare import prepare, small_shape
+from normforge.kernels.prepare import prepare, statistic_shape
 
 MAX_CALLS = 1024  # prepared calls that a job keeps
 
@@ -26,7 +26,7 @@ def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
         elif kind == "operand":
             outputs.append(torch.empty_like(inputs[which], memory_format=torch.contiguous_format))
         else:
-            shape = small_shape(which, x, job.groups)
+            shape = statistic_shape(which, x, job.groups)
             outputs.append(torch.empty(shape, dtype=arithmetic_dtype(x.dtype), device=x.device))
     return outputs
 

@@ -42,7 +42,7 @@ def layout_of(like: Tensor) -> str | None:
     return "nhwc" if last else None
 
 
-def small_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
+def statistic_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
     """Shape of a statistic: b, then c or g, then all positions flattened."""
     n, c = x.shape[:2]
     shape = [n] if axes & B else []
@@ -67,7 +67,7 @@ def prepare(job: Job, x: Tensor) -> PreparedCall | None:
     full = _pooled(form_of(x.shape, strides, x.dtype)) if large else empty
 
     def shape(node: Node) -> tuple[int, ...]:
-        return tuple(x.shape) if is_data(node) else small_shape(node.axes, x, job.groups)
+        return tuple(x.shape) if is_data(node) else statistic_shape(node.axes, x, job.groups)
 
     outputs = []
     for (kind, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
