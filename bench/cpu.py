@@ -43,7 +43,8 @@ from torch import Tensor, nn
 import normforge as nf
 from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
-from normforge.kernels.job import Job, allocate
+from normforge.kernels.execute import allocate
+from normforge.kernels.job import Job
 from normforge.kernels.pool import POOL
 from normforge.kernels.timing import Step, measure
 

@@ -13,7 +13,8 @@ import normforge as nf
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
-from normforge.codegen.shapes import ON_CHIP_BYTES, slab_bytes
+from normforge.codegen.shapes import slab_bytes
+from normforge.codegen.target import find_target
 
 IMAGE_LAYERS = ("evonorm-s0", "evonorm-b0", "bn-relu", "gn-silu", "bn-silu", "frn-tlu", *NESTED)
 TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt")
@@ -112,7 +113,7 @@ def planned(case: Case, order: int) -> dict[str, Any]:
     plan = nf.plan(graph, order, shape=case.plan_shape, dtype=case.dtype, layout=case.layout, target=target)
     a = account(plan)
     several = make_plan(program(graph, order, True), target, case.dtype, case.layout)
-    resident = slab_bytes(several, case.plan_shape) <= ON_CHIP_BYTES[target]
+    resident = slab_bytes(several, case.plan_shape) <= find_target(target).on_chip_bytes
     return {
         "kind": plan.kind, "launches": plan.launches, "tensor_bytes": a.tensor, "planned_bytes": a.traffic,
         "floor_bytes": a.floor if resident else (several.loads + several.writes) * a.tensor,

@@ -34,9 +34,11 @@ import normforge as nf
 from normforge.codegen.plan import make_plan
 from normforge.codegen.triton.emit import emit_triton
 from normforge.kernels.empty import allocator
-from normforge.kernels.job import Job, execute, small_shape
+from normforge.kernels.execute import execute
+from normforge.kernels.job import Job
 from normforge.kernels.launch_triton import TritonObject
-from normforge.kernels.run import direct
+from normforge.kernels.prepare import statistic_shape
+from normforge.kernels.run import run_plain
 
 SHAPE = (8, 64, 14, 14)
 CALLS = 25  # a round: shorter than a time slice, so that on a busy machine some rounds are undisturbed
@@ -78,8 +80,8 @@ def install(job: Job) -> TritonObject:
     kernel = Nothing()
     call = TritonObject(module, {launch.kernel: kernel for launch in module.launches}, lambda index: 0)
     kind = make_plan(job.program, "c", "float32", "nchw").kind
-    job.launchers[torch.float32, "nchw", "c", kind] = call
-    job.prepared.add((torch.float32, True))  # no C kernel is compiled ahead
+    job.kernels[torch.float32, "nchw", "c", kind] = call
+    job.compiled_ahead.add((torch.float32, True))  # no C kernel is compiled ahead
     return call
 
 
@@ -87,7 +89,7 @@ def operands(job: Job) -> list[Tensor]:
     """Tensors for a job at SHAPE."""
     x, groups = torch.empty(SHAPE), job.groups
     return [
-        torch.empty_like(x) if full else torch.empty(small_shape(node.axes, x, groups))
+        torch.empty_like(x) if full else torch.empty(statistic_shape(node.axes, x, groups))
         for node, full in zip(job.program.operands, job.full_operands, strict=True)
     ]
 
@@ -126,7 +128,7 @@ def rows(name: str, rounds: int) -> list[tuple[str, int, list[float]]]:
     """For each kind of call of a layer its launches, and microseconds: the call, its four stages, torch's part."""
     layer = nf.layers[name]
     module = nf.compile(layer, SHAPE[1], backend="c")
-    forward = Job.parse(module._keys[True])
+    forward = Job.parse(module._keys["c"][True])
     backward = forward.after()
     double = backward.after((0,))
     x = torch.randn(SHAPE)
@@ -151,7 +153,7 @@ def rows(name: str, rounds: int) -> list[tuple[str, int, list[float]]]:
     for what, context in (("forward, no gradients", torch.no_grad()), ("forward", torch.enable_grad())):
         with context:
             call = microseconds(lambda: module(x), rounds)
-            inside = microseconds(lambda: direct(leaves, forward.key), rounds)
+            inside = microseconds(lambda: run_plain(leaves, forward.key), rounds)
             null = 0.0
             if torch.is_grad_enabled():
                 null = microseconds(lambda: Null.apply(fresh, kept, *leaves), rounds)

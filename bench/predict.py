@@ -37,12 +37,13 @@ from waits import cycles
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
-from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
+from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton.cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
 from normforge.codegen.triton.launch import Launch, TritonModule, part_block, stage_blocks
 from normforge.codegen.triton.schedule import SweepKernel
+from normforge.codegen.triton.target import TritonTarget
 from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
 from normforge.kernels.sass import disassemble, parse
@@ -258,7 +259,7 @@ class _Traffic:
         self.moved = (plan.loads + plan.writes) * self.tensor if plan.kind == "multi-launch" else self.floor
         self.again = plan.loads - inputs  # loads of what has been loaded
         self.work = {w.name: 4 * prod(sizes[name] for name in w.shape) for w in module.work}
-        self.fits = self.floor + sum(self.work.values()) <= ON_CHIP_BYTES["triton"]
+        self.fits = self.floor + sum(self.work.values()) <= TritonTarget.on_chip_bytes
         self.programs = sizes.get("PROGRAMS", 1)  # that hold slabs
         self.seen: set[str] = set()
 
@@ -267,14 +268,14 @@ class _Traffic:
         dram = cache = 0.0
         for pointer in launch.pointers:
             size = self.tensor if pointer in self.full else self.work.get(pointer.removesuffix("_ptr"), 0)
-            small = pointer not in self.full and size <= ON_CHIP_BYTES["triton"] / 2
+            small = pointer not in self.full and size <= TritonTarget.on_chip_bytes / 2
             there = small or (self.fits and pointer in self.seen)
             cache, dram = (cache + size, dram) if there else (cache, dram + size)
             self.seen.add(pointer)
         if self.plan.kind in ("swept", "cooperative"):
             held = self.floor * min(1.0, PROCESSORS * blocks / self.programs)
             again = self.again * self.tensor
-            if self.plan.kind == "cooperative" or held <= ON_CHIP_BYTES["triton"]:
+            if self.plan.kind == "cooperative" or held <= TritonTarget.on_chip_bytes:
                 cache += again
             else:
                 dram += again

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.plan import Plan, is_data
+from normforge.codegen.target import Device
 from normforge.codegen.triton.emit import emit_triton
-from normforge.codegen.triton.kinds import Device
 from normforge.ir.types import FULL, B, G, K, S
-from normforge.kernels import direct, job, module
+from normforge.kernels import direct
+from normforge.kernels.backends import RUNNERS, Runner
 
 H100 = Device(132, 50 << 20)
 SHARED_BYTES = 232448  # that a program can have on sm_90
@@ -57,7 +58,7 @@ def kernels(request: Request) -> list[Kernel]:
     """The binaries of a request, without making them."""
     plan = request.plan
     text = emit_triton(plan, plan.symbol, request.title)
-    call = direct.Call(text, text.shape(request.dims))
+    call = direct.PreparedLaunches(text, text.shape(request.dims))
     return [
         Kernel(launch.kernel, tuple(sorted(blocks.items())), num_warps, request.aligned)
         for launch, (_, blocks, _), num_warps in zip(text.launches, call.launches, call.warps, strict=True)
@@ -83,18 +84,15 @@ class _Note:
 @contextmanager
 def recorded(device: Device = H100) -> Iterator[dict[Request, None]]:
     """What layers on the device "meta" would launch inside the block, in order, each once."""
-    before = job.describe_device, job._LOADERS["triton"], module.Layer._resolve
-    resolve: Callable[..., str] = before[2]
-    job.describe_device = lambda _: device  # type: ignore[assignment]
-    job._LOADERS["triton"] = _Note
-    module.Layer._resolve = lambda self, x: "triton" if x.is_meta else resolve(self, x)  # type: ignore[method-assign]
+    before = RUNNERS["triton"]
+    RUNNERS["triton"] = Runner(_Note, ("meta",), describe=lambda _: device)
     _notes.clear()
     found: dict[Request, None] = {}
     try:
         yield found
     finally:
         found |= _notes
-        job.describe_device, job._LOADERS["triton"], module.Layer._resolve = before  # type: ignore[assignment, method-assign]
+        RUNNERS["triton"] = before
 
 
 # -- machine code

@@ -22,10 +22,11 @@ from stand_in import PROPERTIES, Request, kernels, tensors, use_driver
 from first.rows import Rows, words
 from first.shapes import Dims, Place
 from normforge.codegen.plan import Plan, is_data
+from normforge.codegen.target import Device
 from normforge.codegen.triton.cooperative import programs_at_once
-from normforge.codegen.triton.kinds import TYPICAL_DEVICE, Device
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE
 from normforge.kernels import direct
-from normforge.kernels.job import describe_device
+from normforge.kernels.backends import describe_gpu
 
 SECONDS = 0.02  # of device time for a plan, about
 MOST_CALLS = 20
@@ -56,7 +57,7 @@ class Card:
     @property
     def described(self) -> Device:
         """What the choice of a kind asks."""
-        return describe_device(torch.device("cuda", 0)) if self.device == "cuda" else TYPICAL_DEVICE
+        return describe_gpu(torch.device("cuda", 0)) if self.device == "cuda" else TYPICAL_DEVICE
 
     def again_if_lost(self, rows: Rows) -> None:
         """After an illegal access a process can do nothing more on its device: a new one then goes on with the stage,
@@ -137,7 +138,7 @@ def compiled(loaded: Any, request: Request) -> list[dict[str, Any]]:
             made |= {(kernel.name, kernel.metadata.num_warps): kernel for kernel in caches[0].values()}
     plan = request.plan
     text = loaded.module
-    call = direct.Call(text, text.shape(request.dims))
+    call = direct.PreparedLaunches(text, text.shape(request.dims))
     grids = [programs for _, _, programs in call.launches]
     found = []
     for kernel, grid in zip(kernels(request), grids, strict=True):

@@ -25,7 +25,7 @@ from first.shapes import PLACES, TINY, Place, plans
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
-from normforge.codegen.shapes import place as placed
+from normforge.codegen.target import place as placed
 from normforge.codegen.triton.kinds import choose_plan
 
 PREDICTIONS = Path(__file__).parents[1] / "results" / "predictions.jsonl"

@@ -8,6 +8,7 @@ from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.public import plan
+from normforge.codegen.target import find_target
 from normforge.ir.graph import Graph
 from normforge.ir.types import INDEX_NAMES, axes_name, reduced_name
 from normforge.passes.running import running_statistics
@@ -46,7 +47,7 @@ def explain(
 
 
 def _numbers(p: Plan) -> str:
-    kind = f"{p.kind}, " if p.target == "triton" else ""
+    kind = f"{p.kind}, " if find_target(p.target).kinds else ""
     where = f"slab {axes_name(p.slab)} stays in {p.resident_in}" if p.resident_in else "slab does not stay on chip"
     return (
         f"{kind}{_count(len(p.sweeps), 'sweep')}, {_count(p.launches, 'launch')}, {_count(p.loads, 'load')} "
@@ -57,10 +58,10 @@ def _numbers(p: Plan) -> str:
 def _bytes(p: Plan, labels: dict[str, str]) -> list[str]:
     a = account(p)
     sizes = {name: f" {human(size)}" for name, size in a.saved}
-    if p.target == "triton":
-        peak = f"{human(a.outputs)} of outputs, {human(a.workspace)} of workspace"
-    else:
+    if find_target(p.target).keeps_workspace:
         peak = f"{human(a.outputs)} of outputs, and a workspace that is kept from call to call"
+    else:
+        peak = f"{human(a.outputs)} of outputs, {human(a.workspace)} of workspace"
     partials = f" and {human(a.partials)} of partial sums, written and read" if a.partials else ""
     return [
         f"  moves {human(a.moved)} of full tensors, {human(a.tensor)} each{partials}: {a.ratio:.2f} times the floor, "

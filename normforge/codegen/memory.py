@@ -8,6 +8,7 @@ from math import prod
 
 from normforge.codegen.plan import Plan, is_data
 from normforge.codegen.shapes import ITEM_BYTES, plan_dims
+from normforge.codegen.target import find_target
 from normforge.errors import ShapeError
 from normforge.ir.node import Node
 from normforge.ir.types import B, G, K, S
@@ -21,12 +22,12 @@ class Account:
         tensor: bytes of one full tensor, S.
         moved: bytes of full tensors read from memory and written to it.
         floor: the same where every full tensor is read once and written once: 2 S, 3 S, 5 S by order.
-        partials: bytes of partial sums, written to the workspace by one kernel and read back by another. 0 for target
-            "c", where they stay in caches.
+        partials: bytes of partial sums, written to the workspace by one kernel and read back by another. 0 for a target
+            where they stay in caches.
         small: bytes of parameters and statistics, each once.
         saved: (name, bytes) of what autograd keeps for the next derivative.
         outputs: bytes of the tensors returned.
-        workspace: bytes of partial sums, gone after the call. 0 for target "c", whose kernels keep theirs.
+        workspace: bytes of partial sums, gone after the call. 0 for a target whose kernels keep theirs.
     """
 
     tensor: int
@@ -81,7 +82,7 @@ def account(plan: Plan, groups: int | None = None) -> Account:
     operands = [(node.name, size(node)) for node in plan.operands]
     statistics = [(name, size(n)) for name, n in plan.outputs if plan.order == 0 and name in plan.saved]
     small = [n for n in (*plan.operands, *(n for _, n in plan.outputs)) if not is_data(n)]
-    workspace = _workspace(plan, dims) if plan.target == "triton" else 0
+    workspace = find_target(plan.target).workspace(plan, dims)
     return Account(
         tensor,
         (plan.reads + plan.writes) * tensor,
@@ -92,13 +93,3 @@ def account(plan: Plan, groups: int | None = None) -> Account:
         sum(size(n) for _, n in plan.outputs),
         workspace,
     )
-
-
-def _workspace(plan: Plan, dims: tuple[int, int, int, int]) -> int:
-    from normforge.codegen.triton.emit import emit_triton
-    from normforge.codegen.triton.launch import workspace
-
-    if plan.dtype == "float64":  # which the target refuses
-        return 0
-    module = emit_triton(plan, plan.symbol)
-    return 4 * workspace(module, module.shape(dims))[1]

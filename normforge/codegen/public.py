@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from normforge.codegen.orders import program
-from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
-from normforge.codegen.shapes import place, plan_dims
-from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan
+from normforge.codegen.plan import DTYPES, LAYOUTS, Plan
+from normforge.codegen.shapes import plan_dims
+from normforge.codegen.target import find_target, target_names
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
-
-TARGETS = ("c", "triton")
 
 
 def choose(value: str, known: Sequence[str], what: str, error: type[NormforgeError] = OptionError) -> str:
@@ -43,7 +40,7 @@ def plan(
         layer: a graph, a layer's name, or a formula.
         order: 0 forward, 1 backward, 2 double backward.
         shape: (N, C, *spatial); without it, the plan for a slab that stays on chip.
-        dtype, layout ("nchw" or "nhwc"), target ("triton" or "c"), train: what it is for.
+        dtype, layout ("nchw" or "nhwc"), target ("triton", "c", or one that was registered), train: what it is for.
 
     Raises:
         OptionError, DtypeError, ShapeError: an argument without meaning. ParseError: no such layer, or a bad formula.
@@ -51,17 +48,12 @@ def plan(
     graph = as_layer(layer, "plan")
     if not isinstance(order, int) or not 0 <= order <= 3:
         raise OptionError(f"order is 0, 1, 2 or 3, not {order!r}")
-    choose(target, TARGETS, "target")
+    choose(target, target_names(), "target")
     choose(layout, LAYOUTS, "layout")
     choose(dtype, DTYPES, "dtype", DtypeError)
-    what = program(graph, order, train)
-    if target == "c":
-        return place(make_plan(what, target, dtype, layout), shape)
-    from normforge.codegen.triton.emit import launch_count
-
+    found = find_target(target)
     dims = None if shape is None else plan_dims(shape)
-    made = place(choose_plan(what, dtype, layout, dims, TYPICAL_DEVICE), shape)
-    return replace(made, launches=launch_count(made))
+    return found.place(found.plan(program(graph, order, train), dtype, layout, dims), shape)
 
 
 def source(
@@ -78,12 +70,6 @@ def source(
         OptionError, DtypeError: an argument without meaning. BackendError: a dtype that the backend lacks.
     """
     graph = as_layer(layer, "source")
-    p = plan(graph, order, dtype=dtype, layout=layout, target=choose(backend, TARGETS, "backend"), train=train)
-    title = f"{graph}"
-    if backend == "c":
-        from normforge.codegen.c.emit import emit_c
-
-        return emit_c(p, p.symbol, title)
-    from normforge.codegen.triton.emit import emit_triton
-
-    return emit_triton(p, p.symbol, title).source
+    target = choose(backend, target_names(), "backend")
+    p = plan(graph, order, dtype=dtype, layout=layout, target=target, train=train)
+    return find_target(target).emit(p, str(graph))

@@ -41,7 +41,7 @@ class Ready(NamedTuple):
     tail: tuple[int, ...]
 
 
-class Call:
+class PreparedLaunches:
     """Everything about a call that only the shape decides.
 
     Attributes:

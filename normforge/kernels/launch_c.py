@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from normforge.cache import digest, entry
 from normforge.codegen.c.driver import driver
@@ -61,7 +61,7 @@ class CObject:
         pointers = [t.data_ptr() for t in tensors]
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
-        threads = 1 if _forked else torch.get_num_threads()
+        threads = 1 if _forked else get_num_threads()
         self.driver.run(self.kernel, (ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
 
 

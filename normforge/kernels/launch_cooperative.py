@@ -122,7 +122,7 @@ class CooperativeObject:
         return [made]
 
 
-class _Call(direct.Call):
+class _Call(direct.PreparedLaunches):
     """Everything about a call that only the shape and the device decide.
 
     Attributes:

@@ -60,7 +60,7 @@ class TritonObject:
     module: TritonModule
     functions: dict[str, Any]
     stream: Callable[[int], int] = direct.current_stream
-    _calls: dict[tuple[Any, ...], direct.Call] = field(default_factory=dict)
+    _calls: dict[tuple[Any, ...], direct.PreparedLaunches] = field(default_factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor], dims: tuple[int, int, int, int]) -> None:
         """Run on operands followed by outputs; `dims` are N, groups, channels a group, positions."""
@@ -69,7 +69,7 @@ class TritonObject:
         if call is None:
             if len(self._calls) >= MAX_SHAPES:
                 self._calls.clear()
-            call = self._calls[index, dims] = direct.Call(self.module, self.module.shape(dims))
+            call = self._calls[index, dims] = direct.PreparedLaunches(self.module, self.module.shape(dims))
         # Triton launches on the current device, which need not be that of the tensors.
         if index >= 0 and torch.cuda.current_device() != index:
             with torch.cuda.device(index):
@@ -77,7 +77,7 @@ class TritonObject:
         else:
             self._launch(call, tensors, index)
 
-    def _launch(self, call: direct.Call, tensors: Sequence[Tensor], index: int) -> None:
+    def _launch(self, call: direct.PreparedLaunches, tensors: Sequence[Tensor], index: int) -> None:
         given = tensors
         if call.total:
             empty = allocator(tensors[0].device)
@@ -93,7 +93,9 @@ class TritonObject:
             addresses += [block + offset for offset in call.offsets]
         direct.launch(kernels, addresses, self.stream(index))
 
-    def _first(self, call: direct.Call, given: Sequence[Tensor], aligned: bool) -> list[direct.Ready] | None:
+    def _first(
+        self, call: direct.PreparedLaunches, given: Sequence[Tensor], aligned: bool
+    ) -> list[direct.Ready] | None:
         """Launch through Triton's front. The compiled kernels; None under the interpreter."""
         places = [*given]
         if call.total:
@@ -222,7 +224,7 @@ def compile_aot(
     options = dict(CUDA_OPTIONS if cuda else OPTIONS)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
-    call = direct.Call(module, module.shape(dims or typical_dims(module)))
+    call = direct.PreparedLaunches(module, module.shape(dims or typical_dims(module)))
     full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +10,15 @@ from torch import Tensor, nn
 
 from normforge.codegen.eager import run_eager
 from normforge.codegen.shapes import resolve_groups
-from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError, nearest
+from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
 from normforge.ir.types import B, G, K, S
-from normforge.kernels import toolchain
+from normforge.kernels.backends import RUNNERS, backend_names, look_around, resolve
 from normforge.kernels.job import Job
-from normforge.kernels.run import direct
+from normforge.kernels.run import run_plain
 from normforge.passes.running import Running, running_statistics
 
-BACKENDS = ("auto", "triton", "c", "eager")
 # Torch's names for the two affine parameters.
 TORCH_NAMES = {"gamma": "weight", "beta": "bias"}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -42,7 +40,7 @@ def compile(
         groups: of the index set w,h,c/g; None means 32 lowered to the largest divisor of C not above it.
         channel_dim: 1 for (N, C, *spatial), -1 for (B, *positions, C).
         backend: "auto" (Triton on a GPU, C on a CPU, eager with one warning where neither can be had),
-            "triton", "c" or "eager".
+            "triton", "c", "eager", or a target of one's own (see `normforge.codegen.target`).
         momentum: weight of the new value in running statistics.
 
     Raises:
@@ -56,24 +54,13 @@ def compile(
         raise ShapeError(f"channels is a positive number, not {channels!r}")
     if channel_dim not in (1, -1):
         raise OptionError(f"channel_dim is 1 or -1, not {channel_dim!r}")
-    if backend not in BACKENDS:
-        raise OptionError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}{nearest(str(backend), BACKENDS)}")
+    if backend not in (known := backend_names()):
+        raise OptionError(f"backend is one of {', '.join(known)}, not {backend!r}{nearest(str(backend), known)}")
     if not 0 <= momentum <= 1:
         raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
-    if backend == "c":
-        toolchain.fingerprint()
+    if backend in (lacking := look_around()):
+        raise BackendError(f"backend={backend!r} cannot be had: {lacking[backend]}")
     return Layer(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
-
-
-_warned = False
-
-
-def _fall_back(why: str) -> None:
-    """The one warning of the process that eager takes over."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(f"normforge runs without compiled kernels: {why}", stacklevel=4)
 
 
 class Layer(nn.Module):
@@ -105,9 +92,19 @@ class Layer(nn.Module):
                 raise OptionError(f"running statistic {r.name} varies along the batch")
             self.register_buffer(r.name, torch.full(shape, r.start))
         self._running_names = tuple(r.name for r in self.running)
-        # Looked up here, not in forward: torch.compile cannot trace a search of the path.
-        self._has_compiler = toolchain.find_compiler() is not None
-        self._keys = {mode: Job(0, mode, groups, graph).key for mode in (True, False)}
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """What calls need to know of this machine, and keys of forward jobs by target and mode."""
+        look_around()
+        self._keys = {
+            target: {mode: Job(0, mode, self.groups, self.graph, target=target).key for mode in (True, False)}
+            for target in RUNNERS
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._look_around()  # a copy may be on another machine
 
     def reset_parameters(self) -> None:
         """Back to the start values of parameters and running statistics."""
@@ -144,7 +141,8 @@ class Layer(nn.Module):
         self._check(x)
         if self.channel_dim == -1:
             x = x.movedim(-1, 1)
-        y = self._eager(x) if self._resolve(x) == "eager" else self._compiled(x)
+        keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
+        y = self._eager(x) if keys is None else self._compiled(x, keys)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def _check(self, x: Tensor) -> None:
@@ -163,29 +161,6 @@ class Layer(nn.Module):
             f"compiled for {self.channels}: compile it again with {again}"
         )
 
-    def _resolve(self, x: Tensor) -> str:
-        """The backend for the device of x."""
-        if self.backend == "eager":
-            return "eager"
-        if torch._C._are_functorch_transforms_active():
-            raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
-        if torch.autograd.forward_ad._current_level >= 0:
-            raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
-        if x.is_cpu:
-            if self.backend == "triton":
-                raise BackendError("backend='triton' runs on a GPU and the input is on the CPU: use 'auto' or 'c'")
-            if not self._has_compiler:
-                _fall_back(f"there is no C compiler; {toolchain.INSTALL_HINT}")
-                return "eager"
-            return "c"
-        if not (x.is_cuda or x.is_xpu):  # Triton has no others; `meta` computes shapes alone
-            if self.backend != "auto":
-                raise BackendError(f"backend={self.backend!r} does not run on {x.device}: use 'auto' or 'eager'")
-            return "eager"
-        if self.backend == "c":
-            raise BackendError(f"backend='c' runs on the CPU and the input is on {x.device}: use 'auto' or 'triton'")
-        return "triton"
-
     def _values(self) -> list[Tensor]:
         """Parameters in the order of the formula."""
         return _held(self, self._parameters, self._names.values())
@@ -194,12 +169,12 @@ class Layer(nn.Module):
         """Running statistics in order."""
         return _held(self, self._buffers, self._running_names)
 
-    def _compiled(self, x: Tensor) -> Tensor:
+    def _compiled(self, x: Tensor, keys: dict[bool, str]) -> Tensor:
         operands = [x, *self._values()]
         training = self.training
         if not training:
             operands += self._buffers_of()
-        out = direct(operands, self._keys[training])
+        out = run_plain(operands, keys[training])
         if training and self.running:
             self._update(out[1 : 1 + len(self.running)], x)
         return out[0]

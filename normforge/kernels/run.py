@@ -3,8 +3,8 @@
 The op mutates nothing: running statistics are outputs, and the module updates its buffers. Saved statistics are
 caches of functions of x, so the gradient to them is None and derivatives are total in x.
 
-Two doors lead to it. Compilers and tracers take `run`, the registered op. A plain eager call takes `Direct`, an
-autograd.Function around the same execution and the same rule, which spares it the dispatcher's bookkeeping for
+Two doors lead to it. Compilers and tracers take `run`, the registered op. A plain eager call takes `run_plain`,
+an autograd.Function around the same execution and the same rule, which spares it the dispatcher's bookkeeping for
 lists of tensors, most of the time of a small layer; tests hold the two to equal numbers and equal errors.
 """
 
@@ -14,9 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _len_torch_dispatch_stack
+from torch.compiler import is_compiling
 
-from normforge.kernels.job import Job, allocate, execute
+from normforge.kernels.execute import allocate, execute
+from normforge.kernels.job import Job
+from normforge.kernels.prepare import compile_ahead
 
 Runner = Callable[[list[Tensor], str], Sequence[Tensor]]
 
@@ -65,7 +69,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None]
 run.register_autograd(_backward, setup_context=_setup_context)
 
 
-class Direct(torch.autograd.Function):
+class LayerFunction(torch.autograd.Function):
     """The op for plain eager tensors.
 
     Of forward y alone is an output that autograd sees; the statistics go through a list, which spares autograd the
@@ -87,12 +91,12 @@ class Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The next order, differentiable in turn."""
-        return (None, None, *_gradients(ctx, grads, ctx.needs_input_grad[2:], direct))
+        return (None, None, *_gradients(ctx, grads, ctx.needs_input_grad[2:], run_plain))
 
 
-def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
+def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_compiling() or _len_torch_dispatch_stack():
         return run(inputs, key)  # type: ignore[no-any-return]
     tracked = False
     for t in inputs:
@@ -101,11 +105,11 @@ def direct(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
         if t.requires_grad:
             tracked = True
     job = Job.parse(key)
-    if not tracked or not torch.is_grad_enabled():
+    if not tracked or not is_grad_enabled():
         return execute(job, inputs)
-    job.prepare(inputs[0])
+    compile_ahead(job, inputs[0])
     statistics: list[Tensor] = []
-    result = Direct.apply(job, statistics, *inputs)
+    result = LayerFunction.apply(job, statistics, *inputs)
     return result if job.order else [result, *statistics]
 
 

@@ -31,8 +31,8 @@ import normforge as nf
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, TransformError
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
-from normforge.kernels.run import direct
 from normforge.kernels.run import run as op
+from normforge.kernels.run import run_plain
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
 
@@ -127,7 +127,7 @@ def test_a_prepared_call_asks_torch_for_memory_alone(layer: str) -> None:
     with torch.autograd.profiler.profile() as seen:
         orders()
     names = {e.name for e in seen.function_events if e.name.startswith("aten::")}
-    assert "Direct" in {e.name for e in seen.function_events}
+    assert "LayerFunction" in {e.name for e in seen.function_events}
     materialized = {"aten::zeros", "aten::zero_", "aten::fill_"}  # of parameters that the gradient does not depend on
     assert names <= {"aten::empty", "aten::empty_strided", "aten::_foreach_lerp_", "aten::lerp_", *materialized}
 
@@ -286,12 +286,23 @@ def test_a_key_says_which_gradients_have_cotangents() -> None:
     assert len(whole.program.operands) == len(Job(1, True, 2, nf.layers["gn-silu"]).after().program.operands) + 2
 
 
+def test_a_key_says_the_target_and_old_ones_leave_it_to_the_device() -> None:
+    """Exported programs hold keys: one of an older version has no target, and one that was moved has another's."""
+    graph = nf.layers["gn-silu"]
+    x, params = torch.randn(2, 4, 3, 3), [torch.ones(4), torch.zeros(4)]
+    new, moved = Job(0, True, 2, graph, target="c"), Job(0, True, 2, graph, target="triton")
+    old = Job.parse(f"0|train|2||{graph}")
+    assert Job.parse(new.key) == new and new.after().after().target == "c" and old == Job(0, True, 2, graph)
+    results = [op([x, *params], job.key if job is not old else f"0|train|2||{graph}") for job in (new, moved, old)]
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+
+
 @pytest.mark.parametrize("layer", ["evonorm-b0", "layernorm-gelu"])
 def test_both_doors_agree(layer: str) -> None:
     """The autograd.Function of plain calls and the registered op: equal bits in every order, equal errors."""
     job = Job(0, True, 2, nf.layers[layer])
     outcomes = []
-    for door in (direct, op):
+    for door in (run_plain, op):
         generator = torch.Generator().manual_seed(0)
         inputs = [
             torch.randn(3, 4, 5, 2, generator=generator),

@@ -14,8 +14,9 @@ import normforge as nf
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import plan_dims
 from normforge.ir.types import FULL
-from normforge.kernels.job import layer_text, small_shape
+from normforge.kernels.job import layer_text
 from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.prepare import statistic_shape
 
 SHAPE, GROUPS = COOPERATIVE_SHAPE, COOPERATIVE_GROUPS
 DIMS = plan_dims(SHAPE, GROUPS)
@@ -41,11 +42,11 @@ def tensors(plan: Plan, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     like = torch.empty(SHAPE, device="meta")
     given, made = [], []
     for node in plan.operands:
-        shape = SHAPE if node.axes == FULL else small_shape(node.axes, like, GROUPS)
+        shape = SHAPE if node.axes == FULL else statistic_shape(node.axes, like, GROUPS)
         value = torch.randn(shape, device="cuda", generator=generator)
         given.append(value.abs() + 0.5 if node.name.startswith("saved") else value)
     for _, node in plan.outputs:
-        shape = SHAPE if node.axes == FULL else small_shape(node.axes, like, GROUPS)
+        shape = SHAPE if node.axes == FULL else statistic_shape(node.axes, like, GROUPS)
         made.append(torch.full(shape, float("nan"), device="cuda"))
     return given, made
 

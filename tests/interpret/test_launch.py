@@ -24,7 +24,8 @@ from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import plan_of_kind
 from normforge.codegen.triton.launch import arguments
 from normforge.kernels.direct import ALIGNMENT, aligned, at_any_address
-from normforge.kernels.job import Job, allocate
+from normforge.kernels.execute import allocate
+from normforge.kernels.job import Job
 from normforge.kernels.launch_cooperative import CooperativeObject, refusals
 from normforge.kernels.launch_triton import CUDA_OPTIONS, TritonObject, execute_text
 

@@ -14,9 +14,10 @@ import pytest
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
+from normforge.codegen.target import Device
 from normforge.codegen.triton.cooperative import channel_block, counters, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
-from normforge.codegen.triton.kinds import Device, choose_plan
+from normforge.codegen.triton.kinds import choose_plan
 from normforge.codegen.triton.launch import arguments
 from normforge.codegen.triton.schedule import SweepKernel
 from normforge.errors import BackendError

@@ -7,7 +7,8 @@ import pytest
 import normforge as nf
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
-from normforge.codegen.triton.kinds import TYPICAL_DEVICE, Device, choose_plan
+from normforge.codegen.target import Device
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan
 
 Dims = tuple[int, int, int, int]
 

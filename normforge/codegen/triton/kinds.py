@@ -10,31 +10,17 @@ cooperative   the kernels of multi-launch as one launch, over tiles that stay in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, make_plan
-from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton.slab_plan import SLAB_KINDS, slab_plan, slabs_of
-from normforge.codegen.triton.slabs import Dims, extent
+from normforge.codegen.shapes import ITEM_BYTES, Dims
+from normforge.codegen.target import Device
+from normforge.codegen.triton.slab_plan import SLAB_KINDS, TARGET_NAME, slab_plan, slabs_of
+from normforge.codegen.triton.slabs import extent
 from normforge.ir.types import FULL
 
 KINDS = ("multi-launch", "resident", "swept", "cooperative")
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the rule needs to know of a GPU.
-
-    Attributes:
-        processors: streaming multiprocessors, or compute units.
-        l2_bytes: of the level-2 cache.
-        half_tiles: compilers for it spill registers at the largest tiles of resident plans, which others can have.
-    """
-
-    processors: int
-    l2_bytes: int
-    half_tiles: bool = False
 
 
 # What plans are made for where no device is at hand: an H200.
@@ -69,7 +55,7 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
     swept = slab_plan(program, dtype, layout, "swept")
     if swept is not None and dims is not None and _sweeps_well(swept, dims, device):
         return swept
-    return make_plan(program, "triton", dtype, layout)
+    return make_plan(program, TARGET_NAME, dtype, layout)
 
 
 def _holds(plan: Plan, dims: Dims, device: Device) -> bool:
@@ -94,7 +80,7 @@ def plan_of_kind(kind: str, program: Program, dtype: str, layout: str) -> Plan |
 
     if kind in SLAB_KINDS:
         return slab_plan(program, dtype, layout, kind)
-    plan = make_plan(program, "triton", dtype, layout)
+    plan = make_plan(program, TARGET_NAME, dtype, layout)
     if kind != "cooperative":
         return plan
     plan = replace(plan, kind=kind)

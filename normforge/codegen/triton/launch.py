@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from normforge.codegen.shapes import Dims
 from normforge.codegen.text import wrapped
 from normforge.codegen.triton.names import Work, extents
-from normforge.codegen.triton.slabs import ALIGNMENTS, Dims, Slabs, cdiv
+from normforge.codegen.triton.slabs import ALIGNMENTS, Slabs, cdiv
 from normforge.errors import ShapeError
 
 DIMS = ("N", "G", "K", "S")

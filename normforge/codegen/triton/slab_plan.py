@@ -22,6 +22,7 @@ from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.factor import Factor, is_full
 from normforge.passes.products import Collect, Share
 
+TARGET_NAME = "triton"
 SLAB_KINDS = ("resident", "swept")
 
 
@@ -79,7 +80,7 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     small = tuple(n for n in inside if not is_full(n.axes) and n.op not in LEAF)
     after = tuple(n for n in graph.nodes if not is_full(n.axes) and n.op not in LEAF and n not in parts.inside)
     return Plan(
-        graph, program.operands, program.order, "triton", dtype, layout, sweeps, (), (small,), after, slab,
+        graph, program.operands, program.order, TARGET_NAME, dtype, layout, sweeps, (), (small,), after, slab,
         tuple(s.name for s in program.saved), launches=0, kind=kind, tile=tile,
     )  # fmt: skip
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from itertools import product
 from math import gcd, lcm
 
+from normforge.codegen.shapes import Dims
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
 from normforge.ir.types import FULL, B, C, G, K, S
-
-Dims = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Triton as a target: what `normforge.codegen.target` asks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from normforge.codegen.orders import Program
+from normforge.codegen.plan import Plan
+from normforge.codegen.shapes import Dims, slab_bytes
+from normforge.codegen.target import Device, Target
+from normforge.codegen.triton.kinds import KINDS, TYPICAL_DEVICE, choose_plan
+from normforge.codegen.triton.names import CODE
+from normforge.codegen.triton.slab_plan import TARGET_NAME
+
+SLABS_AT_ONCE = 264  # programs of a swept plan that a data-centre GPU runs at once
+
+
+class TritonTarget(Target):
+    """Triton for GPUs: the kind of a plan is chosen by shape and device."""
+
+    name = TARGET_NAME
+    dtypes = ("float32", "bfloat16", "float16")
+    code_for_op = CODE
+    kinds = KINDS
+    # Multi-launch plans pass a whole tensor between launches, through the level-2 cache of a data-centre GPU.
+    on_chip = "L2"
+    on_chip_bytes = 40 << 20
+
+    def plan(
+        self, program: Program, dtype: str, layout: str, dims: Dims | None = None, device: Device | None = None
+    ) -> Plan:
+        """The plan of the kind that suits the dims; for a H200 where no device is given."""
+        return choose_plan(program, dtype, layout, dims, device or TYPICAL_DEVICE)
+
+    def place(self, plan: Plan, shape: Sequence[int] | None) -> Plan:
+        """As every target's, and how many kernels a call launches."""
+        from normforge.codegen.triton.schedule import launch_count
+
+        return replace(super().place(plan, shape), launches=launch_count(plan))
+
+    def holder(self, plan: Plan) -> str:
+        """Programs of resident plans have their slabs in registers."""
+        return "registers" if plan.kind == "resident" else self.on_chip
+
+    def stays(self, plan: Plan, shape: Sequence[int]) -> bool:
+        """Resident and cooperative plans are those of slabs that stay; of swept ones as many have to as programs run at
+        once; the sweeps of multi-launch pass whole tensors on."""
+        if plan.kind in ("resident", "cooperative"):
+            return True
+        held = slab_bytes(replace(plan, slab=0), shape)
+        if plan.kind == "swept":
+            held = min(held, SLABS_AT_ONCE * slab_bytes(plan, shape))
+        return held <= self.on_chip_bytes
+
+    def emit(self, plan: Plan, title: str = "") -> str:
+        """A Python module of Triton functions, whose names start with `plan.symbol`."""
+        from normforge.codegen.triton.emit import emit_triton
+
+        return emit_triton(plan, plan.symbol, title).source
+
+    def workspace(self, plan: Plan, dims: Dims) -> int:
+        """Bytes of the float32 arrays between the launches; 0 for a dtype that is refused."""
+        from normforge.codegen.triton.emit import emit_triton
+        from normforge.codegen.triton.launch import workspace
+
+        if plan.dtype not in self.dtypes:
+            return 0
+        module = emit_triton(plan, plan.symbol)
+        return 4 * workspace(module, module.shape(dims))[1]
+
+
+TARGET = TritonTarget()

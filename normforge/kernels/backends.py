@@ -1,0 +1,159 @@
+"""Which backend serves a call, and how the plans of each target are run: the one place that decides either.
+
+A backend is a target (`normforge.codegen.target`) with a `Runner` here, or "eager", which interprets the formula and
+has neither. The layer asks `resolve` at every call and tells the job, which keeps to it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch.autograd import forward_ad
+
+from normforge.codegen.plan import Plan
+from normforge.codegen.shapes import Dims
+from normforge.codegen.target import Device
+from normforge.errors import BackendError, TransformError
+from normforge.kernels import launch_c, toolchain
+
+AUTO, EAGER = "auto", "eager"
+# Runs on operands followed by outputs, and writes these.
+Kernel = Callable[[Sequence[Tensor], Dims], None]
+
+
+class Runner(NamedTuple):
+    """How plans of a target are run.
+
+    Attributes:
+        load: from a plan, and a title for its source, the kernel, compiled when it is first asked for.
+        devices: torch's names of the types of device that it runs on.
+        where: the same, in a sentence.
+        prefetch: starts loading plans that are likely to be asked for soon, and returns at once; None where nothing
+            is to be gained from that.
+        describe: what the choice of a plan needs to know of a device; None where it needs nothing.
+        missing: why it cannot be had on this machine, or "". Asked when a layer is made.
+    """
+
+    load: Callable[[Plan, str], Kernel]
+    devices: tuple[str, ...]
+    where: str = "another device"
+    prefetch: Callable[[Iterable[Plan], str], None] | None = None
+    describe: Callable[[torch.device], Device] | None = None
+    missing: Callable[[], str] = lambda: ""
+
+
+@lru_cache(maxsize=64)
+def describe_gpu(device: torch.device) -> Device:
+    """What the choice of a kind of plan needs to know of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    half_tiles = torch.version.hip is None and properties.major >= 10  # sm_100
+    return Device(properties.multi_processor_count, properties.L2_cache_size, half_tiles)
+
+
+def _load_triton(plan: Plan, title: str) -> Kernel:
+    from normforge.kernels import launch_triton  # Triton is imported where it is used
+
+    return launch_triton.load(plan, title)
+
+
+def _no_compiler() -> str:
+    return "" if toolchain.find_compiler() else f"there is no C compiler; {toolchain.INSTALL_HINT}"
+
+
+RUNNERS: dict[str, Runner] = {
+    "triton": Runner(_load_triton, ("cuda", "xpu"), "a GPU", describe=describe_gpu),
+    "c": Runner(launch_c.load, ("cpu",), "the CPU", launch_c.prefetch, missing=_no_compiler),
+}
+# What "auto" means, by type of device; eager anywhere else.
+BEST = {"cpu": "c", "cuda": "triton", "xpu": "triton"}
+
+
+def backend_names() -> tuple[str, ...]:
+    """What `compile` takes."""
+    return (AUTO, *RUNNERS, EAGER)
+
+
+_missing: dict[str, str] = {}  # targets that cannot be had on this machine, and why
+
+
+def look_around() -> Mapping[str, str]:
+    """Why a target cannot be had on this machine, of those that cannot. Asked when a layer is made, for its calls:
+    torch.compile cannot trace a search of the path."""
+    for name, runner in RUNNERS.items():
+        if why := runner.missing():
+            _missing[name] = why
+        else:
+            _missing.pop(name, None)
+    return _missing
+
+
+def resolve(backend: str, x: Tensor) -> str:
+    """The backend that serves a call: "eager" or the name of a target.
+
+    Args:
+        backend: one of `backend_names`.
+        x: the input, whose device decides.
+
+    Raises:
+        BackendError: a backend asked for by name cannot run on the device of x.
+        TransformError: a torch.func transform is active and the backend is a compiled one.
+    """
+    if backend == EAGER:
+        return EAGER
+    if _transforms_active():
+        raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
+    if forward_ad._current_level >= 0:
+        raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
+    target = BEST["cpu"] if x.is_cpu else BEST.get(x.device.type)
+    if backend != AUTO and backend != target:
+        target = _named(backend, target, x)
+    if target is None:  # `meta`, say, which computes shapes alone
+        return EAGER
+    if _missing and target in _missing:
+        _fall_back(_missing[target])
+        return EAGER
+    return target
+
+
+def _named(backend: str, best: str | None, x: Tensor) -> str:
+    """A target asked for by name on a device where "auto" is another."""
+    runner, where = RUNNERS[backend], "the CPU" if x.is_cpu else str(x.device)
+    if x.device.type in runner.devices:
+        return backend
+    if best is None:
+        raise BackendError(f"backend={backend!r} does not run on {where}: use 'auto' or 'eager'")
+    raise BackendError(
+        f"backend={backend!r} runs on {runner.where} and the input is on {where}: use 'auto' or {best!r}"
+    )
+
+
+def serving(target: str, device: torch.device) -> str:
+    """The target that runs a job: the one it was told, if that runs on the device of its tensors. It does not where an
+    exported program was moved to another device; and keys of old programs say none.
+
+    Raises:
+        BackendError: no target runs there.
+    """
+    if target in RUNNERS and device.type in RUNNERS[target].devices:
+        return target
+    best = BEST.get(device.type)
+    if best is None:
+        raise BackendError(f"no compiled kernels run on {device}: use backend='eager' there")
+    return best
+
+
+_warned = False
+
+
+def _fall_back(why: str) -> None:
+    """The one warning of the process that eager takes over."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"normforge runs without compiled kernels: {why}", stacklevel=4)
