@@ -24,8 +24,8 @@ class Stage(Lines):
         functions: of the prelude.
     """
 
-    def __init__(self, indent: str = "  ") -> None:
-        super().__init__(indent)
+    def __init__(self, indent: str = "  ", depth: int = 0) -> None:
+        super().__init__(indent, depth)
         self.arrays: set[str] = set()
         self.sizes: set[str] = set()
         self.constexprs: set[str] = set()
