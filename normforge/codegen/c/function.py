@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normforge.codegen.c.names import SMALL_CALLS, SMALL_CODE, VECTOR_CALLS, VECTOR_CODE, Storage, literal
+from normforge.codegen.c.names import SMALL_CODE, VECTOR_CODE, Storage, literal
 from normforge.codegen.index import Index, chunk, element, extents
 from normforge.codegen.stage import Stage
 from normforge.ir.node import Node
@@ -65,15 +65,17 @@ class Function(Stage):
 
     def vector(self, op: Op, *arguments: str) -> str:
         """An operation on vectors."""
-        if op in VECTOR_CALLS:
-            self.function(VECTOR_CALLS[op])
-        return VECTOR_CODE[op].format(*arguments)
+        return self._operation(VECTOR_CODE[op], f"v_{op}", arguments)
 
     def double(self, op: Op, *arguments: str) -> str:
         """An operation on values in double."""
-        if op in SMALL_CALLS:
-            self.function(SMALL_CALLS[op])
-        return SMALL_CODE[op].format(*arguments)
+        return self._operation(SMALL_CODE[op], f"f_{op}", arguments)
+
+    def _operation(self, code: str, function: str, arguments: tuple[str, ...]) -> str:
+        """What is neither arithmetic nor of the C library calls a function of the prelude, which is noted."""
+        if code.startswith(function):
+            self.function(function)
+        return code.format(*arguments)
 
     def load(self, place: str, *, tail: bool) -> str:
         """A vector of the arithmetic type, or the `some` elements of a tail."""

@@ -34,9 +34,6 @@ VECTOR_CODE = (
     | {op: f"v_{op}({', '.join(f'{{{i}}}' for i in range(n))})" for op, n in _FUNCTIONS.items()}
     | {op: f"v_{op}({{0}})" for op in _LIBRARY}
 )
-# The functions of the prelude that they call.
-SMALL_CALLS = {op: f"f_{op}" for op in _FUNCTIONS}
-VECTOR_CALLS = {op: f"v_{op}" for op in (*_FUNCTIONS, *_LIBRARY)}
 
 
 def literal(value: float) -> str:
