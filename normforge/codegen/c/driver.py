@@ -8,8 +8,8 @@ so results depend on neither the choice nor the number of threads.
 
 from __future__ import annotations
 
-from normforge.codegen.c.element import KEEP, TILE
 from normforge.codegen.c.prelude import COMMON
+from normforge.codegen.c.values import KEEP, TILE
 
 # A slab worth keeping in the cache: all its full tensors together, in bytes.
 SLAB_BYTES = 6 << 20

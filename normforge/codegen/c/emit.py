@@ -4,14 +4,16 @@ driver (see `normforge.codegen.c.driver`), which is compiled once for all.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Set
 
 from normforge.codegen.c.driver import COLUMNS, DOUBLE, INTERFACE, POSITIONS, SIZE_BITS, WHOLE
-from normforge.codegen.c.element import kept
-from normforge.codegen.c.names import Storage, address, size_of
+from normforge.codegen.c.function import Function
+from normforge.codegen.c.names import Storage
 from normforge.codegen.c.prelude import prelude
 from normforge.codegen.c.small import Group, emit, group
-from normforge.codegen.c.sweep import SweepEmitter
+from normforge.codegen.c.sweep import emit_sweep
+from normforge.codegen.c.values import fused, kept
+from normforge.codegen.index import element, extents
 from normforge.codegen.plan import Plan
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node
@@ -23,20 +25,19 @@ from normforge.passes.factor import is_full
 def emit_c(plan: Plan, name: str, title: str = "") -> str:
     """C source that defines `const Kernel <name>`: what the driver calls on the operands and outputs of the plan."""
     storage = Storage(plan)
-    groups = [group(nodes, storage) for nodes in (plan.prologue, *plan.stages, plan.epilogue)]
-    keep = _kept(plan, groups)
-    body = Lines()
-    for i, sweep in enumerate(plan.sweeps):
-        SweepEmitter(body, storage, sweep).emit(i)
-    _emit_stage(body, "prologue", groups[0], storage, keep, _expanded(storage, plan.prologue, leaves=True))
-    for i, stage in enumerate(plan.stages):
-        _emit_stage(body, f"stage{i}", groups[i + 1], storage, keep, _expanded(storage, stage, leaves=False))
-    _emit_stage(body, "epilogue", groups[-1], storage, keep, [], copies=True)
-    functions = [f"{f.strip()}\n" for f in _unpacked(str(body), plan, storage).split("\n\n") if f.strip()]
+    buffered, products = kept(plan), fused(plan)
+    functions = [emit_sweep(storage, i, buffered, products) for i in range(len(plan.sweeps))]
+    functions += _stages(storage)
     description = Lines()
-    _emit_description(description, plan, name, storage, {_name(f) for f in functions})
-    text = _parted(functions, str(description)) if parts(plan) > 1 else "\n".join([*functions, str(description)])
-    return f"{_comment(plan, title, storage)}{prelude(plan.dtype, text)}{INTERFACE}\n{text}"
+    names = {f.name for f in functions}
+    _emit_description(description, plan, name, storage, len(buffered), names)
+    declarations = _declarations(plan, storage)
+    if parts(plan) > 1:
+        text = _parted(functions, declarations, str(description))
+    else:
+        text = "\n".join([*(f.text("static", declarations) for f in functions), str(description)])
+    used = frozenset[str]().union(*(f.functions for f in functions))
+    return f"{_comment(plan, title, storage)}{prelude(plan.dtype, used)}{INTERFACE}\n{text}"
 
 
 def parts(plan: Plan) -> int:
@@ -45,29 +46,25 @@ def parts(plan: Plan) -> int:
     return 2 if plan.order > 1 else 1
 
 
-def _parted(functions: list[str], description: str) -> str:
+def _parted(functions: list[Function], declarations: Mapping[str, str], description: str) -> str:
     """The functions in two parts of about one length, the description in the second. As one piece where PART is not
     defined."""
     out = Lines()
     out("#ifdef PART", '#define LOCAL __attribute__((visibility("hidden")))', "#else", "#define LOCAL static", "#endif")
-    out(*(re.sub("^static (.*?) {", r"LOCAL \1;", f.split("\n")[0]) for f in functions))
-    lengths = [len(f) for f in functions]
-    cut = min(range(1, len(functions) + 1), key=lambda i: abs(sum(lengths[:i]) - sum(lengths[i:])))
-    moved = [f.replace("static void", "LOCAL void", 1) for f in functions]
-    first, second = ("\n".join(part) for part in (moved[:cut], moved[cut:]))
+    out(*(f"LOCAL void {f.signature};" for f in functions))
+    texts = [f.text("LOCAL", declarations) for f in functions]
+    lengths = [len(text) for text in texts]
+    cut = min(range(1, len(texts) + 1), key=lambda i: abs(sum(lengths[:i]) - sum(lengths[i:])))
+    first, second = ("\n".join(part) for part in (texts[:cut], texts[cut:]))
     guard = "#if !defined PART || PART =="
     return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{description}#endif\n"
-
-
-def _name(function: str) -> str:
-    return function[: function.index("(")].split()[-1]
 
 
 def _comment(plan: Plan, title: str, storage: Storage) -> str:
     """The layer, its plan, and what each pointer of a context is."""
     given = [f"  {storage.operands[node]}: {node.name} {node.type}" for node in plan.operands]
     made = [f"  out{i}: {label} {node.type}" for i, (label, node) in enumerate(plan.outputs)]
-    work = [f"  {a.name}: {a.ctype}[{a.size}]" for a in storage.arrays.values()]
+    work = [f"  {a.name}: {a.ctype}[{' * '.join(a.shape) or 1}]" for a in storage.arrays.values()]
     text = "\n".join([f"{title}\n{plan}", "pointers:", *given, *made, *work]).replace("*/", "* /")
     return "/*\n" + "\n".join(f" * {line}" for line in text.strip().split("\n")) + "\n */\n"
 
@@ -90,60 +87,59 @@ def _expanded(storage: Storage, nodes: tuple[Node, ...], *, leaves: bool) -> lis
     return [n for n in frontier if storage.is_expanded(n) and (n in here or (leaves and n.op in LEAF))]
 
 
-def _emit_stage(
-    out: Lines,
-    name: str,
-    groups: list[Group],
-    storage: Storage,
-    keep: set[Node],
-    expand: list[Node],
-    *,
-    copies: bool = False,
-) -> None:
+def _stages(storage: Storage) -> list[Function]:
+    """The functions between sweeps: prologue, one after each sweep, epilogue; none for what has nothing to do."""
+    plan = storage.plan
+    first, *between, last = [group(nodes, storage) for nodes in (plan.prologue, *plan.stages, plan.epilogue)]
+    keep = _kept(plan, [first, *between, last])
+    prologue = _stage(storage, "prologue", first, keep, _expanded(storage, plan.prologue, leaves=True))
+    stages = [
+        _stage(storage, f"stage{i}", groups, keep, _expanded(storage, plan.stages[i], leaves=False))
+        for i, groups in enumerate(between)
+    ]
+    epilogue = _stage(storage, "epilogue", last, keep, [], copies=True)
+    return [stage for stage in (prologue, *stages, epilogue) if stage is not None]
+
+
+def _stage(
+    storage: Storage, name: str, groups: list[Group], keep: set[Node], expand: list[Node], *, copies: bool = False
+) -> Function | None:
     outputs = list(enumerate(storage.plan.outputs)) if copies else []
     copied = [(i, n) for i, (_, n) in outputs if not is_full(n.axes) and storage.outputs.get(n) != f"out{i}"]
     if not groups and not expand and not copied:
-        return
-    with out.block(f"static void {name}(const Ctx *x, Region r) {{"):
-        out("UNPACK")
-        emit(out, groups, storage, keep)
-        for node in expand:
-            n = "for (int64_t n = r.n0; n < r.n1; ++n) " if node.axes & B else ""
-            source = f"{storage.array(node)}[{address(node.axes).replace('g', 'c / K')}]"
-            target = f"{storage.expanded(node)}[{'n * C + ' if node.axes & B else ''}c]"
-            out(f"{n}for (int64_t c = r.c0; c < r.c1; ++c) {target} = {source};")
-        for i, node in copied:
-            source = storage.leaf(node) or f"{storage.array(node)}[i]"
-            out(f"for (int64_t i = 0; i < {size_of(node.axes)}; ++i) out{i}[i] = {source};")
-    out("")
+        return None
+    out = Function(storage, name, "const Ctx *x, Region r")
+    emit(out, groups, keep)
+    for node in expand:
+        n = "for (int64_t n = r.n0; n < r.n1; ++n) " if node.axes & B else ""
+        source = out.item(storage.array(node), element(node.axes, by_channel=True))
+        target = out.item(storage.expanded(node), element(node.axes | K))
+        out(f"{n}for (int64_t c = r.c0; c < r.c1; ++c) {target} = {source};")
+    for i, node in copied:
+        source = out.leaf(node) or f"{out.array(storage.array(node))}[i]"
+        size = out.product(extents(node.axes))
+        out(f"for (int64_t i = 0; i < {size}; ++i) {out.array(f'out{i}')}[i] = {source};")
+    return out
 
 
 def _ctype(node: Node) -> str:
     return "X" if node.type.cls is FloatClass.DATA else "T"
 
 
-def _unpacked(text: str, plan: Plan, storage: Storage) -> str:
-    """Functions with the locals that each uses in place of its UNPACK: a hundred unused pointers cost the compiler
-    as much as the loops."""
+def _declarations(plan: Plan, storage: Storage) -> dict[str, str]:
+    """What a function can declare from its context, by name."""
     declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"} | {"past": "const int past = x->past;"}
     pointers = [(f"const {_ctype(node)}", storage.operands[node]) for node in plan.operands]
     pointers += [(_ctype(node), f"out{i}") for i, (_, node) in enumerate(plan.outputs)]
     pointers += [(array.ctype, array.name) for array in storage.arrays.values()]
-    for i, (ctype, name) in enumerate(pointers):
-        declared[name] = f"{ctype} *restrict {name} = x->p[{i}];"
-    functions = []
-    for function in text.split("\n\n"):
-        used = set(re.findall(r"\w+", function))
-        functions.append(function.replace("UNPACK", "\n  ".join(d for n, d in declared.items() if n in used)))
-    return "\n\n".join(functions)
+    return declared | {name: f"{ctype} *restrict {name} = x->p[{i}];" for i, (ctype, name) in enumerate(pointers)}
 
 
-def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, functions: set[str]) -> None:
-    """What the driver needs to know; `functions` are the names of those that there are."""
-    sizes = [
-        sum(SIZE_BITS[f] for f in array.size.split(" * ") if f != "1") + DOUBLE * (array.ctype == "double")
-        for array in storage.arrays.values()
-    ]
+def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, buffers: int, functions: Set[str]) -> None:
+    """What the driver needs to know; `buffers` are kept between sweeps, `functions` the names of those that there
+    are."""
+    arrays = storage.arrays.values()
+    sizes = [sum(SIZE_BITS[f] for f in a.shape) + DOUBLE * (a.ctype == "double") for a in arrays]
     # A sum over channels needs all channels of its positions; channels-last rows hold them anyway.
     whole = [int(plan.layout == "nhwc" or any(not n.reduced & S for n in sweep.sums)) for sweep in plan.sweeps]
     stages = [f if f in functions else "0" for f in ("prologue", *(f"stage{i}" for i in range(len(whole))), "epilogue")]
@@ -156,7 +152,7 @@ def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, funct
         "data": "sizeof(X)",
         "wide": "sizeof(T)",
         "tensors": len({n for s in plan.sweeps for n in s.loads}) + sum(len(s.stores) for s in plan.sweeps),
-        "kept": len(kept(plan)),
+        "kept": buffers,
         "streamed": len(plan.operands) + full[0] if len(full) == 1 else -1,
         "chunks": POSITIONS if plan.layout == "nhwc" else COLUMNS if storage.chunked else WHOLE,
         "slab": sum(SIZE_BITS[letter] for letter, axis in zip("NGKS", (B, G, K, S), strict=True) if plan.slab & axis),

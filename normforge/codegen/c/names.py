@@ -1,14 +1,15 @@
-"""Where each value of a plan lives in the generated C: names of arrays, their sizes, addresses of elements."""
+"""Where each value of a plan lives in the generated C: names of arrays and their sizes. How C spells an operation."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import B, C, G, K, S
+from normforge.ir.types import C, G, K, S
 from normforge.passes.factor import is_full
 
 # Core operation -> C expression over operand names: of one double, and of vectors of the arithmetic type.
@@ -45,32 +46,13 @@ def literal(value: float) -> str:
     return f"(T){text}" if value >= 0 and "-" not in text[:1] else f"(T)({text})"
 
 
-def size_of(axes: int) -> str:
-    """Number of elements of a small value, as a C expression over N, G, K, C, S."""
-    parts = ["N"] if axes & B else []
-    parts += ["C"] if axes & C == C else ["G"] if axes & G else ["K"] if axes & K else []
-    parts += ["S"] if axes & S else []
-    return " * ".join(parts) or "1"
-
-
-def address(axes: int) -> str:
-    """Index of the element at n, c (or g), s of an array of this type."""
-    text = "n" if axes & B else ""
-    if axes & G:
-        inner, extent = ("c", "C") if axes & K else ("g", "G")
-        text = f"{text} * {extent} + {inner}" if text else inner
-    if axes & S:
-        text = f"({text}) * S + s" if text else "s"
-    return text or "0"
-
-
 @dataclass(frozen=True)
 class Array:
-    """One array in the workspace: its name, element type and size as a C expression."""
+    """One array in the workspace: its name, element type and shape, as names of sizes."""
 
     name: str
     ctype: str
-    size: str
+    shape: tuple[str, ...]
 
 
 class Storage:
@@ -94,6 +76,7 @@ class Storage:
         small = {a for phase in (plan.prologue, *plan.stages, plan.epilogue) for n in phase for a in n.args}
         self.sweeps_only = {n for s in plan.sweeps for n in s.frontier} - small
         self.chunked = plan.layout == "nhwc" or columns
+        self.inner = S if plan.layout == "nchw" else C  # the axis that is contiguous in memory
 
     def var(self, node: Node) -> str:
         """The local variable that holds the value of a node."""
@@ -108,15 +91,15 @@ class Storage:
         # Small values are kept in double: what cancels among factored sums should do so before it is rounded. Not
         # so sums, which were added up in T, and what sweeps alone read, in T; along space, they add to it in place.
         narrow = node.axes & S or (node.op is Op.SUM and is_sweep_sum(node)) or node in self.sweeps_only
-        return self.workspace(f"w{self.index[node]}", "T" if narrow else "double", size_of(node.axes))
+        return self.workspace(f"w{self.index[node]}", "T" if narrow else "double", extents(node.axes))
 
     def expanded(self, node: Node) -> str:
         """A copy in the arithmetic type, one element a channel, for loops with channels inside."""
-        return self.workspace(f"e{self.index[node]}", "T", size_of(node.axes | K))
+        return self.workspace(f"e{self.index[node]}", "T", extents(node.axes | K))
 
     def partial(self, node: Node, kind: str = "p") -> str:
         """Partials of a row sum: p sums, m means, q sums of squared deviations from m, k those of the deviations."""
-        return self.workspace(f"{kind}{self.index[node]}", "T", "N * Q * C")
+        return self.workspace(f"{kind}{self.index[node]}", "T", ("N", "Q", "C"))
 
     def is_expanded(self, node: Node) -> bool:
         """True for a small value that loops with channels inside read from a copy: one by group would need a
@@ -125,26 +108,14 @@ class Storage:
             return False
         return not node.axes & K or (node not in self.operands and node not in self.outputs)
 
-    def workspace(self, name: str, ctype: str, size: str) -> str:
+    def column(self, node: Node, kind: str) -> str:
+        """What a variance over channels is taken from at each position: cm means, cq sums of squared deviations."""
+        return self.workspace(f"{kind}{self.index[node]}", "T", ("N", "G", "S") if node.axes & G else ("N", "S"))
+
+    def workspace(self, name: str, ctype: str, shape: tuple[str, ...]) -> str:
         """Reserve (once) an array of the workspace."""
-        self.arrays.setdefault(name, Array(name, ctype, size))
+        self.arrays.setdefault(name, Array(name, ctype, shape))
         return name
-
-    def leaf(self, node: Node) -> str | None:
-        """The expression of a constant or a size; None for anything else."""
-        if node.op is Op.CONST:
-            return literal(node.value)
-        if node.op is Op.SIZE:
-            return f"(T)({size_of(node.reduced)})"
-        return None
-
-    def load(self, node: Node) -> str:
-        """The expression of a small value at n, c (or g), s."""
-        return self.leaf(node) or f"{self.array(node)}[{address(node.axes)}]"
-
-    def load_wide(self, node: Node) -> str:
-        """The same in double."""
-        return f"(double){self.load(node)}"
 
 
 def is_stored(node: Node) -> bool:

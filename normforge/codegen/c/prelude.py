@@ -12,7 +12,8 @@ the floating-point state of the process.
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Set
+from functools import cache, lru_cache
 
 COMMON = r"""
 typedef __UINT16_TYPE__ uint16_t;
@@ -313,13 +314,16 @@ INLINE void put(X *p, V a) {
 """
 
 
-def prelude(dtype: str, text: str = "") -> str:
+def prelude(dtype: str, functions: Set[str]) -> str:
     """The prelude for full tensors of `dtype`: T the arithmetic type, X the storage type. Of its functions those that
-    `text` uses; all where there is no text."""
+    a kernel calls, and those that they call."""
+    return _chosen(dtype, frozenset(functions))
+
+
+@lru_cache(maxsize=1024)
+def _chosen(dtype: str, functions: frozenset[str]) -> str:
     pieces = _pieces(dtype)
-    if not text:
-        return "".join(piece for piece, _, _ in pieces)
-    words = set(_WORD.findall(text)).union(*(mentioned for _, name, mentioned in pieces if name is None))
+    words = set(functions).union(*(mentioned for _, name, mentioned in pieces if name is None))
     used = []
     for piece, name, mentioned in reversed(pieces):  # a function stands behind those that it calls
         if name is None or name in words:

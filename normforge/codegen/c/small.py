@@ -1,4 +1,6 @@
-"""C for the small values of a plan: loops over a region, elementwise values and sums of one shape fused."""
+"""C for the small values of a plan, before, between and after the sweeps: loops over a region, with elementwise values
+and sums of one shape in one nest.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from normforge.codegen.c.names import SMALL_CODE, Storage, address, size_of
+from normforge.codegen.c.function import Function
+from normforge.codegen.c.names import Storage
+from normforge.codegen.index import chunk, element, extents
 from normforge.codegen.plan import is_sweep_sum
-from normforge.codegen.text import Lines
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, Op
 from normforge.ir.types import B, C, G, K, S
@@ -64,72 +67,82 @@ def group(nodes: Iterable[Node], storage: Storage) -> list[Group]:
     return groups
 
 
-def emit(out: Lines, groups: list[Group], storage: Storage, keep: set[Node]) -> None:
+def emit(out: Function, groups: list[Group], keep: set[Node]) -> None:
     """Emit the nests; `keep` are the values that something outside their own nest reads."""
     for g in groups:
-        _emit_group(out, g, storage, keep)
+        _emit_group(out, g, keep)
 
 
-def _emit_group(out: Lines, group: Group, storage: Storage, keep: set[Node]) -> None:
-    nest = [a for a in _ATOMS if group.axes & a]
-    inside = set(group.elementwise)
+def _emit_group(out: Function, group: Group, keep: set[Node]) -> None:
+    nest = _atoms(group.axes)
     scalars: dict[int, list[Node]] = {}  # depth of the loops that a sum is complete after -> sums
     arrays: list[Node] = []
     for node in group.sums:
-        depth = bin(node.axes).count("1")
+        depth = node.axes.bit_count()
         if node.axes == sum(nest[:depth]):
             scalars.setdefault(depth, []).append(node)
         else:
             arrays.append(node)
     for axes, nodes in _by_axes(arrays).items():
         with _loops(out, _atoms(axes)):
-            for node in nodes:
-                out(f"{_wide(node, storage)}[{address(axes)}] = 0;")
-    # Channels are walked group by group only where a value by group is read or made inside.
-    used = {a for n in group.nodes for a in n.args if a.op not in LEAF or a.op in (Op.INPUT, Op.PARAM)}
-    by_group = any(a.axes & G and not a.axes & K for a in used - inside) or any(
-        n.axes & G and not n.axes & K for n in group.nodes
-    )
-    merged = G in nest and K in nest and not by_group
-    steps = _merge_channels(nest) if merged else [(a,) for a in nest]
+            out(*(f"{_wide(out, node)} = 0;" for node in nodes))
     with ExitStack() as stack:
         done = 0
-        _open_sums(out, scalars.get(0, ()), storage, stack)
-        for step in steps:
+        _open_sums(out, scalars.get(0, ()), stack)
+        for step in _steps(group, nest):
             done += len(step)
             # Without a pragma the compiler does not vectorise; sums over the innermost axis would need lanes.
             apart = not any(scalars.get(d) for d in range(done)) and all(n.axes & step[-1] for n in arrays)
             if done == len(nest) and step[-1] in (K, S) and apart:
                 out("#pragma omp simd")
             stack.enter_context(_loops(out, step))
-            _open_sums(out, scalars.get(done, ()), storage, stack)
-        for node in group.elementwise:
-            if is_sweep_sum(node):
-                _emit_merge(out, node, storage)
-            else:
-                args = [storage.var(a) if a in inside else storage.load_wide(a) for a in node.args]
-                out(f"const double {storage.var(node)} = {SMALL_CODE[node.op].format(*args)};")
-            if node in keep:
-                out(f"{storage.array(node)}[{address(node.axes)}] = {storage.var(node)};")
-        for node in group.sums:
-            a = node.args[0]
-            value = storage.var(a) if a in inside else storage.load_wide(a)
-            target = f"a{storage.index[node]}"
-            if node in arrays:
-                target = f"{_wide(node, storage)}[{address(node.axes)}]"
-            out(f"{target} += {value};")
-    for axes, nodes in _by_axes([n for n in arrays if _wide(n, storage) != storage.array(n)]).items():
+            _open_sums(out, scalars.get(done, ()), stack)
+        _emit_point(out, group, arrays, keep)
+    st = out.storage
+    for axes, nodes in _by_axes([n for n in arrays if _wide_array(st, n) != st.array(n)]).items():
         with _loops(out, _atoms(axes)):
-            for node in nodes:
-                out(f"{storage.array(node)}[{address(axes)}] = {_wide(node, storage)}[{address(axes)}];")
+            out(*(f"{out.small(node)} = {_wide(out, node)};" for node in nodes))
 
 
-def _wide(node: Node, storage: Storage) -> str:
+def _emit_point(out: Function, group: Group, arrays: list[Node], keep: set[Node]) -> None:
+    """What is done at one point of a nest; `arrays` are the sums that are added up in place."""
+    st, inside = out.storage, set(group.elementwise)
+    for node in group.elementwise:
+        if is_sweep_sum(node):
+            _emit_merge(out, node)
+        else:
+            args = [st.var(a) if a in inside else out.wide(a) for a in node.args]
+            out(f"const double {st.var(node)} = {out.double(node.op, *args)};")
+        if node in keep:
+            out(f"{out.small(node)} = {st.var(node)};")
+    for node in group.sums:
+        a = node.args[0]
+        value = st.var(a) if a in inside else out.wide(a)
+        out(f"{_wide(out, node) if node in arrays else f'a{st.index[node]}'} += {value};")
+
+
+def _steps(group: Group, nest: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The loops of a nest, by the axes that each walks. Channels are walked group by group only where a value by group
+    is read or made inside."""
+    inside = set(group.elementwise)
+    used = {a for n in group.nodes for a in n.args if a.op not in LEAF or a.op in (Op.INPUT, Op.PARAM)}
+    by_group = any(n.axes & G and not n.axes & K for n in (*(used - inside), *group.nodes))
+    if G in nest and K in nest and not by_group:
+        return [(G, K) if a == G else (a,) for a in nest if a != K]
+    return [(a,) for a in nest]
+
+
+def _wide_array(storage: Storage, node: Node) -> str:
     """The array in which a sum is added up in double: its own where that is one."""
     own = storage.array(node)
     if own in storage.arrays and storage.arrays[own].ctype == "double":
         return own
-    return storage.workspace(f"d{storage.index[node]}", "double", size_of(node.axes))
+    return storage.workspace(f"d{storage.index[node]}", "double", extents(node.axes))
+
+
+def _wide(out: Function, node: Node) -> str:
+    """Its element."""
+    return out.item(_wide_array(out.storage, node), element(node.axes))
 
 
 def _by_axes(nodes: Iterable[Node]) -> dict[int, list[Node]]:
@@ -139,70 +152,61 @@ def _by_axes(nodes: Iterable[Node]) -> dict[int, list[Node]]:
     return found
 
 
-def _open_sums(out: Lines, sums: Iterable[Node], storage: Storage, stack: ExitStack) -> None:
+def _open_sums(out: Function, sums: Iterable[Node], stack: ExitStack) -> None:
     """Declare double accumulators here and store them where this scope ends."""
     for node in sums:
-        out(f"double a{storage.index[node]} = 0;")
-        stack.callback(out, f"{storage.array(node)}[{address(node.axes)}] = a{storage.index[node]};")
+        total = f"a{out.storage.index[node]}"
+        out(f"double {total} = 0;")
+        stack.callback(out, f"{out.small(node)} = {total};")
 
 
 def _atoms(axes: int) -> tuple[int, ...]:
-    atoms = [a for a in _ATOMS if axes & a]
-    return tuple(atoms)
+    return tuple(a for a in _ATOMS if axes & a)
 
 
-def _merge_channels(nest: list[int]) -> list[tuple[int, ...]]:
-    steps: list[tuple[int, ...]] = []
-    for a in nest:
-        if a == K:
-            steps[-1] = (G, K)
-        else:
-            steps.append((a,))
-    return steps
-
-
-def _loops(out: Lines, atoms: tuple[int, ...]) -> ExitStack:
+def _loops(out: Function, atoms: tuple[int, ...]) -> ExitStack:
     """Open the loops over these axes of the region r, outermost first."""
-    stack = ExitStack()
-    axes = sum(atoms)
+    stack, axes, size = ExitStack(), sum(atoms), out.size
     if axes & B:
         stack.enter_context(out.block("for (int64_t n = r.n0; n < r.n1; ++n) {"))
     if axes & C == C:
         stack.enter_context(out.block("for (int64_t c = r.c0; c < r.c1; ++c) {"))
     elif axes & G:
-        stack.enter_context(out.block("for (int64_t g = r.c0 / K; g < (r.c1 + K - 1) / K; ++g) {"))
+        head = f"for (int64_t g = r.c0 / {size('K')}; g < (r.c1 + K - 1) / K; ++g) {{"
+        stack.enter_context(out.block(head))
     elif axes & K:
-        head = "for (int64_t c = MAX2(r.c0, g * K); c < MIN2(r.c1, (g + 1) * K); ++c) {"
+        head = f"for (int64_t c = MAX2(r.c0, g * {size('K')}); c < MIN2(r.c1, (g + 1) * K); ++c) {{"
         stack.enter_context(out.block(head))
     if axes & S:
-        stack.enter_context(out.block("for (int64_t s = r.q0 * L; s < MIN2(S, r.q1 * L); ++s) {"))
+        head = f"for (int64_t s = r.q0 * {size('L')}; s < MIN2({size('S')}, r.q1 * L); ++s) {{"
+        stack.enter_context(out.block(head))
     return stack
 
 
-def _emit_merge(out: Lines, node: Node, storage: Storage) -> None:
+def _emit_merge(out: Function, node: Node) -> None:
     """A row's value from the partials of its chunks; (mean, M2) by Chan's formula with the exact total mean."""
-    v = storage.var(node)
-    row = "(n * Q + q) * C + " + ("c" if node.axes & K else "g * K" if node.axes & G else "0")
-    loop = "for (int64_t q = 0; q < Q; ++q)"
-    if node.op is Op.SUM or (node.op is Op.MEAN and not has_variance(node, storage)):
-        p = storage.partial(node)
-        out(f"double t{v} = 0;", f"{loop} t{v} += (double){p}[{row}];")
-        out(f"const double {v} = t{v}{' / (double)S' if node.op is Op.MEAN else ''};")
+    v, row, size = out.storage.var(node), chunk(node.axes), out.size
+    loop = f"for (int64_t q = 0; q < {size('Q')}; ++q)"
+    if node.op is Op.SUM or (node.op is Op.MEAN and not has_variance(node, out.storage)):
+        out(f"double t{v} = 0;", f"{loop} t{v} += (double){out.partial(node, 'p', row)};")
+        share = f" / (double){size('S')}" if node.op is Op.MEAN else ""
+        out(f"const double {v} = t{v}{share};")
         return
-    m, k = (storage.partial(node.args[0], kind) for kind in "mk")
-    length = "(double)(MIN2(S, (q + 1) * L) - q * L)"
+    m, k = (out.partial(node.args[0], kind, row) for kind in "mk")
+    positions = f"(double){size('S')}"
+    length = f"(double)(MIN2(S, (q + 1) * {size('L')}) - q * L)"
     # A chunk's mean is m, rounded, and what the deviations from it add up to, divided by their number.
-    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m}[{row}] * {length} + (double){k}[{row}];")
-    out(f"t{v} /= (double)S;")
+    out(f"double t{v} = 0;", f"{loop} t{v} += (double){m} * {length} + (double){k};")
+    out(f"t{v} /= {positions};")
     if node.op is Op.MEAN:
         out(f"const double {v} = t{v};")
         return
-    q = storage.partial(node.args[0], "q")
+    q = out.partial(node.args[0], "q", row)
     out(f"double u{v} = 0;")
     with out.block(f"{loop} {{"):
-        out(f"const double l = {length}, k = (double){k}[{row}], e = (double){m}[{row}] + k / l - t{v};")
-        out(f"u{v} += (double){q}[{row}] - k * k / l + e * e * l;")
-    out(f"const double {v} = u{v} / (double)S;")
+        out(f"const double l = {length}, k = (double){k}, e = (double){m} + k / l - t{v};")
+        out(f"u{v} += (double){q} - k * k / l + e * e * l;")
+    out(f"const double {v} = u{v} / {positions};")
 
 
 def has_variance(node: Node, storage: Storage) -> bool:

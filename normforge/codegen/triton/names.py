@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normforge.codegen.c.names import address as c_address
+from normforge.codegen.index import element
 from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.codegen.text import Lines
 from normforge.ir.node import Node, preorder
@@ -185,8 +185,7 @@ _TAKES_NUMBERS = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.MIN, Op.G
 
 def address(axes: int) -> str:
     """Index of the element at n, c (or g), s of an array of this type."""
-    text = c_address(axes).replace("(n)", "n").replace("(c)", "c").replace("(g)", "g")
-    return f"({text})" if " " in text else text
+    return element(axes).triton
 
 
 def shape_text(node: Node) -> str:
