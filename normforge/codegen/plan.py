@@ -73,7 +73,6 @@ class Plan:
     saved: tuple[str, ...]
     shape: tuple[int, ...] | None = None
     resident_in: str | None = None
-    launches: int = 1
     kind: str = "multi-launch"
     tile: int = 0
 
@@ -98,6 +97,15 @@ class Plan:
     def writes(self) -> int:
         """Full tensors written."""
         return sum(len(s.stores) for s in self.sweeps)
+
+    @cached_property
+    def launches(self) -> int:
+        """Kernels that one call launches: what `normforge.codegen.triton.schedule` divides the work of a GPU into."""
+        if self.target == "triton":
+            from normforge.codegen.triton.schedule import launch_count
+
+            return launch_count(self)
+        return 1
 
     @cached_property
     def symbol(self) -> str:
@@ -172,10 +180,9 @@ def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
         for node in stage:
             slab &= node.axes
     saved = tuple(s.name for s in program.saved)
-    launches = 1 if target == "c" else 0
     return Plan(
         graph, program.operands, program.order, target, dtype, layout, tuple(sweeps), prologue, stages, epilogue,
-        slab, saved, launches=launches,
+        slab, saved,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan, make_plan
@@ -57,11 +56,8 @@ def plan(
     what = program(graph, order, train)
     if target == "c":
         return place(make_plan(what, target, dtype, layout), shape)
-    from normforge.codegen.triton.emit import launch_count
-
     dims = None if shape is None else plan_dims(shape)
-    made = place(choose_plan(what, dtype, layout, dims, TYPICAL_DEVICE), shape)
-    return replace(made, launches=launch_count(made))
+    return place(choose_plan(what, dtype, layout, dims, TYPICAL_DEVICE), shape)
 
 
 def source(

@@ -25,12 +25,12 @@ def wrapped(head: str, items: Iterable[str], tail: str) -> list[str]:
 
 
 class Lines:
-    """Indented source text."""
+    """Indented source text, from a depth on."""
 
-    def __init__(self, indent: str = "  ") -> None:
+    def __init__(self, indent: str = "  ", depth: int = 0) -> None:
         self._lines: list[str] = []
         self._indent = indent
-        self._depth = 0
+        self._depth = depth
 
     def __call__(self, *lines: str) -> None:
         """Append lines at the current depth."""
