@@ -169,5 +169,5 @@ def is_merge(node: Node) -> bool:
 
 
 def sweep_numbers(plan: Plan) -> dict[Node, int]:
-    """The sweep that takes each sum, by whose number its chunks go: where programs own slabs all sweeps walk the same."""
+    """The sweep that takes each sum, by whose number its chunks go: all walk the same where programs own slabs."""
     return {node: 0 if plan.tile else i for i, sweep in enumerate(plan.sweeps) for node in sweep.sums}

@@ -324,7 +324,7 @@ def wait(counter_ptr, programs):
 }
 
 
-# What each of them calls. TODO
+# What each of them calls; `join`, where the word follows `tl.`, is not called and only kept so far.
 CALLS: dict[str, tuple[str, ...]] = {
     "own_pair": ("own_sum",),
     "sum_row": ("lanes",),

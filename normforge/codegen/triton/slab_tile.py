@@ -131,6 +131,7 @@ class RowTile(SlabTile):
     slab_sums = True
 
     def slab(self, out: Stage) -> None:
+        """As `SlabTile.slab`."""
         block = out.constexpr("BLOCK_E")
         out(f"chunks = tl.cdiv(S, {block}).to(tl.int32)  # of a row")
         out(f"each = {' * '.join([*narrow(self.walk.crossed & ~S), 'chunks'])}  # chunks of a slab")
@@ -142,6 +143,7 @@ class RowTile(SlabTile):
         decode(out, self.walk.slab, "slab")
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         rows, block = self.walk.crossed & ~S, out.constexpr("BLOCK_E")
         if rows:
             out("row = a % each // chunks")
@@ -157,22 +159,27 @@ class RowTile(SlabTile):
         self.address(out)
 
     def loaded(self, axes: int) -> str:
+        """As `SlabTile.loaded`."""
         if all(self.varies(axes)):
             return "inside"
         return "slab_in" if axes and not axes & ~self.walk.slab else "a_in" if axes else ""
 
     def masks_a(self, *, along_a: bool) -> bool:
+        """As `SlabTile.masks_a`."""
         return True
 
     def beside(self, axes: int) -> str:
+        """As `SlabTile.beside`."""
         return "" if axes & S else " + q"
 
     def once(self, missing: int, along_a: bool, along_e: bool) -> list[str]:
+        """As `SlabTile.once`."""
         found = super().once(missing & ~S, along_a, along_e)
         on = self.walk.on_a * along_a | self.walk.on_e * along_e
         return [*found, "(q == 0)"] if S & missing & on and along_a else found
 
     def chunk(self, out: Stage) -> str:
+        """As `SlabTile.chunk`."""
         return out.at(chunk(count="chunks")).plain
 
 
@@ -180,6 +187,7 @@ class ChannelTile(SlabTile):
     """All positions (of the batch) of a block of channels."""
 
     def slab(self, out: Stage) -> None:
+        """As `SlabTile.slab`."""
         if self.walk.slab & G:
             aligned, width = out.constexpr("ALIGNED"), out.size("WIDTH")
             with out.block(f"if {aligned} > 1:", ""):
@@ -193,6 +201,7 @@ class ChannelTile(SlabTile):
             out("n = (pid // blocks).to(tl.int64)")
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         if self.walk.slab & B:
             out("s = a.to(tl.int64)  # [BLOCK_A, 1]", "a_in = s < S")
         else:
@@ -201,6 +210,7 @@ class ChannelTile(SlabTile):
         self.address(out)
 
     def chunk(self, out: Stage) -> str:
+        """As `SlabTile.chunk`."""
         return out.at(element(B | C)).plain
 
 

@@ -95,9 +95,11 @@ class SlabRows(SlabWalk):
     grid = "cdiv(slabs, slabs of a program)"
 
     def sums_rows(self, axes: int) -> bool:
+        """As `SlabWalk.sums_rows`."""
         return bool(axes & self.crossed & ~S)
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
+        """As `SlabWalk.fit`."""
         count = extent(self.slab, dims)
         if slabs.loop:
             least = min(slabs.rungs, key=lambda r: (self._covered(r, dims), -r.e))
@@ -122,6 +124,7 @@ class SlabColumns(SlabWalk):
     grid = "N (* G) * cdiv(S, BLOCK_E)"
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
+        """As `SlabWalk.fit`."""
         return self._across(slabs, dims, rung, warps, rung.a, rung.e)
 
     def _across(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int, whole: int, split: int) -> Blocks | None:
@@ -144,9 +147,11 @@ class SlabPositions(SlabColumns):
 
     @property
     def loops_over(self) -> int:
+        """As `SlabWalk.loops_over`."""
         return self.on_e
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
+        """As `SlabWalk.fit`."""
         return self._across(slabs, dims, rung, warps, rung.e, rung.a)
 
 
@@ -157,6 +162,7 @@ class SlabChannels(SlabWalk):
     grid = "(N *) cdiv(C, WIDTH)"
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
+        """As `SlabWalk.fit`."""
         n, g, k, s = dims
         unit = 1 if self.slab & K else k
         if slabs.loop and lcm(unit, 4) <= slabs.rungs[-1].e and (g * k) % 4 == 0:  # for 8-byte accesses

@@ -33,6 +33,7 @@ class SweptTile(SlabTile):
         return "K" if self.walk.slab & G else "C"
 
     def lanes(self, out: Stage) -> None:
+        """As `SlabTile.lanes`."""
         out(along_e(out), self.vectors(out))
 
     @staticmethod
@@ -51,10 +52,12 @@ class SweptTile(SlabTile):
         return self.extent
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         out(f"a = a0 + tl.arange(0, {out.constexpr('BLOCK_A')})[:, None]  # [BLOCK_A, 1]")
         SlabTile.step(self, out)
 
     def beside(self, axes: int) -> str:
+        """As `SlabTile.beside`."""
         return SlabTile.beside(self, axes)  # of rows too, of which a program has no chunk
 
 
@@ -64,12 +67,15 @@ class SweptPositions(SweptTile):
     total = ("sum_row", ("1",))
 
     def lanes(self, out: Stage) -> None:
+        """As `SlabTile.lanes`."""
         out(f"a = tl.arange(0, {out.constexpr('BLOCK_A')})[:, None]  # [BLOCK_A, 1]", self.vectors(out))
 
     def loop(self, out: Stage) -> str:
+        """As `SweptTile.loop`."""
         return f"for e0 in tl.range(0, {self.extent}, {out.constexpr('BLOCK_E')}, num_stages={STAGES}):"
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         out(f"e = e0 + tl.arange(0, {out.constexpr('BLOCK_E')})[None, :]  # [1, BLOCK_E]")
         out(f"vector_in = e0 + vector < {self.extent}")
         SlabTile.step(self, out)
@@ -82,9 +88,11 @@ class SweptChannels(SweptTile, ChannelTile):
 
     @property
     def length(self) -> str:
+        """As `SweptTile.length`."""
         return f"{'S' if self.walk.slab & B else '(N * S)'}.to(tl.int32)"
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         out(f"a = a0 + tl.arange(0, {out.constexpr('BLOCK_A')})[:, None]  # [BLOCK_A, 1]", "vector_in = vector < C")
         ChannelTile.step(self, out)
 
@@ -96,12 +104,14 @@ class SweptRows(SweptTile, RowTile):
     slab_sums = False
 
     def slab(self, out: Stage) -> None:
+        """As `SlabTile.slab`."""
         slab = self.walk.slab
         out("positions = S.to(tl.int32)", "slab = pid", f"slab_in = slab < {out.product(extents(slab))}")
         out(f"rows = {' * '.join(narrow(self.walk.crossed & ~S)) or '1'}  # of a slab")
         decode(out, slab, "slab")
 
     def loop(self, out: Stage) -> str:
+        """As `SweptTile.loop`."""
         return f"for a0 in range(0, rows, {out.constexpr('BLOCK_A')}):"
 
     def row(self, out: Stage) -> None:
@@ -114,22 +124,27 @@ class SweptRows(SweptTile, RowTile):
             out("c = g * K + k")
 
     def step(self, out: Stage) -> None:
+        """As `SlabTile.step`."""
         out("s = s0 + e  # [1, BLOCK_E]", "e_in = s < positions", "inside = a_in & e_in")
         out("vector_in = s0 + vector < positions")
         out(f"at = {full('nchw').plain}  # [BLOCK_A, BLOCK_E]")
 
     def loaded(self, axes: int) -> str:
+        """As `SlabTile.loaded`."""
         if axes & S:
             return "inside" if axes & ~self.walk.slab & ~S else "e_in"
         return RowTile.loaded(self, axes)
 
     def writer(self, axes: int) -> str:
+        """As `SlabTile.writer`."""
         return "slab_in"
 
     def once(self, missing: int, along_a: bool, along_e: bool) -> list[str]:
+        """As `SlabTile.once`."""
         return RowTile.once(self, missing & ~S, along_a, along_e)
 
     def chunk(self, out: Stage) -> str:
+        """As `SlabTile.chunk`."""
         return out.at(element(B | C)).plain
 
 

@@ -96,20 +96,25 @@ class Groups(SweepWalk):
     grid = "N * G * Q"
 
     def channels(self, sizes: Mapping[str, int]) -> int:
+        """As `SweepWalk.channels`."""
         return sizes["K"]
 
     def beside(self, sizes: Mapping[str, int], block: int) -> int:
+        """As `SweepWalk.beside`."""
         return sizes["G"]
 
     def sample(self, out: Stage) -> None:
+        """As `SweepWalk.sample`."""
         q = out.size("Q")
         out(f"g = (pid // {q} % G).to(tl.int64)", f"n = (pid // {q} // G).to(tl.int64)")
 
     def step(self, out: Stage) -> None:
+        """As `SweepWalk.step`."""
         block = out.constexpr("BLOCK_C")
         out(f"k = (t * {block} + tl.arange(0, {block}))[:, None]  # [BLOCK_C, 1]", "c = g * K + k", "c_in = k < K")
 
     def fetched(self, axes: int) -> bool:
+        """As `SweepWalk.fetched`."""
         return bool(axes & G and axes & K)
 
 
@@ -123,15 +128,19 @@ class Rows(SweepWalk):
     grid = "N * cdiv(C, BLOCK_C) * Q"
 
     def along(self, layout: str) -> bool:
+        """As `SweepWalk.along`."""
         return layout == "nchw"
 
     def tiles(self, chunks: int, wanted: int) -> int:
+        """As `SweepWalk.tiles`."""
         return -(-chunks // min(wanted, chunks))
 
     def beside(self, sizes: Mapping[str, int], block: int) -> int:
+        """As `SweepWalk.beside`."""
         return -(-sizes["C"] // block)
 
     def place(self, out: Stage) -> None:
+        """As `SweepWalk.place`."""
         length, q = out.size("L"), out.size("Q")
         channels, positions = out.constexpr("BLOCK_C"), out.constexpr("BLOCK_S")
         out(
@@ -145,10 +154,12 @@ class Rows(SweepWalk):
         )
 
     def step(self, out: Stage) -> None:
+        """As `SweepWalk.step`."""
         length, block = out.size("L"), out.constexpr("BLOCK_S")
         out(f"s = (q * {length} + t * {block} + tl.arange(0, {block}))[None, :]  # [1, BLOCK_S]", POSITIONS_IN)
 
     def size(self, out: Stage) -> str:
+        """As `SweepWalk.size`."""
         length = out.size("L")
         return f"tl.minimum(S - q * {length}, {length})"
 
