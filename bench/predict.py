@@ -40,8 +40,8 @@ from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES, ON_CHIP_BYTES
 from normforge.codegen.triton.cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
-from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
 from normforge.codegen.triton.kernels import SweepKernel
+from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
 from normforge.codegen.triton.launch import Launch, TritonModule, part_block, stage_blocks
 from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources

@@ -28,8 +28,8 @@ from rich.progress import Progress
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.triton.kinds import plan_of_kind
-from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
 from normforge.codegen.triton.slab_limits import tile_dims
+from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
 from normforge.kernels.launch_triton import compile_aot, require_triton, resources
 
 HALF_TILES = 100  # the target whose devices get half of the largest tile of resident plans

@@ -16,8 +16,8 @@ from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.triton.cooperative import channel_block, counters, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
-from normforge.codegen.triton.kinds import Device, choose_plan
 from normforge.codegen.triton.kernels import SweepKernel
+from normforge.codegen.triton.kinds import Device, choose_plan
 from normforge.codegen.triton.launch import arguments
 from normforge.errors import BackendError
 from normforge.ir.types import B, G, K

@@ -31,7 +31,7 @@ class Total:
     """How a sum is taken of a tile.
 
     Attributes:
-        terms: of the mask of what is added.
+        terms: of the mask of what is added; none where all is.
         steps: what takes the sum, one after the other; where it is one of JOINED, several sums are taken at once.
     """
 
@@ -40,6 +40,8 @@ class Total:
 
     def added(self, value: str) -> str:
         """What is added of a value."""
+        if not self.terms:
+            return value
         return f"tl.where({' & '.join(self.terms)}, {value}, 0.0)"
 
 
@@ -189,7 +191,7 @@ class ResidentText:
             key = self._total(out, term[0]), self.tile.varies(term[0].args[0].axes)
             alike.setdefault(key, []).append(term)
         for (total, _), mine in alike.items():
-            joins = len(total.steps) == 1 and total.steps[0][0] in JOINED
+            joins = bool(total.terms) and len(total.steps) == 1 and total.steps[0][0] in JOINED
             i = 0
             while i < len(mine):
                 count = next(n for n in (4, 2, 1) if n <= len(mine) - i) if joins else 1

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from normforge.codegen.index import element, extents
 from normforge.codegen.plan import Sweep
 from normforge.codegen.stage import Stage
-from normforge.codegen.triton.resident import DOWN, ResidentText, Step, by_key, fold
+from normforge.codegen.triton.resident import DOWN, ResidentText, Step, Total, by_key, fold
 from normforge.codegen.triton.swept_tile import SWEPT_TILES, SweptRows, SweptTile
 from normforge.ir.node import Node, toposort
 from normforge.ir.ops import Op
@@ -160,6 +160,10 @@ class SweptText(ResidentText):
             return out.call("lanes", ones, vector)
         mask = {"inside": "a_in & vector_in", "e_in": "vector_in"}.get(terms[0], terms[0])
         return f"tl.where({mask}, VECTOR * 1.0, 0.0)"
+
+    def _total(self, out: Stage, node: Node) -> Total:
+        """Of small values: as what threads keep."""
+        return Total((), self._joining(node))
 
     def _joining(self, node: Node) -> tuple[Step, ...]:
         """What takes the sum of what all threads keep."""
