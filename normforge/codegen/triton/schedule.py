@@ -26,7 +26,7 @@ from normforge.codegen.triton.slab_plan import SLAB_KINDS, divide, slabs_of
 from normforge.codegen.triton.walks import COLUMNS, GROUPS, ROWS
 from normforge.ir.node import Node, preorder, toposort
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import B, G, S
+from normforge.ir.types import B, G, S, axes_name
 from normforge.passes.factor import is_full
 
 # A small value that follows from stored ones by at most this many operations is computed again by each sweep.
@@ -223,3 +223,20 @@ class _Scheduler:
 
     def _reads(self, roots: Iterable[Node]) -> frozenset[Node]:
         return frozenset(n for n in preorder(roots, self.operands) if n in self.stored)
+
+
+def launches_text(plan: Plan) -> str:
+    """What a GPU launches for a plan, a line a kernel: its programs, the sums that it takes, how many values it stores
+    for others. A cooperative launch runs all of them."""
+    lines = []
+    for i, group in enumerate(launch_groups(plan)):
+        for kernel in group:
+            if isinstance(kernel, SweepKernel):
+                what = f"sweep {kernel.index + 1} by {kernel.walk}, {len(kernel.sums)} sums"
+            elif isinstance(kernel, SmallKernel):
+                merged = "".join(f", merges sweep {m + 1}" for m in kernel.merges)
+                what = f"small at {axes_name(kernel.space)}, {len(kernel.sums)} sums{merged}"
+            else:
+                what = f"slabs by {kernel.walk.name}"
+            lines.append(f"  launch {i + 1}: {what}, gives {len(kernel.gives)}, grid {kernel.grid}")
+    return "\n".join(lines)
