@@ -150,7 +150,7 @@ class Kernel:
     ) -> None:  # fmt: skip
         self.code, self.text, self.launch = code, text, launch
         self.stages, self.whole, self.grid = stages, whole, grid
-        self.cooperative = launch.walk == "cooperative"
+        self.cooperative = launch.cooperative
         names = {stage.stage: i for i, (stage, _, _) in enumerate(stages)}
         places = [i for i, pointer in enumerate(launch.pointers) if pointer in full]
         accesses = ptx_listing(ptx, launch.kernel, places)

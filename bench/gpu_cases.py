@@ -13,8 +13,8 @@ import normforge as nf
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
+from normforge.codegen.registry import find_target
 from normforge.codegen.shapes import slab_bytes
-from normforge.codegen.target import find_target
 
 IMAGE_LAYERS = ("evonorm-s0", "evonorm-b0", "bn-relu", "gn-silu", "bn-silu", "frn-tlu", *NESTED)
 TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt")

@@ -40,9 +40,9 @@ from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton.cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kernels import SweepKernel
 from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
 from normforge.codegen.triton.launch import Launch, TritonModule, part_block, stage_blocks
-from normforge.codegen.triton.schedule import SweepKernel
 from normforge.codegen.triton.target import TritonTarget
 from normforge.ir.types import B
 from normforge.kernels.launch_triton import CompiledKernel, compile_aot, full_pointers, resources
@@ -189,18 +189,16 @@ def _launch(
     blocks = programs_at_once(
         used.registers, compiled.shared, warps=warps, threads=THREADS, register_file=REGISTERS, shared_memory=SHARED
     )
-    groups = launch.parts if launch.walk == "cooperative" else (launch,)
-    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes)]
-    parts = [stage for group in groups for stage in (group.parts or (group,))]
+    found = stage_blocks(launch, sizes)
     whole, stages = dict(sizes), []
-    for i, (stage, (its, programs)) in enumerate(zip(parts, found, strict=True)):
+    for i, (stage, (its, programs)) in enumerate(zip(launch.stages, found, strict=True)):
         whole |= {part_block(name, i): value for name, value in its.items()}
         here = sizes | its | {name: sizes[long] for name, long in zip(stage.sizes, stage.size_names, strict=True)}
         for name in "QL":  # functions of the prelude say Q for Q0 and Q1
             here.setdefault(name, max((sizes.get(f"{name}{m}", 1) for m in stage.merges), default=1))
         stages.append((stage, here, programs))
     grid = sum(programs for _, programs in found)
-    if launch.walk == "cooperative":
+    if launch.cooperative:
         grid = min(grid, PROCESSORS * blocks)
     code = parse(disassemble(compiled.asm["cubin"]))
     kernel = Kernel(code, compiled.asm["ptx"], text, launch, full, stages, whole, grid)
@@ -209,7 +207,7 @@ def _launch(
         total.add(cost, programs * warps)
         through += programs * life / (PROCESSORS * blocks)
         longest = max(longest, life)
-    if launch.walk == "cooperative":
+    if launch.cooperative:
         longest = through = _steps(kernel, plan, sizes, grid)
     uneven = ceil(grid / PROCESSORS) * PROCESSORS / grid
     seconds = {unit: cycles * uneven / PROCESSORS / CLOCK for unit, cycles in total.units.items()}

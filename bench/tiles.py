@@ -4,7 +4,7 @@
     python bench/tiles.py --layers gn-silu,rmsnorm --targets 90
     PYTHONPATH=$PWD:/tmp/triton39 python bench/tiles.py    # under another triton, of `pip install --target`
 
-The limits of tiles (`TILES`, `RAGGED`, `LOOPS` in normforge/codegen/triton/slabs.py) hold for every compiler that is
+The limits of tiles (`TILES`, `RAGGED`, `LOOPS` in normforge/codegen/triton/tiles.py) hold for every compiler that is
 supported, and each has a register allocation of its own: run this under the oldest and the newest triton, and those
 between. A row is a layer, order, dtype, layout, kind and target; each of its tiles is compiled for a shape that gets
 it, with the contiguous axis a multiple of 16 and not. Prints what spills, exits with 1 if anything does. Only compiles:
@@ -28,8 +28,8 @@ from rich.progress import Progress
 import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.triton.kinds import plan_of_kind
+from normforge.codegen.triton.slab_limits import tile_dims
 from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
-from normforge.codegen.triton.slabs import tile_dims
 from normforge.kernels.launch_triton import compile_aot, require_triton, resources
 
 HALF_TILES = 100  # the target whose devices get half of the largest tile of resident plans

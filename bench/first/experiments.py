@@ -62,7 +62,7 @@ _EVO = Place("evonorm-b0", (128, 256, 56, 56), "nchw")
 _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
 _EVO_LAST = Place("evonorm-b0", (128, 256, 56, 56), "nhwc")
-_LAUNCH, _COOPERATIVE, _TEXT = "codegen.triton.launch", "codegen.triton.cooperative", "codegen.triton.emit"
+_BLOCKS, _COOPERATIVE, _TEXT = "codegen.triton.blocks", "codegen.triton.cooperative", "codegen.triton.emit"
 _PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=3):"),)
 _DEEPER = ((r"num_stages=1 if REST else 3", "num_stages=1 if REST else 4"),)
 _UNPIPELINED = ((r"num_stages=1 if REST else 3", "num_stages=1"),)
@@ -79,10 +79,10 @@ EXPERIMENTS = (
     Experiment("one tile more ahead", _EVO, 2, "multi-launch", text=_DEEPER),
     Experiment("no tile ahead", _EVO, 1, "multi-launch", text=_UNPIPELINED),
     Experiment("loads of loops pipelined", _GN, 0, "swept", text=_PIPELINED),
-    Experiment("few programs, long chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 1024}),
-    Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCH}.ENOUGH_PROGRAMS": 16384}),
-    Experiment("merges by wider programs", _VAE, 1, "multi-launch", {f"{_LAUNCH}.MANY_CHUNKS": 16}),
-    Experiment("merges by narrow programs", _BN_LAST, 1, "multi-launch", {f"{_LAUNCH}.MANY_PARTS": 1 << 30}),
+    Experiment("few programs, long chunks", _BN_FIRST, 0, "multi-launch", {f"{_BLOCKS}.ENOUGH_PROGRAMS": 1024}),
+    Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {f"{_BLOCKS}.ENOUGH_PROGRAMS": 16384}),
+    Experiment("merges by wider programs", _VAE, 1, "multi-launch", {f"{_BLOCKS}.MANY_CHUNKS": 16}),
+    Experiment("merges by narrow programs", _BN_LAST, 1, "multi-launch", {f"{_BLOCKS}.MANY_PARTS": 1 << 30}),
     Experiment("half the loads of a tile", _BN_FIRST, 0, "multi-launch", {f"{_TEXT}.LOADED_BYTES": 32}),
     Experiment("narrow loads, more programs", _EVO_LAST, 2, "multi-launch", {f"{_TEXT}.KEPT_SUMS": 32}),
     Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {f"{_COOPERATIVE}.L2_SHARE": 0.25}),
@@ -91,7 +91,7 @@ EXPERIMENTS = (
 )  # fmt: skip
 REHEARSED = (
     Experiment("loads of loops pipelined", TINY[0], 0, "swept", text=_PIPELINED),
-    Experiment("a constant that is gone", TINY[0], 0, "multi-launch", {"codegen.triton.launch.GONE": 1}),
+    Experiment("a constant that is gone", TINY[0], 0, "multi-launch", {"codegen.triton.blocks.GONE": 1}),
 )
 
 

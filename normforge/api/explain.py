@@ -8,7 +8,7 @@ from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.public import plan
-from normforge.codegen.target import find_target
+from normforge.codegen.registry import find_target
 from normforge.ir.graph import Graph
 from normforge.ir.types import INDEX_NAMES, axes_name, reduced_name
 from normforge.passes.running import running_statistics

@@ -7,8 +7,8 @@ from functools import cached_property
 from math import prod
 
 from normforge.codegen.plan import Plan, is_data
+from normforge.codegen.registry import find_target
 from normforge.codegen.shapes import ITEM_BYTES, plan_dims
-from normforge.codegen.target import find_target
 from normforge.errors import ShapeError
 from normforge.ir.node import Node
 from normforge.ir.types import B, G, K, S

@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 
 from normforge.codegen.orders import Program
+from normforge.codegen.registry import find_target
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, REDUCE, Op
@@ -73,7 +74,6 @@ class Plan:
     saved: tuple[str, ...]
     shape: tuple[int, ...] | None = None
     resident_in: str | None = None
-    launches: int = 1
     kind: str = "multi-launch"
     tile: int = 0
 
@@ -98,6 +98,11 @@ class Plan:
     def writes(self) -> int:
         """Full tensors written."""
         return sum(len(s.stores) for s in self.sweeps)
+
+    @cached_property
+    def launches(self) -> int:
+        """Kernels that one call launches."""
+        return find_target(self.target).launches(self)
 
     @cached_property
     def symbol(self) -> str:
@@ -172,10 +177,9 @@ def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
         for node in stage:
             slab &= node.axes
     saved = tuple(s.name for s in program.saved)
-    launches = 1 if target == "c" else 0
     return Plan(
         graph, program.operands, program.order, target, dtype, layout, tuple(sweeps), prologue, stages, epilogue,
-        slab, saved, launches=launches,
+        slab, saved,
     )  # fmt: skip
 
 

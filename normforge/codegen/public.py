@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from normforge.codegen.orders import program
 from normforge.codegen.plan import DTYPES, LAYOUTS, Plan
+from normforge.codegen.registry import find_target, target_names
 from normforge.codegen.shapes import plan_dims
-from normforge.codegen.target import find_target, target_names
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer

@@ -19,13 +19,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import ClassVar
 
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import DTYPES, Plan, make_plan
+from normforge.codegen.registry import find_target
 from normforge.codegen.shapes import Dims, plan_dims, slab_bytes
-from normforge.errors import DtypeError, OptionError, nearest
+from normforge.errors import DtypeError
 from normforge.ir.ops import Op
 
 
@@ -98,6 +98,10 @@ class Target(ABC):
         """Does a slab stay on chip between its uses?"""
         return slab_bytes(plan, shape) <= self.on_chip_bytes
 
+    def launches(self, plan: Plan) -> int:
+        """Kernels, or calls of a compiled function, that one call of a plan takes."""
+        return 1
+
     @abstractmethod
     def emit(self, plan: Plan, title: str = "") -> str:
         """The source of a plan; `title` goes into its first comment.
@@ -109,35 +113,6 @@ class Target(ABC):
     def workspace(self, plan: Plan, dims: Dims) -> int:
         """Bytes of partial sums that a call is given memory for, written by one kernel and read by another."""
         return 0
-
-
-# The targets of this package: where an object TARGET is, imported when it is first asked for.
-_MODULES = {"c": "normforge.codegen.c.target", "triton": "normforge.codegen.triton.target"}
-_targets: dict[str, Target] = {}
-
-
-def register(target: Target) -> None:
-    """Make a target known by its name, in the place of another one of that name."""
-    _targets[target.name] = target
-
-
-def target_names() -> tuple[str, ...]:
-    """Every target, those of this package first."""
-    return tuple(dict.fromkeys((*_MODULES, *_targets)))
-
-
-def find_target(name: str) -> Target:
-    """The target of a name, such as `Plan.target`.
-
-    Raises:
-        OptionError: there is none; the message names the nearest.
-    """
-    if name not in _targets:
-        known = target_names()
-        if name not in known:
-            raise OptionError(f"target is one of {', '.join(known)}, not {name!r}{nearest(str(name), known)}")
-        register(import_module(_MODULES[name]).TARGET)
-    return _targets[name]
 
 
 def place(plan: Plan, shape: Sequence[int] | None) -> Plan:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.plan import Plan
+from normforge.codegen.triton.blocks import NUM_WARPS
 from normforge.codegen.triton.cooperative import COUNTERS
 from normforge.codegen.triton.emit import emit_triton
-from normforge.codegen.triton.launch import NUM_WARPS, TritonModule
+from normforge.codegen.triton.launch import TritonModule
 from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.codegen.plan import is_data
+from normforge.codegen.registry import find_target
 from normforge.codegen.shapes import Dims
-from normforge.codegen.target import find_target
 from normforge.ir.node import Node
 from normforge.ir.types import B, G, K, S
 from normforge.kernels.backends import RUNNERS, Kernel, serving

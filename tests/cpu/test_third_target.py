@@ -21,7 +21,8 @@ from normforge.codegen import target as targets
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import LAYOUTS, Plan, is_data, is_sweep_sum
-from normforge.codegen.target import Target, find_target, register
+from normforge.codegen.registry import find_target, register
+from normforge.codegen.target import Target
 from normforge.codegen.text import Lines
 from normforge.errors import BackendError, OptionError
 from normforge.ir import evaluate

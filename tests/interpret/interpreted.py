@@ -21,7 +21,7 @@ from reference import compare, condition, tolerance
 import normforge as nf
 from normforge.codegen.orders import Program, program
 from normforge.codegen.plan import Plan
-from normforge.codegen.triton import launch as triton_launch
+from normforge.codegen.triton import blocks as triton_blocks
 from normforge.codegen.triton.cooperative import counters, divide, tile_channels
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import plan_of_kind
@@ -175,11 +175,11 @@ def more(layer: nf.Graph) -> None:
 
 def chunks(layer: nf.Graph) -> None:
     """Chunks of several tiles, which only large tensors have."""
-    usual_number = triton_launch.ENOUGH_PROGRAMS
-    triton_launch.ENOUGH_PROGRAMS = 4
+    usual_number = triton_blocks.ENOUGH_PROGRAMS
+    triton_blocks.ENOUGH_PROGRAMS = 4
     for layout in ("nchw", "nhwc"):
         check(layer, (2, 6, 41, 53), 2, layout)
-    triton_launch.ENOUGH_PROGRAMS = usual_number
+    triton_blocks.ENOUGH_PROGRAMS = usual_number
 
 
 def low_precision(layer: nf.Graph) -> None:

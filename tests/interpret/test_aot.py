@@ -14,8 +14,9 @@ from normforge.codegen.plan import make_plan
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import KINDS, plan_of_kind
+from normforge.codegen.triton.slab_limits import tile_dims
 from normforge.codegen.triton.slab_plan import slabs_of
-from normforge.codegen.triton.slabs import Dims, tile_dims
+from normforge.codegen.triton.slabs import Dims
 from normforge.kernels.assembly import atomics, is_float_atomic, ptx_accesses
 from normforge.kernels.launch_triton import TYPICAL_DIMS, compile_aot, emit_ptx, full_pointers, resources, typical_dims
 

@@ -12,6 +12,7 @@ import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import make_plan
 from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kernels import SmallKernel
 from normforge.kernels.launch_triton import compile_aot, resources
 from normforge.kernels.sass import Instruction, disassemble, parse
 
@@ -30,7 +31,7 @@ def walks(name: str, order: int, dtype: str, layout: str, dims: Dims) -> Iterato
     plan = make_plan(program(nf.parse(name), order, True), "triton", dtype, layout)
     module = emit_triton(plan, plan.symbol)
     for launch, kernel in zip(module.launches, compile_aot(plan, 90, dims=dims), strict=True):
-        if launch.walk == "small":
+        if isinstance(launch.does, SmallKernel):
             continue
         assert resources(kernel).spills == 0
         code = parse(disassemble(kernel.asm["cubin"]))

@@ -11,11 +11,13 @@ import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.shapes import plan_dims
-from normforge.codegen.triton.emit import emit_triton, launch_count
+from normforge.codegen.triton.blocks import SWEEP_THREADS, ladder, own_elements, sweep_blocks
+from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import plan_of_kind
-from normforge.codegen.triton.launch import SWEEP_THREADS, arguments, ladder, own_elements, sweep_blocks, warps
+from normforge.codegen.triton.launch import arguments, warps
 from normforge.codegen.triton.names import CODE
 from normforge.codegen.triton.slab_plan import slabs_of
+from normforge.codegen.triton.walks import SWEEP_WALKS, SweepWalk
 from normforge.errors import BackendError
 from normforge.ir.ops import CORE, LEAF, REDUCE
 
@@ -55,7 +57,7 @@ def test_text_is_self_contained(name: str) -> None:
 
 def test_launches() -> None:
     # A sweep, its merge, and a sweep; gradients of parameters share a launch with what does not wait for them.
-    counts = {name: [launch_count(plan_of(name, order)) for order in range(3)] for name in nf.layers}
+    counts = {name: [plan_of(name, order).launches for order in range(3)] for name in nf.layers}
     assert counts["gn-silu"] == [3, 3, 3]
     assert counts["bn-relu"] == [3, 3, 3]
     assert counts["evonorm-b0"] == [3, 3, 3]
@@ -83,8 +85,8 @@ def test_every_operation_has_text() -> None:
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("walk", ["rows", "columns", "groups"])
-def test_few_block_classes(layout: str, walk: str) -> None:
+@pytest.mark.parametrize("walk", SWEEP_WALKS, ids=repr)
+def test_few_block_classes(layout: str, walk: SweepWalk) -> None:
     for tile in (512, 1024, 4096):
         rungs = ladder(layout, walk, tile)
         assert len(rungs) <= 5
@@ -95,9 +97,9 @@ def test_few_block_classes(layout: str, walk: str) -> None:
                 assert blocks in rungs
                 for vector in (1, 4, 8):
                     threads, each = own_elements(layout, walk, blocks, vector)
-                    walked = blocks[walk == "rows"]
+                    walked = blocks[walk.axis]
                     assert walked % (threads * each) == 0
-                    along = (walk == "rows") == (layout == "nchw")
+                    along = walk.along(layout)
                     assert each == (min(vector, walked, tile // SWEEP_THREADS) if along else 1)
 
 
@@ -141,4 +143,4 @@ def test_slabs_load_and_store_what_the_plan_says(name: str, layout: str) -> None
             assert len(FULL_LOAD.findall(source)) == plan.loads
             assert len(FULL_STORE.findall(source)) == plan.writes
             assert plan.loads == plan.reads or kind == "swept"
-            assert launch_count(plan) <= (1 if order == 0 else 2)
+            assert plan.launches <= (1 if order == 0 else 2)

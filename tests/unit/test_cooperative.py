@@ -17,9 +17,9 @@ from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.target import Device
 from normforge.codegen.triton.cooperative import channel_block, counters, divide, programs_at_once, tile_channels
 from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kernels import SweepKernel
 from normforge.codegen.triton.kinds import choose_plan
 from normforge.codegen.triton.launch import arguments
-from normforge.codegen.triton.schedule import SweepKernel
 from normforge.errors import BackendError
 from normforge.ir.types import B, G, K
 
@@ -97,7 +97,7 @@ class Run:
         values, self.blocks, _ = arguments(launch, self.sizes)
         text = functions(self.module.source)["nf_cooperative"]
         text = re.sub(r": tl.constexpr", "", "def " + text).replace(".to(tl.int64)", "")
-        self.stages = [stage.stage for part in launch.parts for stage in (part.parts or (part,))]
+        self.stages = [stage.stage for stage in launch.stages]
         names = "|".join((*self.stages, "arrive", "wait"))
         text = re.sub(rf"^( +)({names})\(", r"\1yield from \2(pid, ", text, flags=re.MULTILINE)
         text = text.replace("yield from", "yield; yield from", 1)  # a generator in any case

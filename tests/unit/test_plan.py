@@ -12,6 +12,8 @@ import pytest
 import normforge as nf
 from normforge.codegen.c.emit import emit_c
 from normforge.codegen.orders import program
+from normforge.codegen.triton.kinds import KINDS, plan_of_kind
+from normforge.codegen.triton.schedule import launches_text
 from normforge.ir import evaluate, verify
 from normforge.ir.types import FULL
 from normforge.passes.factor import Factor
@@ -121,6 +123,11 @@ def test_plans_match_the_golden_file() -> None:
         for target in ("c", "triton"):
             for order in range(3):
                 lines.append(f"{name} {nf.plan(graph, order, target=target)}")
+        for kind in KINDS:
+            for order in range(3):
+                plan = plan_of_kind(kind, program(graph, order, True), "float32", "nchw")
+                if plan is not None:
+                    lines += [f"{name} order {order}, {kind}: {plan.launches} launches", launches_text(plan)]
     text = "\n".join(lines) + "\n"
     if os.environ.get("NORMFORGE_GOLDENS"):
         GOLDEN.write_text(text)

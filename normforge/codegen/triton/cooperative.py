@@ -20,9 +20,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.text import Lines
+from normforge.codegen.stage import Stage
+from normforge.codegen.triton.kernels import SlabKernel, SmallKernel, SweepKernel
 from normforge.codegen.triton.launch import (
     Launch,
     TritonModule,
@@ -31,9 +33,9 @@ from normforge.codegen.triton.launch import (
     part_block,
     stage_call,
 )
-from normforge.codegen.triton.names import extents
-from normforge.codegen.triton.schedule import SlabKernel, SmallKernel, SweepKernel, launch_groups
+from normforge.codegen.triton.schedule import launch_groups
 from normforge.codegen.triton.slabs import cdiv
+from normforge.codegen.triton.walks import ROWS
 from normforge.errors import BackendError
 from normforge.ir.types import B, G, K, S
 
@@ -92,7 +94,7 @@ def divide(plan: Plan) -> Division | None:
     position, or with sweeps that need small values from across slabs; and where nothing can be cut into tiles."""
     kernels = [k for group in launch_groups(plan) for k in group if not isinstance(k, SlabKernel)]
     sweeps = [k for k in kernels if isinstance(k, SweepKernel)]
-    if len(sweeps) < 2 or any(k.walk != "rows" for k in sweeps) or not plan.slab & (B | G) or plan.layout != "nchw":
+    if len(sweeps) < 2 or any(k.walk is not ROWS for k in sweeps) or not plan.slab & (B | G) or plan.layout != "nchw":
         return None
     wanted: set[int] = set()  # what a sweep needs; the rest can wait
     for i in reversed(range(len(kernels))):
@@ -146,21 +148,22 @@ def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointe
     """
     if divide(plan) is None:
         raise BackendError("this derivative has no cooperative plan: it has one sweep, or nothing to cut tiles from")
-    stages = [stage for launch in launches for stage in (launch.parts or (launch,))]
+    stages = [stage for launch in launches for stage in launch.stages]
     used = {p for stage in stages for p in stage.pointers}
     given = (*(p for p in pointers if p in used), COUNTERS)
     sizes = tuple(dict.fromkeys(name for stage in stages for name in stage.size_names))
     blocks = tuple(part_block(block, i) for i, stage in enumerate(stages) for block in stage.blocks)
-    return Launch(f"{name}_cooperative", "cooperative", -1, 0, (), (), given, (*sizes, "TILE"), blocks, tuple(launches))
+    parts = tuple(launches)
+    return Launch(f"{name}_cooperative", None, given, (*sizes, "TILE"), blocks, parts, cooperative=True)
 
 
-def cooperative_text(plan: Plan, launch: Launch) -> str:
+def cooperative_text(plan: Plan, launch: Launch) -> Stage:
     """The kernel that runs the stages of `launch` over tiles of TILE channels."""
     division = divide(plan)
     assert division is not None
-    stages = [stage for part in launch.parts for stage in (part.parts or (part,))]
+    stages = launch.stages
     slots = {number: i for i, number in enumerate(division.counted)}
-    out = Lines("    ")
+    out = Stage("    ")
     *lines, last = kernel_head(launch)
     out(*lines)
     with out.block(last, ""):
@@ -174,22 +177,22 @@ def cooperative_text(plan: Plan, launch: Launch) -> str:
                 _tiled_text(out, plan, tiled, before, stages[tiled.number], slots)
         if division.ends:
             done = f"{COUNTERS} + row * {len(slots)}"
-            out(f"arrive({done})")
+            out(out.call("arrive", done))
         for number, kernel, after in division.last:
             assert not isinstance(kernel, SweepKernel)
             points = " * ".join(extents(kernel.space)) or "1"
             out(f"items = tl.cdiv({points}, {part_block('BLOCK_P', number)})")
             with out.block("if first < items:", ""):
                 if after >= 0:
-                    out(f"wait({done}, grid)")
+                    out(out.call("wait", done, "grid"))
                 with out.block("for item in range(first, items, grid):", ""):
                     out(*_call(stages[number], "item", number))
-            out("first = rotate(first, items, grid)")
-    return str(out)
+            out(f"first = {out.call('rotate', 'first', 'items', 'grid')}")
+    return out
 
 
 def _tiled_text(
-    out: Lines, plan: Plan, tiled: Tiled, before: Tiled | None, stage: Launch, slots: dict[int, int]
+    out: Stage, plan: Plan, tiled: Tiled, before: Tiled | None, stage: Launch, slots: dict[int, int]
 ) -> None:
     """One stage of one tile, and the stage that it waits for: its programs lie in runs, one a sample where the tile
     spans the batch."""
@@ -211,12 +214,12 @@ def _tiled_text(
                 unit, chunks, samples = _factors(plan, before)
                 blocks = f"tl.minimum(TILE // {unit}, tl.cdiv(channels, {unit}) - tile * (TILE // {unit}))"
                 out(f"awaited = {samples}{blocks}{chunks}  # items of the stage before")
-                out(f"wait({_counter(slots[before.number], 'tile')}, tl.minimum(awaited, grid))")
+                out(out.call("wait", _counter(slots[before.number], "tile"), "tl.minimum(awaited, grid)"))
             with out.block("for item in range(first, items, grid):", ""):
                 out(*_call(stage, pid, tiled.number))
             if tiled.number in slots:
-                out(f"arrive({_counter(slots[tiled.number], 'tile')})")
-        out("first = rotate(first, items, grid)")
+                out(out.call("arrive", _counter(slots[tiled.number], "tile")))
+        out(f"first = {out.call('rotate', 'first', 'items', 'grid')}")
 
 
 def _factors(plan: Plan, tiled: Tiled) -> tuple[str, str, str]:

@@ -8,18 +8,18 @@ values around it. Plan kind: cooperative. The stages of multi-launch in one laun
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from functools import lru_cache
 
+from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
+from normforge.codegen.stage import Stage
 from normforge.codegen.text import Lines
+from normforge.codegen.triton.blocks import DIMS, SWEEP_THREADS, VECTOR_BYTES
 from normforge.codegen.triton.cooperative import cooperative_launch, cooperative_text
+from normforge.codegen.triton.kernels import Kernel, SlabKernel, SmallKernel, SweepKernel
 from normforge.codegen.triton.launch import (
-    DIMS,
-    SWEEP_THREADS,
-    VECTOR_BYTES,
+    OF_A_SWEEP,
     Launch,
     TritonModule,
     constexprs,
@@ -28,28 +28,26 @@ from normforge.codegen.triton.launch import (
     part_block,
     stage_call,
 )
-from normforge.codegen.triton.names import Storage, extents
+from normforge.codegen.triton.names import Storage
 from normforge.codegen.triton.prelude import prelude
 from normforge.codegen.triton.resident import ResidentText
-from normforge.codegen.triton.schedule import (
-    Kernel,
-    SlabKernel,
-    SweepKernel,
-    launch_count,
-    launch_groups,
-    schedule,
-    sum_operand,
-)
+from normforge.codegen.triton.schedule import launch_groups, schedule
 from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
 from normforge.codegen.triton.slabs import Slabs
 from normforge.codegen.triton.small import SmallText
 from normforge.codegen.triton.sweep import SweepText
 from normforge.codegen.triton.swept import SweptText
+from normforge.codegen.triton.walks import SweepWalk
 from normforge.errors import BackendError
 from normforge.ir.types import S
 
-__all__ = ["emit_triton", "launch_count"]
-
+# The sizes and blocks that a stage may use beside N, G, K and S, in the order of its arguments.
+SIGNATURES: dict[type[Kernel], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    SlabKernel: (("SLABS", "WIDTH", "Q0", "L0"), ("BLOCK_A", "BLOCK_E", "VECTOR", "MANY", "ALIGNED")),
+    SweepKernel: (("Q", "L"), ("BLOCK_C", "BLOCK_S", "ALIGNED", "THREADS", "VECTOR")),
+    SmallKernel: ((), ("BLOCK_P", "BLOCK_R", "BLOCK_Q")),  # and Q and L of each sweep whose partials it merges
+}
+FIXED = ("BLOCK_C", "BLOCK_S", "ALIGNED")  # what every sweep is given
 # Of a tile, for each thread: what it loads of all tensors at once, and the sums that it keeps through the walk.
 LOADED_BYTES = 64
 KEPT_SUMS = 96
@@ -67,7 +65,8 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     storage = Storage(plan)
     texts: list[str] = []
     launches: list[Launch] = []
-    stages = iter(emit_stages(plan, name, storage))
+    functions: set[str] = set()
+    stages = iter(emit_stages(plan, name, storage, functions))
     for group in launch_groups(plan):
         mine = [next(stages) for _ in group]
         parts = [stage for stage, _ in mine]
@@ -78,10 +77,12 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         launches.append(launch)
     if plan.kind == "cooperative":
         whole = cooperative_launch(plan, name, launches, tuple(storage.shapes))
-        texts.append(cooperative_text(plan, whole))
+        body = cooperative_text(plan, whole)
+        functions |= body.functions
+        texts.append(str(body))
         launches = [whole]
     body_text = "\n".join(texts)
-    source = f"{_comment(plan, title)}\n{prelude(body_text)}\n{body_text}"
+    source = f"{_comment(plan, title)}\n{prelude(functions)}\n{body_text}"
     return TritonModule(
         source,
         plan.layout,
@@ -94,12 +95,12 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     )
 
 
-def emit_stages(plan: Plan, name: str, storage: Storage) -> list[tuple[Launch, str]]:
+def emit_stages(plan: Plan, name: str, storage: Storage, functions: set[str]) -> list[tuple[Launch, str]]:
     """Every stage of a plan, as the launch that it would be alone and the text of its device function, in the order of
-    `launch_groups`."""
+    `launch_groups`; the functions of the prelude that they call are added to `functions`."""
     stages = []
     for number, kernel in enumerate(k for group in launch_groups(plan) for k in group):
-        body = Lines("    ")
+        body = Stage("    ")
         if isinstance(kernel, SlabKernel):
             (SweptText if plan.kind == "swept" else ResidentText)(storage, kernel).emit(body)
             label = "slabs"
@@ -109,12 +110,13 @@ def emit_stages(plan: Plan, name: str, storage: Storage) -> list[tuple[Launch, s
         else:
             SmallText(storage, kernel).emit(body)
             label = "small"
-        launch = _launch(kernel, f"{name}_{number}_{label}", str(body), storage)
-        stages.append((launch, _stage_text(launch, str(body), storage)))
+        functions |= body.functions
+        launch = _launch(kernel, f"{name}_{number}_{label}", body, storage)
+        stages.append((launch, _stage_text(launch, body, storage)))
     return stages
 
 
-def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[str, ...], Slabs | None]:
+def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[SweepWalk, ...], Slabs | None]:
     """Tiles and walks of the sweeps, or how programs own slabs."""
     if plan.kind in SLAB_KINDS:
         return (), (), slabs_of(plan)
@@ -138,38 +140,31 @@ def tile_elements(plan: Plan, index: int) -> int:
     return tile
 
 
-def _walk(plan: Plan, index: int) -> str:
+def _walk(plan: Plan, index: int) -> SweepWalk:
     """The walk that decides the chunks of a sweep."""
     return next(k.walk for k in schedule(plan) if isinstance(k, SweepKernel) and k.index == index)
 
 
-def _launch(kernel: Kernel, name: str, body: str, storage: Storage) -> Launch:
-    words = set(re.findall(r"\w+", body))
-    pointers = tuple(p for p in storage.shapes if p in words)
-    if isinstance(kernel, SlabKernel):
-        sizes = (*DIMS, *(s for s in ("SLABS", "WIDTH", "Q0", "L0") if s in words))
-        blocks = tuple(b for b in ("BLOCK_A", "BLOCK_E", "VECTOR", "MANY", "ALIGNED") if b in words)
-        return Launch(name, "slabs", -1, 0, (), (), pointers, sizes, blocks)
-    if isinstance(kernel, SweepKernel):
-        sizes = (*DIMS, *(s for s in ("Q", "L") if s in words))
-        own = tuple(b for b in ("THREADS", "VECTOR") if b in words)
-        blocks = ("BLOCK_C", "BLOCK_S", "ALIGNED", *own)
-        return Launch(name, kernel.walk, kernel.index, 0, (), (), pointers, sizes, blocks)
-    merges = tuple(i for i in range(len(storage.plan.sweeps)) if f"Q{i}" in words)
-    sizes = (*DIMS, *(f"{s}{i}" for i in merges for s in "QL" if f"{s}{i}" in words))
-    larger = [sum_operand(n).axes for n in kernel.sums] + [n.axes for n in kernel.stores]
-    walked = tuple(dict.fromkeys(a & ~kernel.space for a in larger if a & ~kernel.space))
-    blocks = tuple(b for b in ("BLOCK_P", "BLOCK_R", "BLOCK_Q") if b in words)
-    return Launch(name, "small", -1, kernel.space, walked, merges, pointers, sizes, blocks)
+def _launch(kernel: Kernel, name: str, body: Stage, storage: Storage) -> Launch:
+    pointers = tuple(p for p in storage.shapes if p in body.arrays)
+    sizes, blocks = SIGNATURES[type(kernel)]
+    if isinstance(kernel, SmallKernel):
+        sizes = tuple(f"{s}{i}" for i in kernel.merges for s in OF_A_SWEEP)
+    always = FIXED if isinstance(kernel, SweepKernel) else ()
+    return Launch(
+        name, kernel, pointers,
+        (*DIMS, *(s for s in sizes if s in body.sizes)),
+        tuple(b for b in blocks if b in body.constexprs or b in always),
+    )  # fmt: skip
 
 
-def _stage_text(launch: Launch, body: str, storage: Storage) -> str:
+def _stage_text(launch: Launch, body: Stage, storage: Storage) -> str:
     out = Lines("    ")
     out("", "@triton.jit", f"def {launch.stage}(", "    pid,")
     for pointer in launch.pointers:
         out(f"    {pointer},  # {storage.shapes[pointer]}")
     out(f"    {', '.join(launch.sizes)},", f"    {', '.join(constexprs(launch.blocks))},", "):")
-    return str(out) + "".join(f"    {line}\n" if line else "\n" for line in body.rstrip().split("\n"))
+    return str(out) + "".join(f"    {line}\n" if line else "\n" for line in str(body).rstrip().split("\n"))
 
 
 def _kernel_text(launch: Launch) -> str:
@@ -184,7 +179,8 @@ def _kernel_text(launch: Launch) -> str:
         out("pid = tl.program_id(0)", "C = G * K")
         end = ""
         for i, part in enumerate(launch.parts[:-1]):
-            points = " * ".join(extents(part.space)) or "1"
+            assert isinstance(part.does, SmallKernel)
+            points = " * ".join(extents(part.does.space)) or "1"
             before, end = end, f"end_{i}"
             out(f"{end} = {f'{before} + ' if before else ''}tl.cdiv({points}, {part_block('BLOCK_P', i)})")
         for i, part in enumerate(launch.parts):
@@ -196,5 +192,4 @@ def _kernel_text(launch: Launch) -> str:
 
 
 def _comment(plan: Plan, title: str) -> str:
-    counted = replace(plan, launches=launch_count(plan))
-    return "".join(f"# {line}\n" for line in f"{title}\n{counted}".strip().split("\n"))
+    return "".join(f"# {line}\n" for line in f"{title}\n{plan}".strip().split("\n"))

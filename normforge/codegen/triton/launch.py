@@ -1,65 +1,45 @@
-"""What the host does for emitted Triton text: sizes, blocks, grids. Frozen data and pure functions of the shape.
-
-Blocks come from a short ladder, so that a kernel has at most five variants over all shapes.
-"""
+"""What the host does for emitted Triton text: which kernels it calls, with which sizes, blocks and grids."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from normforge.codegen.shapes import Dims
 from normforge.codegen.text import wrapped
-from normforge.codegen.triton.names import Work, extents
-from normforge.codegen.triton.slabs import ALIGNMENTS, Slabs, cdiv
-from normforge.errors import ShapeError
+from normforge.codegen.triton.blocks import DIMS, NUM_WARPS, extent, slab_sizes, small_blocks, sweep_sizes
+from normforge.codegen.triton.kernels import Kernel, SlabKernel, SmallKernel, SweepKernel
+from normforge.codegen.triton.names import Work
+from normforge.codegen.triton.slabs import Slabs, cdiv
+from normforge.codegen.triton.tiles import ALIGNMENTS
+from normforge.codegen.triton.walks import SweepWalk
 
-DIMS = ("N", "G", "K", "S")
-NUM_WARPS = 4
-SWEEP_THREADS = 32 * NUM_WARPS
-VECTOR_BYTES = 16  # of the widest load
-LINE_BYTES = 128  # what memory moves at once: tiles narrower than that waste some of it
-CONTIGUOUS = (1024, 256, 64, 16)  # lengths of tiles along the contiguous axis
-LITTLE_WASTE = 0.15  # share of a tile that may be wasted for the sake of a longer one
-# Programs of a sweep over rows beyond which each walks several tiles: partials stay few, and threads are joined seldom.
-ENOUGH_PROGRAMS = 2112
-# Chunks of a row, and rows times chunks of a point, beyond which one point takes all threads of a small kernel.
-MANY_CHUNKS = 64
-MANY_PARTS = 512
-MANY_ROWS = 32
+OF_A_SWEEP = ("Q", "L")  # sizes that each sweep has its own of
 
 
 @dataclass(frozen=True)
 class Launch:
     """One kernel call. What its programs do is a device function of the text, the stage, which is given the number of
     the program; a merged launch runs several stages that do not depend on each other, one after the other in the
-    numbers of its programs.
+    numbers of its programs, and a cooperative one runs all stages.
 
     Attributes:
         kernel: name of the kernel in the text.
-        walk: "rows", "columns" or "groups" for a sweep, "slabs" for slabs, "small" for small values, "merged" for
-            several, "cooperative" for all.
-        sweep: the sweep whose chunks it makes (-1 for small values).
-        space: axes of the points of a small kernel.
-        walked: axes that a small kernel sums over or stores along beyond its points.
-        merges: numbers of the sweeps whose partials a small kernel merges.
+        does: the kernel of the plan that it is; None where it runs several.
         pointers: tensors in calling order, by pointer name.
         sizes: sizes passed after them, by name.
         blocks: names of the constexpr arguments.
         parts: what is merged, each as the launch that it would be alone; or the launches that a cooperative one does.
+        cooperative: it runs all stages, and its programs wait for each other.
     """
 
     kernel: str
-    walk: str
-    sweep: int
-    space: int
-    walked: tuple[int, ...]
-    merges: tuple[int, ...]
+    does: Kernel | None
     pointers: tuple[str, ...]
     sizes: tuple[str, ...]
     blocks: tuple[str, ...]
     parts: tuple[Launch, ...] = ()
+    cooperative: bool = False
 
     @property
     def stage(self) -> str:
@@ -67,9 +47,24 @@ class Launch:
         return f"{self.kernel}_stage"
 
     @property
+    def stages(self) -> tuple[Launch, ...]:
+        """The launches of one stage each that it consists of, in order."""
+        return tuple(stage for part in self.parts for stage in part.stages) or (self,)
+
+    @property
+    def sweep(self) -> int:
+        """The sweep whose chunks a stage makes; -1 where it makes none."""
+        return self.does.index if isinstance(self.does, SweepKernel) else -1
+
+    @property
+    def merges(self) -> tuple[int, ...]:
+        """Numbers of the sweeps whose partials a stage merges."""
+        return self.does.merges if isinstance(self.does, SmallKernel) else ()
+
+    @property
     def size_names(self) -> tuple[str, ...]:
         """The sizes as `TritonModule.shape` names them: Q and L are those of the sweep."""
-        return tuple(f"{name}{self.sweep}" if name in ("Q", "L") else name for name in self.sizes)
+        return tuple(f"{name}{self.sweep}" if name in OF_A_SWEEP and self.sweep >= 0 else name for name in self.sizes)
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class TritonModule:
     launches: tuple[Launch, ...]
     item_bytes: int
     tiles: tuple[int, ...]
-    walks: tuple[str, ...]
+    walks: tuple[SweepWalk, ...]
     slabs: Slabs | None = None
 
     def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
@@ -114,86 +109,14 @@ class TritonModule:
         contiguous = sizes["S"] if self.layout == "nchw" else sizes["C"]
         sizes["ALIGNED"] = next(a for a in ALIGNMENTS if contiguous % a == 0)
         for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
-            bc, bs = sweep_blocks(self.layout, walk, tile, sizes, self.item_bytes)
-            chunks, tiles = cdiv(sizes["S"], bs), 1
-            if walk == "rows":
-                wanted = cdiv(ENOUGH_PROGRAMS, sizes["N"] * cdiv(sizes["C"], bc))
-                tiles = cdiv(chunks, min(wanted, chunks))
-            sizes[f"BLOCK_C{i}"], sizes[f"BLOCK_S{i}"] = bc, bs
-            sizes[f"L{i}"] = bs * tiles
-            sizes[f"Q{i}"] = cdiv(chunks, tiles)
-            vector = min(VECTOR_BYTES // self.item_bytes, sizes["ALIGNED"])
-            sizes[f"THREADS{i}"], sizes[f"VECTOR{i}"] = own_elements(self.layout, walk, (bc, bs), vector)
+            found = sweep_sizes(self.layout, walk, tile, sizes, self.item_bytes)
+            sizes |= {f"{name}{i}": value for name, value in found.items()}
         return sizes
-
-
-def ladder(layout: str, walk: str, tile: int) -> tuple[tuple[int, int], ...]:
-    """(BLOCK_C, BLOCK_S) of a sweep, for ever shorter contiguous axes: not the longest where the walk runs across it,
-    which would leave few programs. With channels last one more for one position, where there is no space to sum."""
-    along = (walk == "rows") == (layout == "nchw")
-    pairs = [(tile // n, n) for n in CONTIGUOUS[0 if along else 1 :] if n <= tile]
-    return tuple(pairs) if layout == "nchw" else (*((n, m) for m, n in pairs), (tile, 1))
-
-
-def sweep_blocks(layout: str, walk: str, tile: int, sizes: dict[str, int], item: int) -> tuple[int, int]:
-    """The rung of the ladder for a shape: the one that wastes least of tiles and of lines of memory, the longest of
-    such. `item` is the bytes of an element."""
-    pairs = ladder(layout, walk, tile)
-    channels, positions = sizes["K"] if walk == "groups" else sizes["C"], sizes["S"]
-    if layout == "nhwc":
-        if positions == 1:
-            return pairs[-1]
-        pairs = pairs[:-1]
-    contiguous = positions if layout == "nchw" else channels
-
-    def waste(pair: tuple[int, int]) -> float:
-        masked = math.prod(cdiv(n, b) * b / n for n, b in zip((channels, positions), pair, strict=True))
-        line = min(contiguous, LINE_BYTES // item)
-        return masked * max(line / pair[layout == "nchw"], 1.0)
-
-    return min(pairs, key=lambda pair: (int((waste(pair) - 1) / LITTLE_WASTE), -pair[layout == "nchw"]))
-
-
-def own_elements(layout: str, walk: str, blocks: tuple[int, int], vector: int) -> tuple[int, int]:
-    """Along the walk of a sweep, how many threads share a tile, and how many adjacent elements each takes at a time:
-    as Triton lays out a tile that is loaded by the widest loads, on warps of 32.
-
-    Args:
-        layout: of full tensors. walk: of the sweep.
-        blocks: BLOCK_C and BLOCK_S.
-        vector: elements of the widest load.
-    """
-    contiguous, other = blocks if layout == "nhwc" else blocks[::-1]
-    vector = min(vector, contiguous, max(contiguous * other // SWEEP_THREADS, 1))
-    along = min(SWEEP_THREADS, contiguous // vector)
-    if (walk == "rows") == (layout == "nchw"):
-        return along, vector
-    return min(SWEEP_THREADS // along, other), 1
-
-
-def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
-    """Sizes, blocks, the number of programs and their warps, where programs hold slabs.
-
-    Raises:
-        ShapeError: a slab does not fit.
-    """
-    blocks = slabs.blocks(dims)
-    if blocks is None:
-        raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
-    rung = blocks.rung
-    n, _, _, s = slabs.folded(dims)
-    return {
-        "N": n, "S": s, "L0": blocks.length,
-        "VECTOR": min(slabs.alignment(dims, blocks), VECTOR_BYTES // slabs.itemsize),
-        "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many and blocks.slabs > 1), "WARPS": blocks.warps,
-        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
-        "ALIGNED": slabs.alignment(dims, blocks),
-    }  # fmt: skip
 
 
 def warps(launch: Launch, sizes: dict[str, int]) -> int:
     """Of a program of a launch."""
-    return sizes["WARPS"] if launch.walk == "slabs" else NUM_WARPS
+    return sizes["WARPS"] if isinstance(launch.does, SlabKernel) else NUM_WARPS
 
 
 def merge(parts: Sequence[Launch], pointers: Sequence[str]) -> Launch:
@@ -210,7 +133,7 @@ def merge(parts: Sequence[Launch], pointers: Sequence[str]) -> Launch:
     labels = "_".join(part.kernel.rsplit("_", 1)[1] for part in parts)
     kernel = f"{stem}_{number}_{labels}"
     given = tuple(p for p in pointers if p in used)
-    return Launch(kernel, "merged", -1, 0, (), (), given, tuple(sizes), tuple(blocks), tuple(parts))
+    return Launch(kernel, None, given, tuple(sizes), tuple(blocks), tuple(parts))
 
 
 def part_block(name: str, part: int) -> str:
@@ -233,32 +156,6 @@ def kernel_head(launch: Launch) -> list[str]:
     names = ", ".join(f'"{s}"' for s in launch.size_names)
     parameters = (*launch.pointers, *launch.size_names, *constexprs(launch.blocks))
     return ["", f"@triton.jit(do_not_specialize=[{names}])", *wrapped(f"def {launch.kernel}", parameters, ":")]
-
-
-def small_blocks(launches: Sequence[Launch], sizes: dict[str, int]) -> list[dict[str, int]]:
-    """BLOCK_P, BLOCK_R and BLOCK_Q of the small stages of a launch: one of four for each, and decided for all together,
-    so that merging does not multiply the variants of a kernel.
-
-    One element a thread, mostly: a double backward merges up to 33 rows at once, and what shares a launch with a sweep
-    should not take registers from it. Few points with much to add up take more.
-    """
-    rows = max((extent(axes, sizes) for one in launches for axes in one.walked), default=1)
-    chunks = max((sizes[f"Q{i}"] for one in launches for i in one.merges), default=1)
-    if chunks >= MANY_CHUNKS:
-        summing, plain = (1, 4, 128), (1, 1, 256)
-    elif rows * chunks >= MANY_PARTS:
-        summing, plain = (1, 32, 8), (8, 1, 16)
-    elif rows < MANY_ROWS and chunks > 1:
-        summing, plain = (1, 8, 16), (8, 1, 16)
-    else:
-        summing, plain = (2, 32, 2), (128, 1, 1) if chunks == 1 else (8, 1, 16)
-    blocks = (summing if one.walked else plain for one in launches)
-    return [dict(zip(("BLOCK_P", "BLOCK_R", "BLOCK_Q"), values, strict=True)) for values in blocks]
-
-
-def extent(axes: int, sizes: dict[str, int]) -> int:
-    """Number of elements along axes."""
-    return math.prod(sizes[name] for name in extents(axes))
 
 
 def workspace(module: TritonModule, sizes: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
@@ -284,31 +181,31 @@ def arguments(launch: Launch, sizes: dict[str, int]) -> tuple[tuple[int, ...], d
         sizes: from `TritonModule.shape`.
     """
     values = tuple(sizes[name] for name in launch.size_names)
-    groups = launch.parts if launch.walk == "cooperative" else (launch,)
-    found = [one for group in groups for one in stage_blocks(group.parts or (group,), sizes)]
+    found = stage_blocks(launch, sizes)
     if not launch.parts:
         return values, found[0][0], found[0][1]
     blocks = {part_block(name, i): b for i, (stage, _) in enumerate(found) for name, b in stage.items()}
     return values, blocks, sum(programs for _, programs in found)
 
 
-def stage_blocks(stages: Sequence[Launch], sizes: dict[str, int]) -> list[tuple[dict[str, int], int]]:
-    """(constexpr arguments by name, number of programs) of each stage of one launch."""
-    small = [stage for stage in stages if stage.walk == "small"]
-    merging = dict(zip(small, small_blocks(small, sizes), strict=True))
+def stage_blocks(launch: Launch, sizes: dict[str, int]) -> list[tuple[dict[str, int], int]]:
+    """(constexpr arguments by name, number of programs) of each stage of a launch. Blocks are as in the launches that
+    a cooperative one does."""
+    if launch.cooperative:
+        return [found for part in launch.parts for found in stage_blocks(part, sizes)]
+    small = [stage.does for stage in launch.stages if isinstance(stage.does, SmallKernel)]
+    merging = iter(small_blocks(small, sizes))
     found = []
-    for stage in stages:
-        i = stage.sweep
-        if stage.walk == "small":
-            blocks = merging[stage]
-            programs = cdiv(extent(stage.space, sizes), blocks["BLOCK_P"])
-        elif stage.walk == "slabs":
-            blocks = sizes
-            programs = sizes["PROGRAMS"]
-        else:
-            bc = sizes[f"BLOCK_C{i}"]
+    for stage in launch.stages:
+        blocks: Mapping[str, int] = sizes
+        if isinstance(stage.does, SmallKernel):
+            blocks = next(merging)
+            programs = cdiv(extent(stage.does.space, sizes), blocks["BLOCK_P"])
+        elif isinstance(stage.does, SweepKernel):
+            i = stage.sweep
             blocks = sizes | {name: sizes[f"{name}{i}"] for name in ("BLOCK_C", "BLOCK_S", "THREADS", "VECTOR")}
-            inner = {"rows": cdiv(sizes["C"], bc), "columns": 1, "groups": sizes["G"]}[stage.walk]
-            programs = sizes["N"] * inner * sizes[f"Q{i}"]
+            programs = sizes["N"] * stage.does.walk.beside(sizes, blocks["BLOCK_C"]) * sizes[f"Q{i}"]
+        else:
+            programs = sizes["PROGRAMS"]
         found.append(({name: blocks[name] for name in stage.blocks}, programs))
     return found

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normforge.codegen.index import element
+from normforge.codegen.index import element, extents
 from normforge.codegen.plan import Plan, is_sweep_sum
-from normforge.codegen.text import Lines
+from normforge.codegen.stage import Stage
+from normforge.codegen.triton.kernels import sweep_numbers
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import B, G, K, S, axes_name, reduced_name
+from normforge.ir.types import B, axes_name, reduced_name
 from normforge.passes.factor import is_full
 
 # Core operation -> Triton expression over operand names, on float32 values.
@@ -37,6 +38,8 @@ CODE: dict[Op, str] = {
     Op.BROADCAST: "{0}",
 }
 
+# Functions of the prelude that they call.
+CALLS = {op: f"f_{op}" for op in (Op.MAX, Op.MIN, Op.SIGMOID, Op.TANH, Op.SIGN, Op.GATE)}
 _SMALLEST_NORMAL = 2.0**-126
 _LARGEST = 3.4028234663852886e38
 
@@ -55,16 +58,6 @@ def literal(value: float) -> str:
 def identifier(name: str) -> str:
     """A name of the IR, such as `ct.d.x`, as a Python identifier."""
     return re.sub(r"\W", "_", name)
-
-
-def extents(axes: int) -> tuple[str, ...]:
-    """The shape of a value of these axes, as names of sizes."""
-    shape: tuple[str, ...] = ("N",) if axes & B else ()
-    if axes & G:
-        shape += ("C",) if axes & K else ("G",)
-    elif axes & K:
-        shape += ("K",)
-    return shape + (("S",) if axes & S else ())
 
 
 @dataclass(frozen=True)
@@ -87,8 +80,7 @@ class Storage:
         self.index = {node: i for i, node in enumerate(plan.graph.nodes)}
         self.work: dict[str, Work] = {}
         self.shapes: dict[str, str] = {}  # pointer -> its comment
-        # Where programs own slabs all sweeps walk the same chunks.
-        self.sweep_of = {node: 0 if plan.tile else i for i, sweep in enumerate(plan.sweeps) for node in sweep.sums}
+        self.sweep_of = sweep_numbers(plan)
         self.operands: dict[Node, str] = {}
         for i, node in enumerate(plan.operands):
             self.operands[node] = self._pointer(identifier(node.name), i, f"{node.name} {shape_text(node)}")
@@ -120,12 +112,12 @@ class Storage:
             return self.returned[node][0]
         return self._reserve(f"w{self.var(node)[1:]}", extents(node.axes), str(node.op))
 
-    def stores(self, node: Node, value: str, mask: str, *, beside: str = "") -> list[str]:
-        """Statements that store a small value at n, c (or g), s, once for each output that it is; `beside` is an
-        index that is 0 wherever the mask holds, and gives the address the shape of the mask."""
-        at = address(node.axes) + beside
-        pointers = self.returned.get(node) or [self.array(node)]
-        return [f"tl.store({pointer} + {at}, {value}, mask={mask})" for pointer in pointers]
+    def store(self, out: Stage, node: Node, value: str, mask: str, *, beside: str = "") -> None:
+        """Store a small value at n, c (or g), s, once for each output that it is; `beside` is an index that is 0
+        wherever the mask holds, and gives the address the shape of the mask."""
+        at = out.at(element(node.axes)).triton + beside
+        for pointer in self.returned.get(node) or [self.array(node)]:
+            out(f"tl.store({out.array(pointer)} + {at}, {value}, mask={mask})")
 
     def partial(self, node: Node, kind: str = "p") -> str:
         """Partials of a row sum: p sums, m means, q sums of squared deviations of chunks.
@@ -151,14 +143,14 @@ class Storage:
             return f"size_{reduced_name(node.reduced).replace(',', '')}"
         return None
 
-    def define_sizes(self, out: Lines, nodes: Iterable[Node]) -> None:
+    def define_sizes(self, out: Stage, nodes: Iterable[Node]) -> None:
         """The sizes that the nodes name, as float32."""
         for axes in sorted({a.reduced for n in nodes for a in (n, *n.args) if a.op is Op.SIZE}):
             product = " * ".join(extents(axes))
             text = f"({product}).to(tl.float32)" if "*" in product else f"{product}.to(tl.float32)"
             out(f"size_{reduced_name(axes).replace(',', '')} = {text}")
 
-    def assign(self, out: Lines, node: Node) -> None:
+    def assign(self, out: Stage, node: Node) -> None:
         """`v12 = v3 + v4`, for an elementwise node whose operands are there."""
         constants = [self.constant(a) if a.op is Op.CONST else None for a in node.args]
         plain = node.op in _TAKES_NUMBERS and not all(constants)
@@ -168,24 +160,23 @@ class Storage:
                 args.append(self.constant(a) or self.var(a))
             else:
                 args.append(number if plain or number.startswith("tl.full") else f"tl.full([], {number}, tl.float32)")
+        if node.op in CALLS:
+            out.function(CALLS[node.op])
         comment = "" if is_full(node.axes) else f"  # {axes_name(node.axes)}"
         out(f"{self.var(node)} = {CODE[node.op].format(*args)}{comment}")
 
-    def fetch(self, out: Lines, node: Node, mask: str) -> None:
+    def fetch(self, out: Stage, node: Node, mask: str) -> None:
         """Load a stored small value at n, c (or g), s."""
         guard = f", mask={mask}, other=0.0" if mask else ""
         name = f"{node.name} " if node.op in LEAF else ""
-        source = f"{self.array(node)} + {address(node.axes)}" if node.axes else self.array(node)
+        source = out.array(self.array(node))
+        if node.axes:
+            source = f"{source} + {out.at(element(node.axes)).triton}"
         out(f"{self.var(node)} = tl.load({source}{guard})  # {name}{axes_name(node.axes)}")
 
 
 # Operations whose text takes a Python number beside a tensor.
 _TAKES_NUMBERS = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.MIN, Op.GATE})
-
-
-def address(axes: int) -> str:
-    """Index of the element at n, c (or g), s of an array of this type."""
-    return element(axes).triton
 
 
 def shape_text(node: Node) -> str:

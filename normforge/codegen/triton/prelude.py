@@ -6,7 +6,7 @@ float32 in, float32 out. NaN and infinities propagate. `f_tanh` uses the fit of 
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 
 HEAD = """import triton
 import triton.language as tl
@@ -324,11 +324,25 @@ def wait(counter_ptr, programs):
 }
 
 
-def prelude(body: str) -> str:
-    """Imports, and the device functions that `body` calls, and those that these call."""
-    used: dict[str, str] = {}
-    text = body
-    while new := [n for n in FUNCTIONS if n not in used and re.search(rf"\b{n}\(", text)]:
-        used |= {n: FUNCTIONS[n] for n in new}
-        text = "".join(FUNCTIONS[n] for n in new)
+# What each of them calls; `join`, where the word follows `tl.`, is not called and only kept so far.
+CALLS: dict[str, tuple[str, ...]] = {
+    "own_pair": ("own_sum",),
+    "sum_row": ("lanes",),
+    "sum_row2": ("join", "lanes", "number", "sum_row"),
+    "sum_row4": ("join", "lanes", "numbers4", "sum_row"),
+    "sum_slab": ("lanes", "sum_all"),
+    "sum_slab2": ("join", "lanes", "number", "sum_slab"),
+    "sum_slab4": ("join", "lanes", "numbers4", "sum_slab"),
+    "sum_rows2": ("join",),
+    "numbers4": ("number",),
+}
+
+
+def prelude(functions: Iterable[str]) -> str:
+    """Imports, these device functions, and those that they call."""
+    used: set[str] = set()
+    new = set(functions)
+    while new:
+        used |= new
+        new = {called for name in new for called in CALLS.get(name, ())} - used
     return HEAD + "".join("\n" + FUNCTIONS[n] for n in FUNCTIONS if n in used)

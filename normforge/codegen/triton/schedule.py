@@ -9,126 +9,28 @@ needed, unless they hide a reduction or are long. Kernels that do not wait for e
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from normforge.codegen.plan import Plan, Sweep, is_sweep_sum
+from normforge.codegen.triton.kernels import (
+    Kernel,
+    SlabKernel,
+    SmallKernel,
+    SweepKernel,
+    is_small_sum,
+    sum_operand,
+    sweep_numbers,
+)
 from normforge.codegen.triton.slab_plan import SLAB_KINDS, divide, slabs_of
-from normforge.codegen.triton.slabs import Walk
-from normforge.ir.node import Node, make, preorder, toposort
+from normforge.codegen.triton.walks import COLUMNS, GROUPS, ROWS
+from normforge.ir.node import Node, preorder, toposort
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import B, G, S
+from normforge.ir.types import B, G, S, axes_name
 from normforge.passes.factor import is_full
 
 # A small value that follows from stored ones by at most this many operations is computed again by each sweep.
 INLINE_OPS = 8
-
-
-@dataclass(frozen=True)
-class SweepKernel:
-    """One launch over the full tensors.
-
-    Attributes:
-        index: of the sweep in the plan.
-        walk: "rows" (a program walks the positions of a block of channels), "columns" (the channels of a block of
-            positions), "groups" (the same for one group).
-        sums, stores: what it takes of the sweep.
-        reads: the stored small values that it loads.
-        values: what a walk over channels stores for each position: its sums, and values that follow from them.
-    """
-
-    index: int
-    walk: str
-    sums: tuple[Node, ...]
-    stores: tuple[tuple[str, Node], ...]
-    reads: frozenset[Node]
-    values: tuple[Node, ...] = ()
-
-    @property
-    def roots(self) -> tuple[Node, ...]:
-        """The full values that it needs."""
-        return (*(n.args[0] for n in self.sums), *(n for _, n in self.stores))
-
-    @property
-    def needs(self) -> frozenset[Node]:
-        """What kernels before it have to give."""
-        return self.reads
-
-    @property
-    def gives(self) -> frozenset[Node]:
-        """What kernels after it can read: partials of rows, and values of columns."""
-        return frozenset((*(n for n in self.sums if n.reduced & S), *self.values))
-
-
-@dataclass(frozen=True)
-class SmallKernel:
-    """One launch over the points of an index space.
-
-    Attributes:
-        space: the axes of the points.
-        sums: reductions of larger values to the space, operands before users.
-        stores: values that others read; their axes hold those of the space.
-        copies: (position, value) of outputs that are leaves.
-        reads: the stored values that it loads.
-    """
-
-    space: int
-    sums: tuple[Node, ...]
-    stores: tuple[Node, ...]
-    copies: tuple[tuple[int, Node], ...]
-    reads: frozenset[Node]
-
-    @property
-    def needs(self) -> frozenset[Node]:
-        """What kernels before it have to give: stored values, and the rows whose partials it merges."""
-
-        def operands(node: Node) -> tuple[Node, ...]:
-            if is_sweep_sum(node) or node in self.reads or node.op in LEAF:
-                return ()
-            return (sum_operand(node),) if node.op is Op.SUM else node.args
-
-        below = preorder((*self.sums, *self.stores), operands)
-        return self.reads | {n for n in below if is_sweep_sum(n)}
-
-    @property
-    def gives(self) -> frozenset[Node]:
-        """What kernels after it can read."""
-        return frozenset(self.stores)
-
-
-@dataclass(frozen=True)
-class SlabKernel:
-    """One launch whose programs hold whole slabs.
-
-    Attributes:
-        walk: how slabs lie in programs.
-        stores: full outputs. values: small values that are stored. partials: sums over the positions of a program.
-        reads: the stored small values that it loads.
-    """
-
-    walk: Walk
-    stores: tuple[tuple[str, Node], ...]
-    values: tuple[Node, ...]
-    partials: tuple[Node, ...]
-    reads: frozenset[Node]
-
-    @property
-    def roots(self) -> tuple[Node, ...]:
-        """What it computes."""
-        return (*(n.args[0] for n in self.partials), *self.values, *(n for _, n in self.stores))
-
-    @property
-    def needs(self) -> frozenset[Node]:
-        """What kernels before it have to give."""
-        return self.reads
-
-    @property
-    def gives(self) -> frozenset[Node]:
-        """What kernels after it can read."""
-        return frozenset((*self.partials, *self.values))
-
-
-Kernel = SweepKernel | SmallKernel | SlabKernel
 
 
 @lru_cache(maxsize=1024)
@@ -161,32 +63,13 @@ def launch_count(plan: Plan) -> int:
     return 2 if plan.kind == "cooperative" else len(launch_groups(plan))
 
 
-def sum_operand(node: Node) -> Node:
-    """What a small sum adds up: its operand, or for a sum over the batch and more the sum over one of them."""
-    a = node.args[0]
-    over = node.reduced & a.axes
-    if over & B and over & ~B:
-        first = over & S or B
-        return make(Op.SUM, (a,), (first,))
-    return a
-
-
-def is_small_sum(node: Node) -> bool:
-    """True for a sum of small values."""
-    return node.op is Op.SUM and not is_sweep_sum(node)
-
-
-def is_merge(node: Node) -> bool:
-    """True for a row sum, which a small kernel merges from the partials of its chunks."""
-    return is_sweep_sum(node) and bool(node.reduced & S)
-
-
 class _Scheduler:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.level: dict[Node, int] = {}
         for node in plan.graph.nodes:
             self.level[node] = max((self.level[a] for a in node.args), default=0) + is_sweep_sum(node)
+        self.sweep_of = sweep_numbers(plan)
         self.stored: set[Node] = set()
         self.kernels: list[Kernel] = []
 
@@ -271,7 +154,7 @@ class _Scheduler:
         """The last kernel, where it is a walk over all channels whose programs can go on to these values: they have
         the sums of their positions at hand."""
         last = self.kernels[-1] if self.kernels else None
-        if not isinstance(last, SweepKernel) or last.walk != "columns" or space != B | S or last.values:
+        if not isinstance(last, SweepKernel) or last.walk is not COLUMNS or space != B | S or last.values:
             return None
         sums = self.stored - last.reads  # of this sweep; those of another walk over it are not there yet
         below = preorder(values, lambda n: () if n in self.stored else self.operands(n))
@@ -298,10 +181,10 @@ class _Scheduler:
         rest = tuple(n for n in sweep.sums if n not in by_group)
         reads = frozenset(self.stored)
         if rest or sweep.stores or not by_group:
-            walk = "columns" if len(columns) > len(by_group) else "rows"
+            walk = COLUMNS if len(columns) > len(by_group) else ROWS
             self.kernels.append(SweepKernel(index, walk, rest, sweep.stores, reads))
         if by_group:
-            self.kernels.append(SweepKernel(index, "groups", tuple(by_group), (), reads))
+            self.kernels.append(SweepKernel(index, GROUPS, tuple(by_group), (), reads))
         self.stored |= set(columns)
 
     def copy(self) -> None:
@@ -333,9 +216,27 @@ class _Scheduler:
             else:
                 stores = tuple(n for n in kernel.stores if n in read)
                 reads = self._reads([*kernel.sums, *stores, *(n for _, n in kernel.copies)])
-                out.append(replace(kernel, stores=stores, reads=reads))
+                new = replace(kernel, stores=stores, reads=reads)
+                out.append(replace(new, merges=tuple(sorted({self.sweep_of[n] for n in new.rows}))))
             read |= reads
         return out[::-1]
 
     def _reads(self, roots: Iterable[Node]) -> frozenset[Node]:
         return frozenset(n for n in preorder(roots, self.operands) if n in self.stored)
+
+
+def launches_text(plan: Plan) -> str:
+    """What a GPU launches for a plan, a line a kernel: its programs, the sums that it takes, how many values it stores
+    for others. A cooperative launch runs all of them."""
+    lines = []
+    for i, group in enumerate(launch_groups(plan)):
+        for kernel in group:
+            if isinstance(kernel, SweepKernel):
+                what = f"sweep {kernel.index + 1} by {kernel.walk}, {len(kernel.sums)} sums"
+            elif isinstance(kernel, SmallKernel):
+                merged = "".join(f", merges sweep {m + 1}" for m in kernel.merges)
+                what = f"small at {axes_name(kernel.space)}, {len(kernel.sums)} sums{merged}"
+            else:
+                what = f"slabs by {kernel.walk.name}"
+            lines.append(f"  launch {i + 1}: {what}, gives {len(kernel.gives)}, grid {kernel.grid}")
+    return "\n".join(lines)

@@ -13,7 +13,8 @@ from functools import lru_cache
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, Sweep, is_full_input, is_sweep_sum
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton.slabs import Slabs, Walk, along_loop, holds, largest_tile, loops, make_walk
+from normforge.codegen.triton.slab_limits import holds, largest_tile, loops
+from normforge.codegen.triton.slabs import SlabColumns, SlabPositions, Slabs, SlabWalk, make_walk
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
@@ -58,7 +59,7 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
         graph = Factor(expand=False, rows=False).run(graph)
     slab = slab_of(graph)
     walk = make_walk(layout, slab)
-    if walk is None or (kind == "swept" and program.order and walk.name == "columns"):
+    if walk is None or (kind == "swept" and program.order and type(walk) is SlabColumns):
         return None
     graph = Canonicalise().run(split_sums(graph, slab))
     parts = divide(graph, slab)
@@ -81,11 +82,11 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     after = tuple(n for n in graph.nodes if not is_full(n.axes) and n.op not in LEAF and n not in parts.inside)
     return Plan(
         graph, program.operands, program.order, TARGET_NAME, dtype, layout, sweeps, (), (small,), after, slab,
-        tuple(s.name for s in program.saved), launches=0, kind=kind, tile=tile,
+        tuple(s.name for s in program.saved), kind=kind, tile=tile,
     )  # fmt: skip
 
 
-def phases(graph: Graph, walk: Walk, parts: Parts, stores: tuple[tuple[str, Node], ...]) -> tuple[Sweep, ...]:
+def phases(graph: Graph, walk: SlabWalk, parts: Parts, stores: tuple[tuple[str, Node], ...]) -> tuple[Sweep, ...]:
     """The walks over a slab: sums that wait for other sums are taken in the next one, and stores come as soon as
     their sums are there."""
     inside = [n for n in parts.inside if n not in parts.before]
@@ -94,7 +95,7 @@ def phases(graph: Graph, walk: Walk, parts: Parts, stores: tuple[tuple[str, Node
     taken: dict[Node, int] = {}  # the walk that takes a sum
     for node in [*inside, *parts.partials]:
         first = max((phase[a] for a in node.args if a in known), default=0)
-        if node.op in REDUCE and along_loop(walk, node.args[0].axes):
+        if node.op in REDUCE and walk.along_loop(node.args[0].axes):
             taken[node] = first
             first += 1
         phase[node] = first
@@ -193,7 +194,7 @@ def slabs_of(plan: Plan) -> Slabs:
     parts = divide(plan.graph, plan.slab)
     assert walk is not None and parts is not None
     partials, item = parts.partials, ITEM_BYTES[plan.dtype]
-    folds = walk.name == "positions" and folds_batch(plan.graph, partials)
+    folds = isinstance(walk, SlabPositions) and folds_batch(plan.graph, partials)
     return Slabs(walk, plan.tile, plan.order, plan.kind == "swept", len(partials), folds, item)
 
 

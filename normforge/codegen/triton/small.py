@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from normforge.codegen.index import chunk, extents
 from normforge.codegen.plan import is_sweep_sum
-from normforge.codegen.text import Lines
-from normforge.codegen.triton.names import Storage, below, extents
-from normforge.codegen.triton.schedule import SmallKernel, is_merge, is_small_sum, sum_operand
+from normforge.codegen.stage import Stage
+from normforge.codegen.triton.kernels import SmallKernel, is_merge, is_small_sum, sum_operand
+from normforge.codegen.triton.names import Storage, below
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import B, C, G, K, S, axes_name, reduced_name
@@ -38,13 +39,13 @@ class SmallText:
     def __post_init__(self) -> None:
         self.done: set[Node] = set()  # values at the points that are there
 
-    def emit(self, out: Lines) -> None:
+    def emit(self, out: Stage) -> None:
         """The body of the kernel."""
         space = self.kernel.space
         out("N, S = N.to(tl.int64), S.to(tl.int64)", "C = G * K")
-        points = " * ".join(extents(space)) or "1"
-        out(f"points = {points}")
-        out("p = tl.cast(pid, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]  # [BLOCK_P, 1]")
+        block = out.constexpr("BLOCK_P")
+        out(f"points = {out.product(extents(space))}")
+        out(f"p = tl.cast(pid, tl.int64) * {block} + tl.arange(0, {block})[:, None]  # [BLOCK_P, 1]")
         out("p_in = p < points")
         self._decode(out, space, "p", 0)
         if space & K and self._uses_group():
@@ -59,7 +60,7 @@ class SmallText:
             self._store(out, node, "p_in")
         for i, node in self.kernel.copies:
             value = self.storage.constant(node) or self.storage.var(node)
-            out(f"tl.store({self.storage.outputs[i]} + p, {value}, mask=p_in)")
+            out(f"tl.store({out.array(self.storage.outputs[i])} + p, {value}, mask=p_in)")
 
     def _all(self) -> list[Node]:
         """Everything that the kernel evaluates, its sums and their operands included."""
@@ -69,7 +70,7 @@ class SmallText:
     def _uses_group(self) -> bool:
         return any(n.axes & G and not n.axes & K for n in self._all())
 
-    def _decode(self, out: Lines, axes: int, index: str, outside: int) -> None:
+    def _decode(self, out: Stage, axes: int, index: str, outside: int) -> None:
         """n, c or g, s from a flat index over `axes`, whose order is b, c, s; `outside` are known already."""
         names = []
         if axes & B:
@@ -110,17 +111,18 @@ class SmallText:
         found = below(self.storage, [node], self.kernel.reads)
         return max((level[n] + 1 for n in found if n in level), default=0)
 
-    def _emit_nest(self, out: Lines, nest: Nest) -> None:
+    def _emit_nest(self, out: Stage, nest: Nest) -> None:
         st, space = self.storage, self.kernel.space
         roots = [*map(sum_operand, nest.sums), *nest.stores]
         nodes = below(st, roots, self.kernel.reads)
         self._values(out, [n for n in nodes if not n.axes & ~space], "p_in")
+        block = out.constexpr("BLOCK_R")
         for node in nest.sums:
-            out(f"{st.var(node)} = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)")
+            out(f"{st.var(node)} = tl.zeros([{out.constexpr('BLOCK_P')}, {block}], tl.float32)")
         walked = nest.axes & ~space
-        length = " * ".join(extents(walked)) if walked != C else "C"
-        with out.block(f"for r0 in range(0, {length}, BLOCK_R):  # {reduced_name(walked)}", ""):
-            out("r = (r0 + tl.arange(0, BLOCK_R)).to(tl.int64)[None, :]  # [1, BLOCK_R]")
+        length = out.product(extents(walked))
+        with out.block(f"for r0 in range(0, {length}, {block}):  # {reduced_name(walked)}", ""):
+            out(f"r = (r0 + tl.arange(0, {block})).to(tl.int64)[None, :]  # [1, BLOCK_R]")
             out(f"inside = p_in & (r < {length})")
             self._decode(out, walked, "r", space)
             if walked & G and walked & K and any(n.axes & G and not n.axes & K for n in nodes):
@@ -138,11 +140,11 @@ class SmallText:
 
     # -- values
 
-    def _values(self, out: Lines, roots: Iterable[Node], mask: str) -> None:
+    def _values(self, out: Stage, roots: Iterable[Node], mask: str) -> None:
         """Evaluate at the points what is not there yet."""
         self._emit_values(out, below(self.storage, roots, self.kernel.reads), mask, self.done)
 
-    def _emit_values(self, out: Lines, nodes: Iterable[Node], mask: str, done: set[Node]) -> None:
+    def _emit_values(self, out: Stage, nodes: Iterable[Node], mask: str, done: set[Node]) -> None:
         new = [n for n in nodes if n not in done]
         done.update(new)
         merges = [n for n in new if is_merge(n) and n not in self.kernel.reads]
@@ -153,53 +155,61 @@ class SmallText:
             elif not is_sweep_sum(node) and not is_small_sum(node):
                 self.storage.assign(out, node)
 
-    def _store(self, out: Lines, node: Node, mask: str) -> None:
-        out(*self.storage.stores(node, self.storage.var(node), mask, beside=self._beside()))
+    def _store(self, out: Stage, node: Node, mask: str) -> None:
+        self.storage.store(out, node, self.storage.var(node), mask, beside=self._beside())
 
     def _beside(self) -> str:
         """Where the space is one point, addresses still need the shape of the tile; p is 0 there."""
         return "" if self.kernel.space else " + p"
 
-    def _merge(self, out: Lines, merges: list[Node], mask: str) -> None:
+    def _merge(self, out: Stage, merges: list[Node], mask: str) -> None:
         """Values of rows from the partials of their chunks."""
-        st = self.storage
-        variances = [n for n in merges if n.op is Op.VAR]
-        for sweep in sorted({st.sweep_of[n] for n in merges}):
-            mine = [n for n in merges if st.sweep_of[n] == sweep]
-            q, length = f"Q{sweep}", f"L{sweep}"
-            channel = "c" if any(n.axes & K for n in mine) else "g * K" if any(n.axes & G for n in mine) else "0"
-            batch = "n" if any(n.axes & B for n in mine) else "0"
-            out(f"row{sweep} = {batch} * {q} * C + {channel}{self._beside()}  # first chunk of the row")
-            sums = [n for n in mine if n.op is Op.SUM or (n.op is Op.MEAN and not self._paired(n))]
-            if sums:
-                self._merge_sums(out, sums, sweep, mask)
-            for node in mine:
-                args = f"row{sweep}, {mask}, C, S, {length}, {q}, BLOCK_Q)  # {axes_name(node.axes)}"
-                if node.op is Op.MEAN and node not in sums:
-                    out(f"{st.var(node)} = merge_mean({st.partial(node, 'm')}, {args}")
-            for node in variances:
-                if st.sweep_of[node] != sweep:
-                    continue
-                args = f"row{sweep}, {mask}, C, S, {length}, {q}, BLOCK_Q)  # {axes_name(node.axes)}"
-                mean = next((st.var(n) for n in mine if n.op is Op.MEAN and n.args == node.args), "")
-                if not mean:
-                    mean = f"mean_{st.var(node)}"
-                    out(f"{mean} = merge_mean({st.partial(node, 'm')}, {args}")
-                out(f"{st.var(node)} = merge_var({st.partial(node, 'm')}, {st.partial(node, 'q')}, {mean}, {args}")
+        for sweep in sorted({self.storage.sweep_of[n] for n in merges}):
+            self._merge_rows(out, [n for n in merges if self.storage.sweep_of[n] == sweep], sweep, mask)
 
-    def _merge_sums(self, out: Lines, sums: list[Node], sweep: int, mask: str) -> None:
-        st = self.storage
-        shape = "[BLOCK_P, BLOCK_R, BLOCK_Q]" if mask == "inside" else "[BLOCK_P, 1, BLOCK_Q]"
+    def _merge_rows(self, out: Stage, mine: list[Node], sweep: int, mask: str) -> None:
+        """The same for those of one sweep."""
+        st, q = self.storage, out.size(f"Q{sweep}")
+        axes = 0
+        for node in mine:
+            axes |= node.axes
+        sample, channel = "n" if axes & B else "0", chunk(axes).places[2]
+        out(f"row{sweep} = {sample} * {q} * C + {channel}{self._beside()}  # first chunk of the row")
+        sums = [n for n in mine if n.op is Op.SUM or (n.op is Op.MEAN and not self._paired(n))]
+        if sums:
+            self._merge_sums(out, sums, sweep, mask)
+
+        def merged(function: str, *given: str) -> str:
+            length, block = out.size(f"L{sweep}"), out.constexpr("BLOCK_Q")
+            return out.call(function, *given, f"row{sweep}", mask, "C", "S", length, q, block)
+
+        for node in mine:
+            if node.op is Op.MEAN and node not in sums:
+                mean = merged("merge_mean", out.array(st.partial(node, "m")))
+                out(f"{st.var(node)} = {mean}  # {axes_name(node.axes)}")
+        for node in (n for n in mine if n.op is Op.VAR):
+            comment = f"  # {axes_name(node.axes)}"
+            mean = next((st.var(n) for n in mine if n.op is Op.MEAN and n.args == node.args), "")
+            means, squares = (out.array(st.partial(node, kind)) for kind in "mq")
+            if not mean:
+                mean = f"mean_{st.var(node)}"
+                out(f"{mean} = {merged('merge_mean', means)}{comment}")
+            out(f"{st.var(node)} = {merged('merge_var', means, squares, mean)}{comment}")
+
+    def _merge_sums(self, out: Stage, sums: list[Node], sweep: int, mask: str) -> None:
+        st, q = self.storage, out.size(f"Q{sweep}")
+        points, block = out.constexpr("BLOCK_P"), out.constexpr("BLOCK_Q")
+        rows = out.constexpr("BLOCK_R") if mask == "inside" else "1"
         for node in sums:
-            out(f"{st.var(node)} = tl.zeros({shape}, tl.float32)")
-        with out.block(f"for q0 in range(0, Q{sweep}, BLOCK_Q):", ""):
+            out(f"{st.var(node)} = tl.zeros([{points}, {rows}, {block}], tl.float32)")
+        with out.block(f"for q0 in range(0, {q}, {block}):", ""):
             out(
-                "q = (q0 + tl.arange(0, BLOCK_Q)).to(tl.int64)[None, None, :]",
+                f"q = (q0 + tl.arange(0, {block})).to(tl.int64)[None, None, :]",
                 f"at_chunk = row{sweep}[:, :, None] + q * C",
-                f"here = {mask}[:, :, None] & (q < Q{sweep})",
+                f"here = {mask}[:, :, None] & (q < {q})",
             )
             for node in sums:
-                out(f"{st.var(node)} += tl.load({st.partial(node)} + at_chunk, mask=here, other=0.0)")
+                out(f"{st.var(node)} += tl.load({out.array(st.partial(node))} + at_chunk, mask=here, other=0.0)")
         for node in sums:
             share = " / S.to(tl.float32)" if node.op is Op.MEAN else ""
             out(f"{st.var(node)} = tl.sum({st.var(node)}, axis=2){share}  # {axes_name(node.axes)}")

@@ -33,11 +33,11 @@ class TritonTarget(Target):
         """The plan of the kind that suits the dims; for a H200 where no device is given."""
         return choose_plan(program, dtype, layout, dims, device or TYPICAL_DEVICE)
 
-    def place(self, plan: Plan, shape: Sequence[int] | None) -> Plan:
-        """As every target's, and how many kernels a call launches."""
+    def launches(self, plan: Plan) -> int:
+        """What the work is divided into, see `schedule`."""
         from normforge.codegen.triton.schedule import launch_count
 
-        return replace(super().place(plan, shape), launches=launch_count(plan))
+        return launch_count(plan)
 
     def holder(self, plan: Plan) -> str:
         """Programs of resident plans have their slabs in registers."""
