@@ -43,6 +43,10 @@ class GraphError(NormforgeError, ValueError):
     """A graph that breaks the rules of the IR."""
 
 
+class MissingOperationError(NormforgeError, NotImplementedError):
+    """An operation that one of the tables of its meanings does not know."""
+
+
 class ShapeError(NormforgeError, ValueError):
     """An input whose rank, channel count or group count does not fit the layer."""
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.node import Node, const, data, make, param
-from normforge.ir.ops import ARITY, Op
+from normforge.ir.ops import Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B, G, K, S
 from normforge.ir.verify import verify
 
@@ -86,7 +86,7 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
         op = draw(st.sampled_from(ops))
         drawn = st.integers(leaves, len(nodes) - 1) if len(nodes) > leaves else st.just(0)
         # Half of the operands are results: uniform draws would leave most layers without x.
-        args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(ARITY[op]))
+        args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(op.traits.arity))
         nodes.append(make(op, args, (draw(st.sampled_from(sets)),) if op in _MOMENTS else ()))
     y = nodes[-1]
     if paper:

@@ -17,8 +17,11 @@ from normforge.ir.types import INDEX_NAMES
 
 EPS = 1e-5
 
-# Filled by normforge.passes, which the IR may not import: the normal forms behind the three keys.
+# Filled by the packages that are built on this module, so that it imports none of them: the normal forms behind the
+# three keys (normforge.passes), and the text forms, written and read (normforge.ir).
 KEYS: dict[str, Callable[[Graph], str]] = {}
+WRITERS: dict[str, Callable[[Graph], str]] = {}
+READERS: dict[str, Callable[[str], Graph]] = {}
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,11 @@ class Graph:
         return Graph(outputs, self.inputs, self.eps)
 
     def __str__(self) -> str:
-        from normforge.ir.forms import printer
-
-        formula = printer.formula_or_none(self) if self.is_surface else None
-        return self.dump() if formula is None else formula
+        return WRITERS["text"](self)
 
     def dump(self) -> str:
         """Typed SSA text, one node a line; `Graph.from_dump` reads it back to the same graph."""
-        from normforge.ir.forms import dump
-
-        return dump.dump(self)
+        return WRITERS["dump"](self)
 
     @staticmethod
     def from_dump(text: str) -> Graph:
@@ -137,15 +135,11 @@ class Graph:
         Raises:
             ParseError: a line that cannot be read, or a type that does not follow from the operands.
         """
-        from normforge.ir.forms import dump
-
-        return dump.load(text)
+        return READERS["dump"](text)
 
     def to_json(self) -> str:
         """JSON text; `Graph.from_json` reads it back to the same graph."""
-        from normforge.ir.forms import json_form
-
-        return json_form.to_json(self)
+        return WRITERS["json"](self)
 
     @staticmethod
     def from_json(text: str) -> Graph:
@@ -154,9 +148,7 @@ class Graph:
         Raises:
             ParseError: not such a JSON, or too large.
         """
-        from normforge.ir.forms import json_form
-
-        return json_form.from_json(text)
+        return READERS["json"](text)
 
 
 def _unpickle(rows: Any, roots: tuple[int, ...], names: tuple[str, ...], eps: float) -> Graph:

@@ -15,7 +15,7 @@ import numpy as np
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
 from normforge.passes.algebra import algebra
 from normforge.passes.canonicalise import Canonicalise
@@ -23,28 +23,10 @@ from normforge.passes.normal_form.identity import MAX_NODES
 
 MAX_ROUNDS = 16  # of algebra and rules in turn; two or three are the rule
 
-SWEEP = 40.0  # a moment: one more pass over memory
-# Rough cost of one element in a fused kernel, in additions; chooses among equal forms, never what is hashed.
-COST: dict[Op, float] = dict.fromkeys(ELEMENTWISE, 1.0) | {
-    Op.DIV: 4.0,
-    Op.ROOT: 4.0,
-    Op.SQRT: 10.0,
-    Op.EXP: 10.0,
-    Op.LN: 12.0,
-    Op.LOG: 16.0,
-    Op.SIGMOID: 15.0,
-    Op.TANH: 16.0,
-    Op.ERF: 16.0,
-    **dict.fromkeys(LEAF | {Op.BROADCAST}, 0.0),
-    **dict.fromkeys(MOMENT | REDUCE, SWEEP),
-    Op.STD: SWEEP + 5.0,  # + ε and the root, as they are lowered
-    Op.RMS: SWEEP + 6.0,
-}
-
 
 def cost(graph: Graph) -> float:
-    """Cost of a graph by the table above."""
-    return sum(COST[n.op] for n in graph.nodes)
+    """Cost of a graph by the rows of its operations (ir/ops.py), in additions."""
+    return sum(n.op.traits.cost for n in graph.nodes)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from functools import lru_cache, reduce
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import Op
+from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, Op, Table
 from normforge.passes.normal_form.intervals import Interval, point
 from normforge.passes.normal_form.moments import mean, rms, root, std, terms
 from normforge.passes.normal_form.polynomial import Key
@@ -88,13 +88,13 @@ class Identity(Algebra):
             change = self.replace.get(node.name)
             return change(self, leaf) if change else leaf
         try:
-            if op in _MOMENTS:
-                return _MOMENTS[op](self, args[0], node.reduced)
-            return _FUNCTIONS[op](self, *args)
+            if op in MOMENT:
+                return MOMENTS[op](self, args[0], node.reduced)
+            return FUNCTIONS[op](self, *args)
         except TooLarge:
             if op in (Op.STD, Op.RMS) and args[0].number < 0:  # even, whatever stands inside
                 args = [Value(-args[0].number, args[0].powers, args[0].holes)]
-            return self.opaque(op, args, node.reduced if op in _MOMENTS else 0)
+            return self.opaque(op, args, node.reduced if op in MOMENT else 0)
 
 
 @lru_cache(maxsize=64)
@@ -289,21 +289,27 @@ def minimum(space: Algebra, v: Value, w: Value) -> Value:
     return space.scale(maximum(space, space.scale(v, _MINUS), space.scale(w, _MINUS)), _MINUS)
 
 
-_FUNCTIONS: dict[Op, Callable[..., Value]] = {
-    Op.ADD: Algebra.add,
-    Op.SUB: Algebra.sub,
-    Op.MUL: Algebra.mul,
-    Op.DIV: Algebra.div,
-    Op.MAX: maximum,
-    Op.MIN: minimum,
-    Op.NEG: lambda space, v: space.scale(v, _MINUS),
-    Op.ABS: absolute,
-    Op.SQUARE: lambda space, v: space.power(v, 2),
-    Op.EXP: exp,
-    Op.SIGMOID: sigmoid,
-    Op.TANH: tanh,
-    Op.ERF: erf,
-    Op.SQRT: sqrt,
-    Op.LOG: log,
-}
-_MOMENTS: dict[Op, Callable[[Algebra, Value, int], Value]] = {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}
+FUNCTIONS: Table[Callable[..., Value]] = Table(
+    "normal form (passes/normal_form/identity.py)",
+    ELEMENTWISE & SURFACE,
+    {
+        Op.ADD: Algebra.add,
+        Op.SUB: Algebra.sub,
+        Op.MUL: Algebra.mul,
+        Op.DIV: Algebra.div,
+        Op.MAX: maximum,
+        Op.MIN: minimum,
+        Op.NEG: lambda space, v: space.scale(v, _MINUS),
+        Op.ABS: absolute,
+        Op.SQUARE: lambda space, v: space.power(v, 2),
+        Op.EXP: exp,
+        Op.SIGMOID: sigmoid,
+        Op.TANH: tanh,
+        Op.ERF: erf,
+        Op.SQRT: sqrt,
+        Op.LOG: log,
+    },
+)
+MOMENTS: Table[Callable[[Algebra, Value, int], Value]] = Table(
+    "normal form of moments (passes/normal_form/identity.py)", MOMENT, {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}
+)
