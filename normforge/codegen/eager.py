@@ -34,6 +34,9 @@ TORCH: Table[Callable[..., Any]] = Table(
         Op.SIGMOID: torch.sigmoid,
         Op.TANH: torch.tanh,
         Op.ERF: torch.erf,
+        Op.SOFTPLUS: lambda a: torch.nn.functional.softplus(a, threshold=50.0),  # above it e^-a is below a's last bit
+        Op.SIN: torch.sin,
+        Op.COS: torch.cos,
     },
 )
 

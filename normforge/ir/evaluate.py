@@ -28,6 +28,11 @@ def sigmoid(a: Array) -> Array:
     return np.where(a >= 0, 1 / (1 + e), e / (1 + e))
 
 
+def softplus(a: Array) -> Array:
+    """ln(1 + e^a) without overflow, and with all digits where it is small."""
+    return np.asarray(np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a))))
+
+
 def erf(a: Array) -> Array:
     """The error function, element by element."""
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(a)) if a.size else a
@@ -56,6 +61,9 @@ EVALUATE: Table[Callable[..., Any]] = Table(
         Op.SIGMOID: sigmoid,
         Op.TANH: np.tanh,
         Op.ERF: erf,
+        Op.SOFTPLUS: softplus,
+        Op.SIN: np.sin,
+        Op.COS: np.cos,
         Op.ROOT: np.sqrt,
         Op.LN: np.log,
         Op.SIGN: np.sign,

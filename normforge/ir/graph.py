@@ -58,7 +58,8 @@ class Graph:
         """True when a formula can say it: `y` of `x`, no core-only operation, finite constants, plain names."""
         if [name for name, _ in self.outputs] != ["y"] or self.inputs != (data("x"),):
             return False
-        return all(map(_sayable, self.nodes))
+        words = {n.op.value for n in self.nodes}  # a parameter that is named like a function hides it
+        return not any(p.name in words for p in self.params) and all(map(_sayable, self.nodes))
 
     @cached_property
     def is_core(self) -> bool:

@@ -118,6 +118,10 @@ class Op(enum.StrEnum):
         _EACH, 1, cost=16.0, odd=True, rising=True, range=_SIGNED, contracts=True, smooth=True, library=True, at_zero=0)
     ERF = "erf", Traits(
         _EACH, 1, cost=16.0, odd=True, rising=True, range=_SIGNED, smooth=True, library=True, at_zero=0)
+    SOFTPLUS = "softplus", Traits(_EACH, 1, cost=24.0, rising=True, range=_POSITIVE, smooth=True, library=True)
+    SIN = "sin", Traits(
+        _EACH, 1, cost=20.0, odd=True, range=_CLOSED, contracts=True, smooth=True, library=True, at_zero=0)
+    COS = "cos", Traits(_EACH, 1, cost=20.0, even=True, range=_CLOSED, smooth=True, library=True, at_zero=1)
     # surface only
     SQRT = "sqrt", Traits(_EACH, 1, _SURFACE, cost=10.0, odd=True, rising=True, degree=0.5)  # a / sqrt(|a| + eps)
     LOG = "log", Traits(_EACH, 1, _SURFACE, cost=16.0, odd=True)  # sign(a) ln(|a| + eps)

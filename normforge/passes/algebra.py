@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -49,20 +50,25 @@ MAX_FACTORED = 24  # terms of a sum that is factored
 _memo = Memo("factored")
 
 
-def algebra(graph: Graph, *, factor: bool = False) -> Graph:
+@dataclass(frozen=True)
+class Algebra:
     """Rebuild every arithmetic region through sympy, innermost first; the outputs keep their types.
 
-    Args:
-        graph: any graph.
+    Attributes:
         factor: factor sums, where that takes fewer operations; answers are kept on disk.
     """
-    rebuilt = _Regions(Ranges(graph.eps), factor)
-    for node in graph.nodes:
-        rebuilt.add(node)
-    outputs = ((name, node, rebuilt.settle(node)) for name, node in graph.outputs)
-    if graph.is_surface:
-        return graph.with_outputs(*((name, new) for name, _, new in outputs))
-    return graph.with_outputs(*((name, broadcast(new, old.type)) for name, old, new in outputs))
+
+    factor: bool = False
+
+    def run(self, graph: Graph) -> Graph:
+        """The rebuilt graph, of any graph."""
+        rebuilt = _Regions(Ranges(graph.eps), self.factor)
+        for node in graph.nodes:
+            rebuilt.add(node)
+        outputs = ((name, node, rebuilt.settle(node)) for name, node in graph.outputs)
+        if graph.is_surface:
+            return graph.with_outputs(*((name, new) for name, _, new in outputs))
+        return graph.with_outputs(*((name, broadcast(new, old.type)) for name, old, new in outputs))
 
 
 class _Regions:

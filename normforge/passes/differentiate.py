@@ -47,6 +47,9 @@ VJP: Table[Callable[[Node, Node], tuple[Node | None, ...]]] = Table(
         Op.ERF: lambda n, t: (
             _mul(t, _mul(const(2 / math.sqrt(math.pi)), make(Op.EXP, (make(Op.NEG, (make(Op.SQUARE, n.args),)),)))),
         ),
+        Op.SOFTPLUS: lambda n, t: (_mul(t, make(Op.SIGMOID, n.args)),),
+        Op.SIN: lambda n, t: (_mul(t, make(Op.COS, n.args)),),
+        Op.COS: lambda n, t: (make(Op.NEG, (_mul(t, make(Op.SIN, n.args)),)),),
         Op.ROOT: lambda n, t: (make(Op.DIV, (_mul(const(0.5), t), n)),),
         Op.LN: lambda n, t: (make(Op.DIV, (t, n.args[0])),),
         Op.SIGN: lambda n, t: (None,),

@@ -140,6 +140,10 @@ def _sigmoid(a: float) -> float:
     return 1 / (1 + math.exp(-a)) if a > -700 else 0.0
 
 
+def _softplus(a: float) -> float:
+    return max(a, 0.0) + math.log1p(math.exp(-abs(a)))
+
+
 # Whatever the operand is.
 LIMITS: dict[Op, Interval] = {
     op: Interval(r.low, r.high if r.high == INFINITY else int(r.high), not r.closed, not r.closed or r.high == INFINITY)
@@ -164,6 +168,9 @@ INTERVALS: Table[Callable[..., Interval]] = Table(
         Op.SIGMOID: lambda a: a.rising(_sigmoid, LIMITS[Op.SIGMOID]),
         Op.TANH: lambda a: a.rising(math.tanh, LIMITS[Op.TANH]),
         Op.ERF: lambda a: a.rising(math.erf, LIMITS[Op.ERF]),
+        Op.SOFTPLUS: lambda a: a.rising(_softplus, LIMITS[Op.SOFTPLUS]),
+        Op.SIN: lambda a: LIMITS[Op.SIN],
+        Op.COS: lambda a: LIMITS[Op.COS],
         Op.ROOT: lambda a: a.meet(NONNEGATIVE).rising(math.sqrt, NONNEGATIVE) if a.hi >= 0 else EVERYTHING,
         Op.LN: lambda a: EVERYTHING,
         Op.SIGN: lambda a: Interval(-1, 1).meet(Interval(int(a.positive) or (0 if a.nonnegative else -1), 1)),
@@ -223,6 +230,9 @@ FINITE: Table[Callable[..., Finite]] = Table(
         Op.ABS: lambda a: Finite.PLUS if a in _SWAP else a,
         Op.SQUARE: lambda a: Finite.PLUS if a in _SWAP else a,
         Op.EXP: lambda a: a if a in (Finite.PLUS, Finite.NAN) else Finite.MAYBE,
+        Op.SOFTPLUS: lambda a: a if a in (Finite.PLUS, Finite.NAN) else Finite.MAYBE,
+        Op.SIN: lambda a: Finite.NAN if a else Finite.MAYBE,
+        Op.COS: lambda a: Finite.NAN if a else Finite.MAYBE,
         Op.SIGMOID: _nan,
         Op.TANH: _nan,
         Op.ERF: _nan,

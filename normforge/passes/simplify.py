@@ -17,9 +17,10 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
-from normforge.passes.algebra import algebra
+from normforge.passes.algebra import Algebra
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.normal_form.identity import MAX_NODES
+from normforge.passes.pipeline import run_passes
 
 MAX_ROUNDS = 16  # of algebra and rules in turn; two or three are the rule
 
@@ -61,9 +62,9 @@ def simplify(graph: Graph) -> Graph:
 
 def _forms(graph: Graph) -> tuple[Graph, ...]:
     """Equal graphs, the one that is given last, each once."""
-    canonical = Canonicalise(finite_only=True).run(graph)
+    canonical = run_passes(graph, Canonicalise(finite_only=True))
     if not graph.is_surface and not _same_types(canonical, graph):
-        canonical = Canonicalise().run(graph)
+        canonical = run_passes(graph, Canonicalise())
     forms = {}
     if len(graph.nodes) <= MAX_NODES:
         plain = _fixpoint(canonical, factor=False)
@@ -105,7 +106,7 @@ def _fixpoint(start: Graph, factor: bool) -> Graph:
             current = start
             break
         seen[current.structure] = current
-        new = Canonicalise(finite_only=True).run(algebra(current, factor=factor))
+        new = run_passes(current, Algebra(factor), Canonicalise(finite_only=True))
         if new.structure != current.structure and len(new.nodes) <= MAX_NODES and _agree(current, new):
             current = new
     end = _kept.get((current.structure, factor))

@@ -17,7 +17,12 @@ SUGAR = ("relu", "silu", "gelu")
 PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
 MOMENT_NAMES = {op.value: op for op in Op if op in MOMENT}
 FUNCTIONS = (*UNARY_NAMES, *SUGAR, *PAIR_NAMES, *MOMENT_NAMES)
-RESERVED = frozenset((*FUNCTIONS, "x", "param", "eps", "scalar"))
+# Words that name nothing else. Functions that came later (softplus, sin, cos, ...) are not among them: a parameter
+# declared under such a name wins, so that formulas written before keep their meaning.
+RESERVED = frozenset((
+    "x", "param", "eps", "scalar", "abs", "square", "exp", "sigmoid", "tanh", "erf", "sqrt", "log", "relu", "silu",
+    "gelu", "max", "min", "mean", "std", "rms",
+))  # fmt: skip
 SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")

@@ -12,6 +12,7 @@ On top of it, each function is written by few others, in one way:
     tanh, erf, log       odd: the sign of the operand goes outside
     sigmoid(a)           (1 + tanh(a/2)) / 2
     exp(a - 2b)          exp(a) · exp(b)^-2
+    sin(-a), cos(-a)     -sin(a), cos(|a|), and so of every other odd or even function
     max(a, b)            (a + b + |a - b|) / 2; of more than two, a set, without what all have in common; min by max
     |a·b|                |a| · |b|; |a|² is a²
     mean[I](k·a + b)     k · mean(a) + mean(b), k constant along I; means of means are one mean
@@ -37,7 +38,7 @@ from functools import lru_cache, reduce
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, Op, Table
+from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, UNARY, Op, Table
 from normforge.passes.normal_form.intervals import Interval, point
 from normforge.passes.normal_form.moments import mean, rms, root, std, terms
 from normforge.passes.normal_form.polynomial import Key
@@ -134,6 +135,22 @@ def _without_abs(space: Algebra, v: Value) -> Value:
 
 
 tanh, erf = _odd(Op.TANH), _odd(Op.ERF)
+
+
+def _by_traits(op: Op) -> Callable[[Algebra, Value], Value]:
+    """An atom: signs outside an odd function, none in an even one, and its value at 0 where that is exact."""
+    traits = op.traits
+
+    def apply(space: Algebra, v: Value) -> Value:
+        if v.number == 0 and traits.at_zero is not None:
+            return Value(Fraction(traits.at_zero), (), v.holes)
+        if traits.odd and v.number < 0:
+            return space.scale(apply(space, space.scale(v, _MINUS)), _MINUS)
+        if traits.even:
+            v = absolute(space, v)
+        return space.atom(op, (v,), interval=INTERVALS[op](space.interval(v)))
+
+    return apply
 
 
 def sigmoid(space: Algebra, v: Value) -> Value:
@@ -292,7 +309,8 @@ def minimum(space: Algebra, v: Value, w: Value) -> Value:
 FUNCTIONS: Table[Callable[..., Value]] = Table(
     "normal form (passes/normal_form/identity.py)",
     ELEMENTWISE & SURFACE,
-    {
+    {op: _by_traits(op) for op in UNARY}  # those that nothing else is known of
+    | {
         Op.ADD: Algebra.add,
         Op.SUB: Algebra.sub,
         Op.MUL: Algebra.mul,
