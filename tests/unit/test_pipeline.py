@@ -13,7 +13,7 @@ from normforge.ir.node import data
 from normforge.ir.types import FloatClass, Type
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.legalise import Legalise
-from normforge.passes.pipeline import run_passes, unverified
+from normforge.passes.pipeline import run_passes
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,6 @@ def test_a_wrong_type_is_found(wrongly_typed: Node) -> None:
 
     with pytest.raises(PassError, match=r"the pass Mistypes \(after Legalise\).*the type should be \{b,c,s\} data"):
         run_passes(parse(LAYER), Legalise(), Mistypes())
-
-
-def test_the_verifier_may_be_left_out() -> None:
-    with unverified():
-        assert run_passes(parse(LAYER), ForgetsAnInput()).output is data("z")
-        with pytest.raises(PassError, match="Refuses"):
-            run_passes(parse(LAYER), Refuses())
-    with pytest.raises(PassError):
-        run_passes(parse(LAYER), ForgetsAnInput())
 
 
 @pytest.fixture
