@@ -1,4 +1,4 @@
-"""pipeline: passes one after another, and the verifier between them: 3 to 5 % of the static path of random layers."""
+"""pipeline: passes one after another, and the verifier between them, 4 % of the static path of layers."""
 
 from __future__ import annotations
 

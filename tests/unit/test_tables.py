@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from normforge.codegen.c.names import SMALL_CODE, VECTOR_CODE
+from normforge.codegen.c.prelude import prelude as c_prelude
+from normforge.codegen.triton.names import CODE
+from normforge.codegen.triton.prelude import prelude as triton_prelude
 from normforge.errors import MissingOperationError
 from normforge.ir import Graph, Op, evaluate, parse
 from normforge.ir.evaluate import EVALUATE
 from normforge.ir.forms.grammar import MOMENT_NAMES, PAIR_NAMES, UNARY_NAMES
 from normforge.ir.node import const, data, make, param, size
-from normforge.ir.ops import BINARY, CORE, ELEMENTWISE, LEAF, REDUCTION, SURFACE, UNARY, Table
+from normforge.ir.ops import BINARY, CORE, ELEMENTWISE, LEAF, REDUCE, REDUCTION, SURFACE, UNARY, Table
 from normforge.ir.types import FULL, S
 from normforge.passes.algebra import SYMPY, Algebra
 from normforge.passes.canonicalise import Canonicalise
@@ -30,16 +34,18 @@ from normforge.passes.simplify import cost
 from normforge.testing import random_values
 
 TABLES = (EVALUATE, VJP, LOWER, INTERVALS, FINITE, SYMPY, FUNCTIONS, MOMENTS, BUFFERS)
+TEXTS = (SMALL_CODE, VECTOR_CODE, CODE)
 INPUTS = {1: ("x",), 2: ("x", "z"), 3: ("x", "z", "t")}
 
 
 def test_every_table_has_every_operation() -> None:
-    for table in TABLES:
+    for table in (*TABLES, *TEXTS):
         assert set(table) == table.over, table.name
     # What is not asked of one table is asked of another, or has its meaning by name in the same file.
     assert EVALUATE.over == CORE & ELEMENTWISE
     assert VJP.over == CORE - LEAF
     assert LOWER.over == frozenset(Op) - CORE
+    assert all(table.over == CORE - LEAF - REDUCE for table in TEXTS)
     assert FINITE.over == frozenset(Op)
     assert FUNCTIONS.over | MOMENTS.over == SURFACE - LEAF
     assert set(UNARY_NAMES.values()) | set(PAIR_NAMES.values()) | set(MOMENT_NAMES.values()) <= SURFACE - LEAF
@@ -76,7 +82,25 @@ def test_every_interpretation_knows_every_operation(op: Op) -> None:
         assert len(graph.hash) == len(graph.family_hash) == 32
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda t: t.name)
+def test_every_function_that_text_calls_is_defined() -> None:
+    own = re.compile(r"\b[fv]_\w+(?=\()")
+    for dtype in ("float32", "float64"):
+        defined = set(re.findall(r"^INLINE \w+ (\w+)\(", c_prelude(dtype), re.MULTILINE))
+        for table in (SMALL_CODE, VECTOR_CODE):
+            assert {name for text in table.values() for name in own.findall(text)} <= defined, dtype
+    for text in CODE.values():
+        for name in own.findall(text):
+            assert f"def {name}(" in triton_prelude(text)
+
+
+def test_torch_has_every_operation() -> None:
+    pytest.importorskip("torch")
+    from normforge.codegen.eager import TORCH
+
+    assert set(TORCH) == TORCH.over == SURFACE & ELEMENTWISE & CORE
+
+
+@pytest.mark.parametrize("table", (*TABLES, *TEXTS), ids=lambda t: t.name)
 def test_a_table_names_the_operation_that_it_lacks(table: Table[object]) -> None:
     op = min(table.over)
     rest = Table(table.name, table.over, {k: v for k, v in table.items() if k is not op})
