@@ -43,6 +43,14 @@ class GraphError(NormforgeError, ValueError):
     """A graph that breaks the rules of the IR."""
 
 
+class PassError(GraphError):
+    """A pass that made a graph which breaks the rules of the IR, or could not make one."""
+
+
+class MissingOperationError(NormforgeError, NotImplementedError):
+    """An operation that one of the tables of its meanings does not know."""
+
+
 class ShapeError(NormforgeError, ValueError):
     """An input whose rank, channel count or group count does not fit the layer."""
 

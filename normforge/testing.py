@@ -27,7 +27,7 @@ import numpy.typing as npt
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.node import Node, const, data, make, param
-from normforge.ir.ops import ARITY, Op
+from normforge.ir.ops import LEAF, SURFACE, UNARY, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B, G, K, S
 from normforge.ir.verify import verify
 
@@ -57,7 +57,7 @@ _PAPER_UNARY = (Op.NEG, Op.SIGMOID, Op.TANH, Op.EXP, Op.LOG, Op.ABS, Op.SQUARE, 
 _PAPER_BINARY = (Op.ADD, Op.MUL, Op.DIV, Op.MAX)
 _PAPER_SETS = tuple(INDEX_SETS[name] for name in ("b,w,h", "w,h", "w,h,c", "w,h,c/g"))
 _MOMENTS = (Op.MEAN, Op.STD, Op.RMS)
-_SMOOTH = (Op.ADD, Op.MUL, Op.SUB, Op.TANH, Op.SIGMOID, Op.ERF, Op.SQUARE, Op.NEG, *_MOMENTS)
+_SMOOTH = tuple(op for op in Op if op in SURFACE - LEAF and op.traits.smooth)
 _NUMBERS = (0.0, 1.0, 2.0, -1.0, 0.5, 3.0, 0.1, -2.5)
 
 
@@ -78,7 +78,7 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
         more = [param("gamma", 1.0), param("beta", 0.0), param("tau", -0.5), param("alpha", 0.5, scalar=True)]
         nodes += [*more, const(draw(st.sampled_from(_NUMBERS)))]
     binary = _PAPER_BINARY if paper else (*_PAPER_BINARY, Op.SUB, Op.MIN)
-    unary = _PAPER_UNARY if paper else (*_PAPER_UNARY, Op.ERF)
+    unary = _PAPER_UNARY if paper else UNARY
     ops = _SMOOTH if smooth else (*binary, *unary, *_MOMENTS)
     sets = _PAPER_SETS if paper else tuple(INDEX_NAMES)
     leaves = len(nodes)
@@ -86,7 +86,7 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
         op = draw(st.sampled_from(ops))
         drawn = st.integers(leaves, len(nodes) - 1) if len(nodes) > leaves else st.just(0)
         # Half of the operands are results: uniform draws would leave most layers without x.
-        args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(ARITY[op]))
+        args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(op.traits.arity))
         nodes.append(make(op, args, (draw(st.sampled_from(sets)),) if op in _MOMENTS else ()))
     y = nodes[-1]
     if paper:

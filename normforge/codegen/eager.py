@@ -13,25 +13,32 @@ from torch import Tensor
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import Op
+from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, SURFACE_ONLY, Op, Table, no_row
 from normforge.ir.types import B, G, K, S
 from normforge.passes.running import running_statistics
 
-TORCH: dict[Op, Callable[..., Any]] = {
-    Op.ADD: torch.add,
-    Op.SUB: torch.sub,
-    Op.MUL: torch.mul,
-    Op.DIV: torch.div,
-    Op.MAX: torch.maximum,
-    Op.MIN: torch.minimum,
-    Op.NEG: torch.neg,
-    Op.ABS: torch.abs,
-    Op.SQUARE: torch.square,
-    Op.EXP: torch.exp,
-    Op.SIGMOID: torch.sigmoid,
-    Op.TANH: torch.tanh,
-    Op.ERF: torch.erf,
-}
+TORCH: Table[Callable[..., Any]] = Table(
+    "torch operations (codegen/eager.py)",
+    ELEMENTWISE & SURFACE - SURFACE_ONLY,
+    {
+        Op.ADD: torch.add,
+        Op.SUB: torch.sub,
+        Op.MUL: torch.mul,
+        Op.DIV: torch.div,
+        Op.MAX: torch.maximum,
+        Op.MIN: torch.minimum,
+        Op.NEG: torch.neg,
+        Op.ABS: torch.abs,
+        Op.SQUARE: torch.square,
+        Op.EXP: torch.exp,
+        Op.SIGMOID: torch.sigmoid,
+        Op.TANH: torch.tanh,
+        Op.ERF: torch.erf,
+        Op.SOFTPLUS: lambda a: torch.nn.functional.softplus(a, threshold=50.0),  # above it e^-a is below a's last bit
+        Op.SIN: torch.sin,
+        Op.COS: torch.cos,
+    },
+)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -70,12 +77,14 @@ def run_eager(
             env[node] = values[node.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
         elif op is Op.CONST:
             env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
-        elif op in TORCH:
+        elif op in TORCH.over:
             env[node] = TORCH[op](*(env[a] for a in node.args))
         elif op is Op.SQRT or op is Op.LOG:
             a = env[node.args[0]]
             guarded = torch.abs(a) + graph.eps
             env[node] = a / torch.sqrt(guarded) if op is Op.SQRT else torch.sign(a) * torch.log(guarded)
+        elif op not in MOMENT:
+            raise no_row(op, TORCH.name)
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
@@ -113,5 +122,7 @@ def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if node.op is Op.RMS:
         square = a.square().mean(dim=over, keepdim=True) if over else a.square()
         return torch.sqrt(square + eps), square
+    if node.op is not Op.STD:
+        raise no_row(node.op, f"moments of the {TORCH.name}")
     var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else torch.zeros_like(a)
     return torch.sqrt(var + eps), var

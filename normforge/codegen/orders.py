@@ -15,6 +15,8 @@ from normforge.ir.ops import REDUCE, Op
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.differentiate import Differentiate
 from normforge.passes.keys import lower
+from normforge.passes.legalise import Legalise
+from normforge.passes.pipeline import run_passes
 from normforge.passes.running import inference_graph, training_graph
 
 
@@ -63,7 +65,7 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Progr
     total, wrt, seeds = _derivative(layer, order, train, seeded[: order - 1])
     replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
     outputs = tuple((name, replaced[n]) for name, n in total.outputs)
-    graph = Canonicalise().run(Graph(outputs, (*total.inputs, *saved), total.eps))
+    graph = run_passes(Graph(outputs, (*total.inputs, *saved), total.eps), Canonicalise())
     return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, wrt, saved)
 
 
@@ -81,7 +83,7 @@ def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded) -> tuple[
     if chosen is not None:
         before = before.with_outputs(*(before.outputs[i] for i in chosen))
     wrt = (layer.inputs[0], *layer.params, *seeds)
-    total = lower(Differentiate(wrt, order).run(before))
+    total = run_passes(before, Differentiate(wrt, order), Legalise(), Canonicalise())
     return total, wrt, (*seeds, *total.inputs[len(before.inputs) :])
 
 

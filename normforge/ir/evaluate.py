@@ -16,7 +16,7 @@ import numpy.typing as npt
 from normforge.errors import GraphError, ShapeError
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import Op
+from normforge.ir.ops import ELEMENTWISE, REDUCTION, SURFACE_ONLY, Op, Table, no_row
 from normforge.ir.types import FULL, B, G, K, S
 
 Array = npt.NDArray[np.float64]
@@ -26,6 +26,11 @@ def sigmoid(a: Array) -> Array:
     """1 / (1 + e^-a) without overflow: e^a / (1 + e^a) for negative a."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def softplus(a: Array) -> Array:
+    """ln(1 + e^a) without overflow, and with all digits where it is small."""
+    return np.asarray(np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a))))
 
 
 def erf(a: Array) -> Array:
@@ -38,26 +43,33 @@ def gate(a: Array, b: Array, t: Array) -> Array:
     return np.where(a == b, t * 0.5, np.where(a < b, 0.0, t))
 
 
-# Elementwise meaning of every operation that has one; `sqrt` and `log` also take ε.
-EVALUATE: dict[Op, Callable[..., Any]] = {
-    Op.ADD: np.add,
-    Op.SUB: np.subtract,
-    Op.MUL: np.multiply,
-    Op.DIV: np.divide,
-    Op.MAX: np.maximum,
-    Op.MIN: np.minimum,
-    Op.NEG: np.negative,
-    Op.ABS: np.abs,
-    Op.SQUARE: np.square,
-    Op.EXP: np.exp,
-    Op.SIGMOID: sigmoid,
-    Op.TANH: np.tanh,
-    Op.ERF: erf,
-    Op.ROOT: np.sqrt,
-    Op.LN: np.log,
-    Op.SIGN: np.sign,
-    Op.GATE: gate,
-}
+# Elementwise meanings, over the operands alone; `sqrt` and `log` also take ε.
+EVALUATE: Table[Callable[..., Any]] = Table(
+    "float64 evaluator (ir/evaluate.py)",
+    ELEMENTWISE - SURFACE_ONLY,
+    {
+        Op.ADD: np.add,
+        Op.SUB: np.subtract,
+        Op.MUL: np.multiply,
+        Op.DIV: np.divide,
+        Op.MAX: np.maximum,
+        Op.MIN: np.minimum,
+        Op.NEG: np.negative,
+        Op.ABS: np.abs,
+        Op.SQUARE: np.square,
+        Op.EXP: np.exp,
+        Op.SIGMOID: sigmoid,
+        Op.TANH: np.tanh,
+        Op.ERF: erf,
+        Op.SOFTPLUS: softplus,
+        Op.SIN: np.sin,
+        Op.COS: np.cos,
+        Op.ROOT: np.sqrt,
+        Op.LN: np.log,
+        Op.SIGN: np.sign,
+        Op.GATE: gate,
+    },
+)
 
 
 def axes_of(axes: int) -> tuple[int, ...]:
@@ -104,20 +116,26 @@ def evaluate(graph: Graph, values: Mapping[str, npt.ArrayLike], *, groups: int =
 
 def _apply(node: Node, args: list[Array], extents: tuple[int, ...], eps: float) -> Array:
     op = node.op
-    if op in EVALUATE:
+    if op in EVALUATE.over:
         return np.asarray(EVALUATE[op](*args), dtype=np.float64)
     if op is Op.CONST:
         return np.full((1, 1, 1, 1), node.value)
     if op is Op.SIZE:
         return np.full((1, 1, 1, 1), float(np.prod([extents[i] for i in axes_of(node.reduced)])))
-    a = args[0]
     if op is Op.BROADCAST:
         shape = [e if node.axes & bit else 1 for e, bit in zip(extents, (B, G, K, S), strict=True)]
-        return np.broadcast_to(a, shape)
+        return np.broadcast_to(args[0], shape)
     if op is Op.SQRT:
-        return a / np.sqrt(np.abs(a) + eps)
+        return args[0] / np.sqrt(np.abs(args[0]) + eps)
     if op is Op.LOG:
-        return np.sign(a) * np.log(np.abs(a) + eps)
+        return np.sign(args[0]) * np.log(np.abs(args[0]) + eps)
+    if op in REDUCTION:
+        return _reduce(node, args[0], eps)
+    raise no_row(op, EVALUATE.name)
+
+
+def _reduce(node: Node, a: Array, eps: float) -> Array:
+    op = node.op
     # A reduction over an axis that the operand lacks is one over a broadcast axis: only a sum would notice,
     # and a sum over a missing axis is defined as no sum at all.
     over = axes_of(node.reduced & node.args[0].axes)
@@ -128,10 +146,12 @@ def _apply(node: Node, args: list[Array], extents: tuple[int, ...], eps: float) 
         result = np.mean(a, axis=over, keepdims=True)
     elif op is Op.RMS:
         result = np.sqrt(np.mean(a * a, axis=over, keepdims=True) + eps)
-    else:
+    elif op is Op.VAR or op is Op.STD:
         result = np.mean(np.square(a - np.mean(a, axis=over, keepdims=True)), axis=over, keepdims=True)
         if op is Op.STD:
             result = np.sqrt(result + eps)
+    else:
+        raise no_row(op, f"reductions of the {EVALUATE.name}")
     return result
 
 

@@ -17,8 +17,11 @@ from normforge.ir.types import INDEX_NAMES
 
 EPS = 1e-5
 
-# Filled by normforge.passes, which the IR may not import: the normal forms behind the three keys.
+# Filled by the packages that are built on this module, so that it imports none of them: the normal forms behind the
+# three keys (normforge.passes), and the text forms, written and read (normforge.ir).
 KEYS: dict[str, Callable[[Graph], str]] = {}
+WRITERS: dict[str, Callable[[Graph], str]] = {}
+READERS: dict[str, Callable[[str], Graph]] = {}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Graph:
         """True when a formula can say it: `y` of `x`, no core-only operation, finite constants, plain names."""
         if [name for name, _ in self.outputs] != ["y"] or self.inputs != (data("x"),):
             return False
-        return all(map(_sayable, self.nodes))
+        words = {n.op.value for n in self.nodes}  # a parameter that is named like a function hides it
+        return not any(p.name in words for p in self.params) and all(map(_sayable, self.nodes))
 
     @cached_property
     def is_core(self) -> bool:
@@ -119,16 +123,11 @@ class Graph:
         return Graph(outputs, self.inputs, self.eps)
 
     def __str__(self) -> str:
-        from normforge.ir.forms import printer
-
-        formula = printer.formula_or_none(self) if self.is_surface else None
-        return self.dump() if formula is None else formula
+        return WRITERS["text"](self)
 
     def dump(self) -> str:
         """Typed SSA text, one node a line; `Graph.from_dump` reads it back to the same graph."""
-        from normforge.ir.forms import dump
-
-        return dump.dump(self)
+        return WRITERS["dump"](self)
 
     @staticmethod
     def from_dump(text: str) -> Graph:
@@ -137,15 +136,11 @@ class Graph:
         Raises:
             ParseError: a line that cannot be read, or a type that does not follow from the operands.
         """
-        from normforge.ir.forms import dump
-
-        return dump.load(text)
+        return READERS["dump"](text)
 
     def to_json(self) -> str:
         """JSON text; `Graph.from_json` reads it back to the same graph."""
-        from normforge.ir.forms import json_form
-
-        return json_form.to_json(self)
+        return WRITERS["json"](self)
 
     @staticmethod
     def from_json(text: str) -> Graph:
@@ -154,9 +149,7 @@ class Graph:
         Raises:
             ParseError: not such a JSON, or too large.
         """
-        from normforge.ir.forms import json_form
-
-        return json_form.from_json(text)
+        return READERS["json"](text)
 
 
 def _unpickle(rows: Any, roots: tuple[int, ...], names: tuple[str, ...], eps: float) -> Graph:

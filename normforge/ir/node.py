@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from normforge.errors import GraphError
-from normforge.ir.ops import ARITY, LEAF, MOMENT, REDUCE, SURFACE_ONLY, Op
+from normforge.ir.ops import Kind, Level, Op, no_row
 from normforge.ir.types import FULL, INDEX_NAMES, C, FloatClass, Type, axes_name, valid_axes
 
 Attr = tuple[Any, ...]
@@ -82,28 +82,32 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
     Raises:
         GraphError: an operand count, an axis set or an attribute that the operation does not allow.
     """
-    if len(args) != ARITY[op]:
-        raise GraphError(f"{op} takes {ARITY[op]} operands, not {len(args)}")
-    if op in LEAF:
+    traits, kind = op.traits, op.traits.kind
+    if len(args) != traits.arity:
+        raise GraphError(f"{op} takes {traits.arity} operands, not {len(args)}")
+    if kind is Kind.LEAF:
         return _infer_leaf(op, attr)
-    cls = FloatClass.DATA if any(a.type.cls is FloatClass.DATA for a in args) else FloatClass.STAT
-    if op in REDUCE or op in MOMENT:
-        axes = attr[0] if len(attr) == 1 else None
-        if type(axes) is not int or not 0 < axes <= FULL:
+    if kind is Kind.ELEMENTWISE:
+        if attr:
+            raise GraphError(f"{op} has no attributes, so {attr} means nothing")
+        axes, cls = 0, FloatClass.STAT
+        for a in args:
+            axes |= a.type.axes
+            if a.type.cls is FloatClass.DATA:
+                cls = FloatClass.DATA
+        return Type(axes, cls)
+    if kind is Kind.REDUCTION:
+        over = attr[0] if len(attr) == 1 else None
+        if type(over) is not int or not 0 < over <= FULL:
             raise GraphError(f"{op} needs one set of axes, not {attr}")
-        if op in SURFACE_ONLY and axes not in INDEX_NAMES:
-            raise GraphError(f"{op} over {axes_name(axes)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
-        return Type(args[0].axes & ~axes, FloatClass.STAT)
+        if traits.level is Level.SURFACE and over not in INDEX_NAMES:
+            raise GraphError(f"{op} over {axes_name(over)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
+        return Type(args[0].axes & ~over, FloatClass.STAT)
     if op is Op.BROADCAST:
         if len(attr) != 2 or type(attr[0]) is not int or not valid_axes(attr[0]) or args[0].axes & ~attr[0]:
             raise GraphError(f"broadcast needs axes that hold those of its operand and a float class, not {attr}")
         return Type(attr[0], _float_class(op, attr[1]))
-    if attr:
-        raise GraphError(f"{op} has no attributes, so {attr} means nothing")
-    axes = 0
-    for a in args:
-        axes |= a.axes
-    return Type(axes, cls)
+    raise no_row(op, "type rule (ir/node.py)")
 
 
 def _infer_leaf(op: Op, attr: Attr) -> Type:
@@ -115,6 +119,8 @@ def _infer_leaf(op: Op, attr: Attr) -> Type:
         if len(attr) != 1 or type(attr[0]) is not int or not 0 < attr[0] <= FULL:
             raise GraphError(f"size needs one set of axes, not {attr}")
         return Type(0, FloatClass.STAT)
+    if op is not Op.INPUT and op is not Op.PARAM:
+        raise no_row(op, "type rule of leaves (ir/node.py)")
     if len(attr) != 3 or not isinstance(attr[0], str) or type(attr[1]) is not int or not valid_axes(attr[1]):
         raise GraphError(f"{op} needs a name, axes and one more attribute, not {attr}")
     if op is Op.INPUT:

@@ -1,68 +1,187 @@
-"""The operations, and the sets that passes ask about. Each interpretation is a table keyed by `Op` elsewhere:
-evaluate (ir/evaluate.py), derivative (passes/differentiate.py), C, Triton and torch text (codegen/)."""
+"""The operations: one row each, and the sets that passes ask about, which follow from the rows.
+
+What an operation means is said by tables keyed by `Op`, one a file: float64 (ir/evaluate.py), derivative
+(passes/differentiate.py), interval (passes/ranges.py), torch, C and Triton text (codegen/). How one is added is told
+in docs/operations.md.
+"""
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from normforge.errors import MissingOperationError
+
+
+class Kind(enum.Enum):
+    """How an operation takes its operands."""
+
+    LEAF = enum.auto()
+    ELEMENTWISE = enum.auto()
+    REDUCTION = enum.auto()  # of one operand, along axes
+    DELIVERY = enum.auto()  # the operand itself, in another type
+
+
+class Level(enum.Enum):
+    """Where an operation occurs."""
+
+    BOTH = enum.auto()
+    SURFACE = enum.auto()  # `legalise` removes it
+    CORE = enum.auto()  # only `legalise` and later passes make it
+
+
+class Bounds(NamedTuple):
+    """Between which numbers results lie, whatever the operand is; finite ends are reached if `closed`."""
+
+    low: int
+    high: float
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What passes ask about an operation.
+
+    Attributes:
+        kind, level: see there.
+        arity: how many operands it takes.
+        cost: of one element in a fused kernel, in additions, roughly; of a moment, with its sweep over memory. It
+            chooses among equal forms, never what is hashed.
+        commutative: f(a, b) = f(b, a).
+        odd: f(-a) = -f(a), exactly. even: f(-a) = f(a).
+        rising: a larger operand gives a larger result.
+        range: of the results where they are finite; None if they may be anything.
+        contracts: |f(a)| <= |a|.
+        degree: d, where f(t·a) = t^d · f(a) for every t > 0; of sqrt and the moments in the limit ε -> 0.
+        smooth: its derivatives are continuous and bounded (on bounded operands, for products).
+        library: a function of mathematical libraries: dear, and different in the last bit from one to another.
+        at_zero: the f(0) of such a function, where that is one number on every machine.
+    """
+
+    kind: Kind
+    arity: int
+    level: Level = Level.BOTH
+    cost: float = 1.0
+    commutative: bool = False
+    odd: bool = False
+    even: bool = False
+    rising: bool = False
+    range: Bounds | None = None
+    contracts: bool = False
+    degree: float | None = None
+    smooth: bool = False
+    library: bool = False
+    at_zero: float | None = None
+
+
+SWEEP = 40.0  # the cost of a moment: one more pass over memory
+_BOTH, _SURFACE, _CORE = Level
+_LEAF, _EACH, _ALONG, _DELIVERY = Kind
+_UNIT, _SIGNED, _CLOSED = Bounds(0, 1), Bounds(-1, 1), Bounds(-1, 1, closed=True)
+_POSITIVE, _NONNEGATIVE = Bounds(0, math.inf), Bounds(0, math.inf, closed=True)
 
 
 class Op(enum.StrEnum):
     """One row a meaning. `sqrt` and `log` are the signed, ε-guarded surface forms; `root` and `ln` the plain ones."""
 
+    traits: Traits
+
+    def __new__(cls, word: str, traits: Traits) -> Op:
+        """The member that reads and prints as `word`."""
+        op = str.__new__(cls, word)
+        op._value_ = word
+        op.traits = traits
+        return op
+
+    # fmt: off
     # leaves
-    INPUT = "input"  # attr: name, axes, float class
-    PARAM = "param"  # attr: name, axes, start value
-    CONST = "const"  # attr: value
-    SIZE = "size"  # attr: axes; the number of elements along them
+    INPUT = "input", Traits(_LEAF, 0, cost=0.0)  # attr: name, axes, float class
+    PARAM = "param", Traits(_LEAF, 0, cost=0.0)  # attr: name, axes, start value
+    CONST = "const", Traits(_LEAF, 0, cost=0.0)  # attr: value
+    SIZE = "size", Traits(_LEAF, 0, _CORE, cost=0.0)  # attr: axes; the number of elements along them
     # elementwise, surface and core
-    ADD = "add"
-    SUB = "sub"
-    MUL = "mul"
-    DIV = "div"
-    MAX = "max"
-    MIN = "min"
-    NEG = "neg"
-    ABS = "abs"
-    SQUARE = "square"
-    EXP = "exp"
-    SIGMOID = "sigmoid"
-    TANH = "tanh"
-    ERF = "erf"
+    ADD = "add", Traits(_EACH, 2, commutative=True, smooth=True)
+    SUB = "sub", Traits(_EACH, 2, smooth=True)
+    MUL = "mul", Traits(_EACH, 2, commutative=True, smooth=True)
+    DIV = "div", Traits(_EACH, 2, cost=4.0)
+    MAX = "max", Traits(_EACH, 2, commutative=True)
+    MIN = "min", Traits(_EACH, 2, commutative=True)
+    NEG = "neg", Traits(_EACH, 1, odd=True, contracts=True, degree=1, smooth=True)
+    ABS = "abs", Traits(_EACH, 1, even=True, range=_NONNEGATIVE, contracts=True, degree=1)
+    SQUARE = "square", Traits(_EACH, 1, even=True, range=_NONNEGATIVE, degree=2, smooth=True)
+    EXP = "exp", Traits(_EACH, 1, cost=10.0, rising=True, range=_POSITIVE, library=True, at_zero=1)
+    SIGMOID = "sigmoid", Traits(_EACH, 1, cost=15.0, rising=True, range=_UNIT, smooth=True, library=True, at_zero=0.5)
+    TANH = "tanh", Traits(
+        _EACH, 1, cost=16.0, odd=True, rising=True, range=_SIGNED, contracts=True, smooth=True, library=True, at_zero=0)
+    ERF = "erf", Traits(
+        _EACH, 1, cost=16.0, odd=True, rising=True, range=_SIGNED, smooth=True, library=True, at_zero=0)
+    SOFTPLUS = "softplus", Traits(_EACH, 1, cost=24.0, rising=True, range=_POSITIVE, smooth=True, library=True)
+    SIN = "sin", Traits(
+        _EACH, 1, cost=20.0, odd=True, range=_CLOSED, contracts=True, smooth=True, library=True, at_zero=0)
+    COS = "cos", Traits(_EACH, 1, cost=20.0, even=True, range=_CLOSED, smooth=True, library=True, at_zero=1)
     # surface only
-    SQRT = "sqrt"  # a / sqrt(|a| + eps)
-    LOG = "log"  # sign(a) ln(|a| + eps)
-    STD = "std"  # attr: axes; sqrt(var + eps)
-    RMS = "rms"  # attr: axes; sqrt(mean of squares + eps)
+    SQRT = "sqrt", Traits(_EACH, 1, _SURFACE, cost=10.0, odd=True, rising=True, degree=0.5)  # a / sqrt(|a| + eps)
+    LOG = "log", Traits(_EACH, 1, _SURFACE, cost=16.0, odd=True)  # sign(a) ln(|a| + eps)
+    STD = "std", Traits(  # attr: axes; sqrt(var + eps)
+        _ALONG, 1, _SURFACE, cost=SWEEP + 5.0, range=_NONNEGATIVE, degree=1, smooth=True)
+    RMS = "rms", Traits(  # attr: axes; sqrt(mean of squares + eps)
+        _ALONG, 1, _SURFACE, cost=SWEEP + 6.0, range=_NONNEGATIVE, degree=1, smooth=True)
     # moments; surface and core
-    MEAN = "mean"  # attr: axes
+    MEAN = "mean", Traits(_ALONG, 1, cost=SWEEP, degree=1, smooth=True)  # attr: axes
     # core only
-    VAR = "var"  # attr: axes; biased, centred: one level together with the mean of the same operand
-    SUM = "sum"  # attr: axes
-    ROOT = "root"  # IEEE square root
-    LN = "ln"  # IEEE natural logarithm
-    SIGN = "sign"  # -1, 0, 1; NaN of NaN
-    BROADCAST = "broadcast"  # attr: axes, float class; the operand, delivered in a larger type
-    GATE = "gate"  # gate(a, b, t): t where a > b, t/2 where a == b, 0 where a < b; t where unordered
+    VAR = "var", Traits(  # attr: axes; biased, centred: one level together with the mean of the same operand
+        _ALONG, 1, _CORE, cost=SWEEP, range=_NONNEGATIVE, degree=2)
+    SUM = "sum", Traits(_ALONG, 1, _CORE, cost=SWEEP, degree=1)  # attr: axes
+    ROOT = "root", Traits(_EACH, 1, _CORE, cost=4.0, rising=True, range=_NONNEGATIVE, degree=0.5)  # IEEE square root
+    LN = "ln", Traits(_EACH, 1, _CORE, cost=12.0, rising=True, library=True)  # IEEE natural logarithm
+    SIGN = "sign", Traits(_EACH, 1, _CORE, odd=True, range=_CLOSED, degree=0)  # -1, 0, 1; NaN of NaN
+    BROADCAST = "broadcast", Traits(_DELIVERY, 1, _CORE, cost=0.0, degree=1)  # attr: axes, float class
+    GATE = "gate", Traits(_EACH, 3, _CORE)  # gate(a, b, t): t where a > b, t/2 where a == b, 0 where a < b; t unordered
+    # fmt: on
 
 
-UNARY = frozenset({Op.NEG, Op.ABS, Op.SQUARE, Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT, Op.LOG})
-UNARY_CORE = frozenset({Op.ROOT, Op.LN, Op.SIGN})
-BINARY = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.MIN})
-COMMUTATIVE = frozenset({Op.ADD, Op.MUL, Op.MAX, Op.MIN})
-MOMENT = frozenset({Op.MEAN, Op.STD, Op.RMS})
-REDUCE = frozenset({Op.MEAN, Op.VAR, Op.SUM})
-LEAF = frozenset({Op.INPUT, Op.PARAM, Op.CONST, Op.SIZE})
-ELEMENTWISE = UNARY | UNARY_CORE | BINARY | {Op.GATE}
+def _of_kind(*kinds: Kind) -> frozenset[Op]:
+    return frozenset(op for op in Op if op.traits.kind in kinds)
+
+
 # What `legalise` removes, and what only it and later passes make.
-SURFACE_ONLY = frozenset({Op.SQRT, Op.LOG, Op.STD, Op.RMS})
-CORE_ONLY = frozenset({Op.VAR, Op.SUM, Op.ROOT, Op.LN, Op.SIGN, Op.GATE, Op.SIZE, Op.BROADCAST})
+SURFACE_ONLY = frozenset(op for op in Op if op.traits.level is Level.SURFACE)
+CORE_ONLY = frozenset(op for op in Op if op.traits.level is Level.CORE)
 CORE = frozenset(Op) - SURFACE_ONLY
 SURFACE = frozenset(Op) - CORE_ONLY
-
-ARITY: dict[Op, int] = (
-    dict.fromkeys(LEAF, 0)
-    | dict.fromkeys(UNARY | UNARY_CORE | MOMENT | REDUCE | {Op.BROADCAST}, 1)
-    | dict.fromkeys(BINARY, 2)
-    | {Op.GATE: 3}
-)
+LEAF = _of_kind(Kind.LEAF)
+ELEMENTWISE = _of_kind(Kind.ELEMENTWISE)
+REDUCTION = _of_kind(Kind.REDUCTION)
+REDUCE = REDUCTION & CORE
+MOMENT = REDUCTION & SURFACE
+UNARY = tuple(op for op in Op if op in ELEMENTWISE & SURFACE and op.traits.arity == 1)  # in the order of the rows
+BINARY = frozenset(op for op in ELEMENTWISE if op.traits.arity == 2)
+COMMUTATIVE = frozenset(op for op in Op if op.traits.commutative)
+LIBRARY = frozenset(op for op in Op if op.traits.library)
 BY_NAME: dict[str, Op] = {op.value: op for op in Op}
+
+Row = TypeVar("Row")
+
+
+class Table(dict[Op, Row]):
+    """One interpretation of operations, each by its row. What has none is refused by name.
+
+    Attributes:
+        name: of the interpretation, as an error says it.
+        over: the operations that must have a row: a test asks every table for every one of them.
+    """
+
+    def __init__(self, name: str, over: Iterable[Op], rows: dict[Op, Row]) -> None:
+        super().__init__(rows)
+        self.name, self.over = name, frozenset(over)
+
+    def __missing__(self, op: Op) -> Row:
+        raise no_row(op, self.name)
+
+
+def no_row(op: Op, table: str) -> MissingOperationError:
+    """The error of a table that is asked for an operation which it does not know."""
+    return MissingOperationError(f"the {table} has no row for the operation {op!s}: see docs/operations.md")

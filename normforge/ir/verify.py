@@ -1,4 +1,5 @@
-"""The verifier: derives every type again and checks what a graph promises. Runs between all passes."""
+"""The verifier: derives every type again and checks what a graph promises. Runs between all passes
+(passes/pipeline.py), and on every graph that is read."""
 
 from __future__ import annotations
 

@@ -11,6 +11,9 @@ it is given work: an operation that would pass one stays a node of its own, opaq
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -19,11 +22,23 @@ import sympy
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, broadcast, const, make
-from normforge.ir.ops import LEAF, Op
+from normforge.ir.ops import LEAF, Op, Table
 from normforge.passes.memo import Memo
 from normforge.passes.ranges import Ranges
 
-ARITHMETIC = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG, Op.SQUARE})
+# What sympy sees of operations over sympy forms; all others are symbols to it.
+SYMPY: Table[Callable[..., Any]] = Table(
+    "sympy form (passes/algebra.py)",
+    (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG, Op.SQUARE),
+    {
+        Op.ADD: operator.add,
+        Op.SUB: operator.sub,
+        Op.MUL: operator.mul,
+        Op.DIV: operator.truediv,
+        Op.NEG: operator.neg,
+        Op.SQUARE: lambda a: a**2,
+    },
+)
 MAX_TREE = 2_000  # operations of one region, counted as a tree: sharing is lost on sympy
 MAX_LEVELS = 24  # alternations of sums and products: sympy recurses over them
 MAX_DEGREE = 8  # of a polynomial that is factored
@@ -35,20 +50,25 @@ MAX_FACTORED = 24  # terms of a sum that is factored
 _memo = Memo("factored")
 
 
-def algebra(graph: Graph, *, factor: bool = False) -> Graph:
+@dataclass(frozen=True)
+class Algebra:
     """Rebuild every arithmetic region through sympy, innermost first; the outputs keep their types.
 
-    Args:
-        graph: any graph.
+    Attributes:
         factor: factor sums, where that takes fewer operations; answers are kept on disk.
     """
-    rebuilt = _Regions(Ranges(graph.eps), factor)
-    for node in graph.nodes:
-        rebuilt.add(node)
-    outputs = ((name, node, rebuilt.settle(node)) for name, node in graph.outputs)
-    if graph.is_surface:
-        return graph.with_outputs(*((name, new) for name, _, new in outputs))
-    return graph.with_outputs(*((name, broadcast(new, old.type)) for name, old, new in outputs))
+
+    factor: bool = False
+
+    def run(self, graph: Graph) -> Graph:
+        """The rebuilt graph, of any graph."""
+        rebuilt = _Regions(Ranges(graph.eps), self.factor)
+        for node in graph.nodes:
+            rebuilt.add(node)
+        outputs = ((name, node, rebuilt.settle(node)) for name, node in graph.outputs)
+        if graph.is_surface:
+            return graph.with_outputs(*((name, new) for name, _, new in outputs))
+        return graph.with_outputs(*((name, broadcast(new, old.type)) for name, old, new in outputs))
 
 
 class _Regions:
@@ -67,14 +87,14 @@ class _Regions:
             self.put(node, sympy.Rational(repr(node.value)), 1, 0)
         elif node.op in LEAF:
             self.put(node, self.leaf(node), 1, 0)
-        elif node.op in ARITHMETIC:
+        elif node.op in SYMPY.over:
             tree = 1 + sum(self.tree[a] for a in node.args)
             args = [self.form[a] for a in node.args]
             hole = node.op is Op.DIV and not self.ranges.interval(node.args[1]).nonzero
             if hole:
                 args[1] = 1 / self.divisor(node.args[1])
             if tree <= MAX_TREE and not (hole and args[0] == 0):  # 0 / a has a hole
-                form = _arithmetic(node.op, args)
+                form = SYMPY[node.op](*args)
                 # A sum of sums and a product of products are one level.
                 levels = max(self.levels[a] + (self.form[a].is_Add != form.is_Add) for a in node.args)
                 if levels <= MAX_LEVELS and _fits(form):
@@ -147,20 +167,6 @@ def _ask(question: list[str]) -> str:
     best = sympy.factor(form) if degree <= MAX_DEGREE else sympy.factor_terms(form)
     exact = all(_literal(n) or (_literal(n.p) and _literal(n.q)) for n in best.atoms(sympy.Number))
     return str(best) if exact and best.count_ops() < form.count_ops() else ""
-
-
-def _arithmetic(op: Op, args: list[Any]) -> Any:
-    a = args[0]
-    if op is Op.NEG:
-        return -a
-    if op is Op.SQUARE:
-        return a**2
-    b = args[1]
-    if op is Op.ADD:
-        return a + b
-    if op is Op.SUB:
-        return a - b
-    return a * b if op is Op.MUL else a / b
 
 
 def _fits(form: Any) -> bool:

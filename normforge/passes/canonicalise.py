@@ -14,7 +14,7 @@ from normforge.errors import GraphError
 from normforge.ir.evaluate import EVALUATE
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, make
-from normforge.ir.ops import COMMUTATIVE, MOMENT, REDUCE, Op
+from normforge.ir.ops import COMMUTATIVE, LIBRARY, REDUCTION, Op
 from normforge.ir.types import INDEX_NAMES, B
 from normforge.passes.ranges import Ranges
 from normforge.passes.rules import FIRED, rules_for
@@ -69,7 +69,7 @@ class Canonicalise:
             value = self._fold(op, [a.value for a in node.args])
             if value is not None:
                 return const(value)
-        if op in REDUCE or op in MOMENT:
+        if op in REDUCTION:
             present = node.args[0].axes & node.reduced
             if not present:  # a moment of what does not vary along its axes, decided by type
                 if op is Op.MEAN or op is Op.SUM:
@@ -96,14 +96,13 @@ class Canonicalise:
             return None
         if self.finite_only:
             # An identity may depend neither on which of three constants met first nor on the machine's exp.
-            if op in _LIBRARY:
-                return value if values == [0.0] else None
+            if op in LIBRARY:
+                return value if values == [0.0] and op.traits.at_zero is not None else None
             if op in _RATIONAL and _decimal(value) != _RATIONAL[op](*map(_decimal, values)):
                 return None
         return value
 
 
-_LIBRARY = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
 _RATIONAL: dict[Op, Callable[..., Fraction]] = {
     Op.ADD: operator.add,
     Op.SUB: operator.sub,

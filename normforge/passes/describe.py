@@ -18,7 +18,7 @@ from normforge.passes.normal_form.moments import mean
 from normforge.passes.normal_form.values import TooLarge, Value
 from normforge.passes.properties import Monotone, homogeneity, is_bounded, monotony
 from normforge.passes.running import running_statistics
-from normforge.passes.simplify import COST, Simplify
+from normforge.passes.simplify import Simplify
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Describe:
     linear: y is affine in x.
     moments, moment_levels: of the simplified layer; the levels are how deep moments stand inside moments.
     parameters: in order of appearance. running: the running statistics.
-    operations: of the simplified layer. cost: of these by `simplify.COST`, in additions, moments as one sweep each.
+    operations: of the simplified layer. cost: theirs by the rows of ir/ops.py, in additions, moments as one sweep each.
     flops: the same without the sweeps, an element of x.
     """
 
@@ -53,7 +53,7 @@ class Describe:
             batch |= own and bool(node.reduced & B)
             if own:
                 moments.append(f"{node.op}[{INDEX_NAMES[node.reduced]}]")
-        cost = sum(COST[n.op] for n in simple.nodes)
+        cost = sum(n.op.traits.cost for n in simple.nodes)
         probed: list[str] = []
         return {
             "batch_dependent": batch,
@@ -67,7 +67,7 @@ class Describe:
             "running": [r.name for r in running_statistics(graph)],
             "operations": sum(n.op not in LEAF for n in simple.nodes),
             "cost": cost,
-            "flops": sum(COST[n.op] for n in simple.nodes if n.axes == FULL and n.op not in LEAF)
+            "flops": sum(n.op.traits.cost for n in simple.nodes if n.axes == FULL and n.op not in LEAF)
             + sum(n.op in MOMENT for n in simple.nodes) * 2,
             "probed": probed,
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, broadcast, const, make, size
-from normforge.ir.ops import Op
+from normforge.ir.ops import CORE, LEAF, Op, Table
 from normforge.ir.types import FloatClass, Type
 from normforge.passes.legalise import Legalise
 
@@ -25,40 +25,47 @@ def _one_minus(a: Node) -> Node:
 
 # operation -> (node, cotangent) -> cotangent of each operand, before it is summed to the operand's type.
 # None: the derivative is zero everywhere.
-VJP: dict[Op, Callable[[Node, Node], tuple[Node | None, ...]]] = {
-    Op.ADD: lambda n, t: (t, t),
-    Op.SUB: lambda n, t: (t, make(Op.NEG, (t,))),
-    Op.MUL: lambda n, t: (_mul(t, n.args[1]), _mul(t, n.args[0])),
-    Op.DIV: lambda n, t: (
-        make(Op.DIV, (t, n.args[1])),
-        make(Op.NEG, (_mul(t, make(Op.DIV, (n, n.args[1]))),)),
-    ),
-    Op.MAX: lambda n, t: (make(Op.GATE, (*n.args, t)), make(Op.GATE, (*n.args[::-1], t))),
-    Op.MIN: lambda n, t: (make(Op.GATE, (*n.args[::-1], t)), make(Op.GATE, (*n.args, t))),
-    Op.NEG: lambda n, t: (make(Op.NEG, (t,)),),
-    Op.ABS: lambda n, t: (_mul(t, make(Op.SIGN, n.args)),),
-    Op.SQUARE: lambda n, t: (_mul(t, _mul(const(2.0), n.args[0])),),
-    Op.EXP: lambda n, t: (_mul(t, n),),
-    Op.SIGMOID: lambda n, t: (_mul(t, _mul(n, _one_minus(n))),),
-    Op.TANH: lambda n, t: (_mul(t, _one_minus(make(Op.SQUARE, (n,)))),),
-    Op.ERF: lambda n, t: (
-        _mul(t, _mul(const(2 / math.sqrt(math.pi)), make(Op.EXP, (make(Op.NEG, (make(Op.SQUARE, n.args),)),)))),
-    ),
-    Op.ROOT: lambda n, t: (make(Op.DIV, (_mul(const(0.5), t), n)),),
-    Op.LN: lambda n, t: (make(Op.DIV, (t, n.args[0])),),
-    Op.SIGN: lambda n, t: (None,),
-    Op.GATE: lambda n, t: (None, None, make(Op.GATE, (n.args[0], n.args[1], t))),
-    Op.SUM: lambda n, t: (t,),
-    Op.BROADCAST: lambda n, t: (t,),
-    Op.MEAN: lambda n, t: (make(Op.DIV, (t, size(n.args[0].axes & n.reduced))),),
-    # d var = 2/n (a - mean) da: the mean's own variation adds nothing, since deviations sum to zero.
-    Op.VAR: lambda n, t: (
-        _mul(
-            make(Op.DIV, (_mul(const(2.0), t), size(n.args[0].axes & n.reduced))),
-            make(Op.SUB, (n.args[0], make(Op.MEAN, n.args, n.attr))),
+VJP: Table[Callable[[Node, Node], tuple[Node | None, ...]]] = Table(
+    "derivative (passes/differentiate.py)",
+    CORE - LEAF,
+    {
+        Op.ADD: lambda n, t: (t, t),
+        Op.SUB: lambda n, t: (t, make(Op.NEG, (t,))),
+        Op.MUL: lambda n, t: (_mul(t, n.args[1]), _mul(t, n.args[0])),
+        Op.DIV: lambda n, t: (
+            make(Op.DIV, (t, n.args[1])),
+            make(Op.NEG, (_mul(t, make(Op.DIV, (n, n.args[1]))),)),
         ),
-    ),
-}
+        Op.MAX: lambda n, t: (make(Op.GATE, (*n.args, t)), make(Op.GATE, (*n.args[::-1], t))),
+        Op.MIN: lambda n, t: (make(Op.GATE, (*n.args[::-1], t)), make(Op.GATE, (*n.args, t))),
+        Op.NEG: lambda n, t: (make(Op.NEG, (t,)),),
+        Op.ABS: lambda n, t: (_mul(t, make(Op.SIGN, n.args)),),
+        Op.SQUARE: lambda n, t: (_mul(t, _mul(const(2.0), n.args[0])),),
+        Op.EXP: lambda n, t: (_mul(t, n),),
+        Op.SIGMOID: lambda n, t: (_mul(t, _mul(n, _one_minus(n))),),
+        Op.TANH: lambda n, t: (_mul(t, _one_minus(make(Op.SQUARE, (n,)))),),
+        Op.ERF: lambda n, t: (
+            _mul(t, _mul(const(2 / math.sqrt(math.pi)), make(Op.EXP, (make(Op.NEG, (make(Op.SQUARE, n.args),)),)))),
+        ),
+        Op.SOFTPLUS: lambda n, t: (_mul(t, make(Op.SIGMOID, n.args)),),
+        Op.SIN: lambda n, t: (_mul(t, make(Op.COS, n.args)),),
+        Op.COS: lambda n, t: (make(Op.NEG, (_mul(t, make(Op.SIN, n.args)),)),),
+        Op.ROOT: lambda n, t: (make(Op.DIV, (_mul(const(0.5), t), n)),),
+        Op.LN: lambda n, t: (make(Op.DIV, (t, n.args[0])),),
+        Op.SIGN: lambda n, t: (None,),
+        Op.GATE: lambda n, t: (None, None, make(Op.GATE, (n.args[0], n.args[1], t))),
+        Op.SUM: lambda n, t: (t,),
+        Op.BROADCAST: lambda n, t: (t,),
+        Op.MEAN: lambda n, t: (make(Op.DIV, (t, size(n.args[0].axes & n.reduced))),),
+        # d var = 2/n (a - mean) da: the mean's own variation adds nothing, since deviations sum to zero.
+        Op.VAR: lambda n, t: (
+            _mul(
+                make(Op.DIV, (_mul(const(2.0), t), size(n.args[0].axes & n.reduced))),
+                make(Op.SUB, (n.args[0], make(Op.MEAN, n.args, n.attr))),
+            ),
+        ),
+    },
+)
 
 
 def sum_to(value: Node, declared: int, target: int) -> Node:

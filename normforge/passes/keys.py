@@ -7,11 +7,12 @@ from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.legalise import Legalise
 from normforge.passes.normal_form.family import family_key
 from normforge.passes.normal_form.identity import MAX_NODES, value_of
+from normforge.passes.pipeline import run_passes
 
 
 def lower(graph: Graph) -> Graph:
     """The graph that code is generated from: core operations, exact rules only."""
-    return Canonicalise().run(Legalise().run(graph))
+    return run_passes(graph, Legalise(), Canonicalise())
 
 
 def content_hash(graph: Graph) -> str:
@@ -22,7 +23,7 @@ def content_hash(graph: Graph) -> str:
 def function_hash(graph: Graph) -> str:
     """Of the value of the output (see `identity`), which holds ε only where it is used."""
     if not graph.is_surface or len(graph.nodes) > MAX_NODES:
-        return Canonicalise(finite_only=True).run(Legalise().run(graph)).structure_without_eps
+        return run_passes(graph, Legalise(), Canonicalise(finite_only=True)).structure_without_eps
     return value_of(graph)[1].key.hex()
 
 

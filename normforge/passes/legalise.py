@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, broadcast, const, make
-from normforge.ir.ops import MOMENT, REDUCE, Op
+from normforge.ir.ops import REDUCTION, SURFACE_ONLY, Op, Table
 
 
 def _sqrt(node: Node, a: Node, eps: Node) -> Node:
@@ -27,7 +27,9 @@ def _rms(node: Node, a: Node, eps: Node) -> Node:
 
 
 # surface operation -> (node, operand, ε) -> core nodes; the ε-guards are explained in docs/formula.md
-LOWER: dict[Op, Callable[[Node, Node, Node], Node]] = {Op.SQRT: _sqrt, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms}
+LOWER: Table[Callable[[Node, Node, Node], Node]] = Table(
+    "lowering (passes/legalise.py)", SURFACE_ONLY, {Op.SQRT: _sqrt, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms}
+)
 
 
 def moment(op: Op, a: Node, axes: int) -> Node:
@@ -50,9 +52,9 @@ class Legalise:
         out: dict[Node, Node] = {}
         for node in graph.nodes:
             args = tuple(out[a] for a in node.args)
-            if node.op in LOWER:
+            if node.op in SURFACE_ONLY:
                 out[node] = LOWER[node.op](node, args[0], eps)
-            elif node.op in REDUCE or node.op in MOMENT:
+            elif node.op in REDUCTION:
                 out[node] = moment(node.op, args[0], node.reduced)
             elif node.args:
                 out[node] = make(node.op, args, node.attr)

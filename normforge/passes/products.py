@@ -17,6 +17,7 @@ overflow on the way.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,13 @@ from typing import TypeVar
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, broadcast, const, make
-from normforge.ir.ops import Op
+from normforge.ir.ops import CORE, Op
 from normforge.passes.factor import bounded_away_from_zero, is_full
 
 MAX_FACTORS = 12  # of one product; longer ones stay as they are
 MAX_POWER = 2  # of a full factor that is taken apart from small ones
 # What is bounded whatever its operand, so that nobody needs to know how large that is.
-BOUNDED = frozenset({Op.SIGMOID, Op.TANH, Op.ERF, Op.SIGN})
+BOUNDED = frozenset(op for op in CORE if (r := op.traits.range) and r.high < math.inf)
 Gate = tuple[Node, Node]
 Small = tuple[Node, bool]
 Part = TypeVar("Part", Node, Gate, Small)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make
-from normforge.ir.ops import MOMENT, Op
+from normforge.ir.ops import Op
 from normforge.passes.differentiate import depending
 from normforge.passes.ranges import Ranges
 
@@ -24,7 +24,6 @@ class Monotone(enum.StrEnum):
 
 
 _FLIP = {Monotone.RISING: Monotone.FALLING, Monotone.FALLING: Monotone.RISING}
-_RISING = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT})
 
 
 def without_shift(graph: Graph, varies: set[Node]) -> Node:
@@ -62,13 +61,9 @@ def homogeneity(graph: Graph) -> Fraction | None:
                 out = known[0] + known[1]
             elif node.op is Op.DIV:
                 out = known[0] - known[1]
-            elif node.op is Op.SQUARE:
-                out = 2 * known[0]
-            elif node.op is Op.SQRT:
-                out = known[0] / 2
-            elif node.op in MOMENT or node.op in (Op.NEG, Op.ABS):
-                out = known[0]
-            elif known[0] == 0:
+            elif node.op.traits.degree is not None:
+                out = Fraction(node.op.traits.degree) * known[0]
+            elif not any(known):
                 out = Fraction(0)
         degree[node] = out
     return degree[target] if target in varies else None
@@ -91,7 +86,7 @@ def monotony(graph: Graph) -> Monotone:
 
 def _monotone(node: Node, a: list[Monotone], ranges: Ranges) -> Monotone:
     op = node.op
-    if op in _RISING:
+    if op.traits.rising:
         return a[0]
     if op is Op.NEG:
         return _FLIP.get(a[0], a[0])
@@ -115,7 +110,7 @@ def _monotone(node: Node, a: list[Monotone], ranges: Ranges) -> Monotone:
             return _scaled(a[0], node.args[1], ranges)
         if a[0] is Monotone.CONSTANT and ranges.interval(node.args[1]).nonzero:
             return _scaled(_FLIP.get(a[1], a[1]), node.args[0], ranges)
-    return Monotone.NO
+    return Monotone.NO  # nothing is proved of other operations: true of any
 
 
 def _together(a: Monotone, b: Monotone) -> Monotone:
@@ -179,7 +174,7 @@ def _is_centred(node: Node, a: Node, reduced: int) -> bool:
 def _below(node: Node, test: Callable[[Node], bool], bounded: set[Node]) -> bool:
     """|node| is at most a constant times a value that passes the test."""
     while not test(node):
-        if node.op in (Op.NEG, Op.ABS, Op.TANH):
+        if node.op.traits.contracts:
             node = node.args[0]
         elif node.op is Op.MUL and any(a in bounded for a in node.args):
             node = node.args[1] if node.args[0] in bounded else node.args[0]

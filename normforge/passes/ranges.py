@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, toposort
-from normforge.ir.ops import Op
-from normforge.passes.normal_form.intervals import EVERYTHING, INFINITY, NONNEGATIVE, POSITIVE, Interval, point
+from normforge.ir.ops import LEAF, Op, Table
+from normforge.passes.normal_form.intervals import EVERYTHING, INFINITY, NONNEGATIVE, Interval, point
 
 FLOAT32_MAX = Fraction(3.4028234663852886e38)
 
@@ -68,7 +68,7 @@ class Ranges:
         return self.of(node).interval
 
     def _fresh(self, node: Node, args: list[Range]) -> Range:
-        finite = _FINITE[node.op](*(a.finite for a in args)) if node.op in _FINITE else _any(*(a.finite for a in args))
+        finite = FINITE[node.op](*(a.finite for a in args))
         interval = self._interval(node, [a.interval for a in args])
         if node.op is Op.DIV and finite is Finite.MAYBE:
             if args[1].interval == point(0):
@@ -87,23 +87,19 @@ class Ranges:
         op = node.op
         if op is Op.CONST:
             return point(Fraction(repr(node.value))) if math.isfinite(node.value) else EVERYTHING
-        if op is Op.PARAM and self.start:
-            return point(Fraction(repr(node.attr[2])))
+        if op is Op.INPUT or op is Op.PARAM:
+            return point(Fraction(repr(node.attr[2]))) if op is Op.PARAM and self.start else EVERYTHING
         if op is Op.SIZE:
             return Interval(1, INFINITY, False, True)
-        if op in INTERVALS:
-            return INTERVALS[op](*a)
         if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV) and node.args[0] is node.args[1]:
             return _twice(op, a[0])
-        if op in _PAIRS:
-            return _PAIRS[op](*a)
         if op in (Op.STD, Op.RMS, Op.VAR):
             return self._moment(node, a[0])
         if op is Op.SQRT:
             return a[0].rising(lambda v: v / math.sqrt(abs(v) + self.eps), EVERYTHING)
         if op is Op.LOG:
             return guarded_log(a[0], Fraction(repr(self.eps)))
-        return EVERYTHING
+        return INTERVALS[op](*a)
 
     def _moment(self, node: Node, a: Interval) -> Interval:
         eps = Fraction(repr(self.eps))
@@ -144,43 +140,46 @@ def _sigmoid(a: float) -> float:
     return 1 / (1 + math.exp(-a)) if a > -700 else 0.0
 
 
-_UNIT = Interval(0, 1, True, True)
-_SIGNED = Interval(-1, 1, True, True)
+def _softplus(a: float) -> float:
+    return max(a, 0.0) + math.log1p(math.exp(-abs(a)))
+
+
 # Whatever the operand is.
 LIMITS: dict[Op, Interval] = {
-    Op.SIGMOID: _UNIT,
-    Op.TANH: _SIGNED,
-    Op.ERF: _SIGNED,
-    Op.EXP: POSITIVE,
-    Op.ABS: NONNEGATIVE,
-    Op.SQUARE: NONNEGATIVE,
-    Op.ROOT: NONNEGATIVE,
-    Op.STD: NONNEGATIVE,
-    Op.RMS: NONNEGATIVE,
-    Op.VAR: NONNEGATIVE,
+    op: Interval(r.low, r.high if r.high == INFINITY else int(r.high), not r.closed, not r.closed or r.high == INFINITY)
+    for op in Op
+    if (r := op.traits.range) is not None
 }
-INTERVALS: dict[Op, Callable[..., Interval]] = {
-    Op.NEG: lambda a: -a,
-    Op.ABS: Interval.magnitude,
-    Op.SQUARE: lambda a: a.power(2),
-    Op.EXP: lambda a: a.rising(_exp, POSITIVE),
-    Op.SIGMOID: lambda a: a.rising(_sigmoid, _UNIT),
-    Op.TANH: lambda a: a.rising(math.tanh, _SIGNED),
-    Op.ERF: lambda a: a.rising(math.erf, _SIGNED),
-    Op.ROOT: lambda a: a.meet(NONNEGATIVE).rising(math.sqrt, NONNEGATIVE) if a.hi >= 0 else EVERYTHING,
-    Op.SIGN: lambda a: Interval(-1, 1).meet(Interval(int(a.positive) or (0 if a.nonnegative else -1), 1)),
-    Op.MEAN: lambda a: a,
-    Op.BROADCAST: lambda a: a,
-    Op.MAX: Interval.larger,
-    Op.MIN: lambda a, b: -(-a).larger(-b),
-    Op.GATE: lambda a, b, t: t.join(point(0)),
-}
-_PAIRS: dict[Op, Callable[[Interval, Interval], Interval]] = {
-    Op.ADD: Interval.plus,
-    Op.SUB: lambda a, b: a.plus(-b),
-    Op.MUL: Interval.times,
-    Op.DIV: lambda a, b: a.times(b.inverse()),
-}
+# The rest knows more than its operands' intervals: `Ranges` asks for it by name.
+INTERVALS: Table[Callable[..., Interval]] = Table(
+    "intervals (passes/ranges.py)",
+    frozenset(Op) - LEAF - {Op.STD, Op.RMS, Op.VAR, Op.SQRT, Op.LOG},
+    {
+        Op.ADD: Interval.plus,
+        Op.SUB: lambda a, b: a.plus(-b),
+        Op.MUL: Interval.times,
+        Op.DIV: lambda a, b: a.times(b.inverse()),
+        Op.MAX: Interval.larger,
+        Op.MIN: lambda a, b: -(-a).larger(-b),
+        Op.NEG: lambda a: -a,
+        Op.ABS: Interval.magnitude,
+        Op.SQUARE: lambda a: a.power(2),
+        Op.EXP: lambda a: a.rising(_exp, LIMITS[Op.EXP]),
+        Op.SIGMOID: lambda a: a.rising(_sigmoid, LIMITS[Op.SIGMOID]),
+        Op.TANH: lambda a: a.rising(math.tanh, LIMITS[Op.TANH]),
+        Op.ERF: lambda a: a.rising(math.erf, LIMITS[Op.ERF]),
+        Op.SOFTPLUS: lambda a: a.rising(_softplus, LIMITS[Op.SOFTPLUS]),
+        Op.SIN: lambda a: LIMITS[Op.SIN],
+        Op.COS: lambda a: LIMITS[Op.COS],
+        Op.ROOT: lambda a: a.meet(NONNEGATIVE).rising(math.sqrt, NONNEGATIVE) if a.hi >= 0 else EVERYTHING,
+        Op.LN: lambda a: EVERYTHING,
+        Op.SIGN: lambda a: Interval(-1, 1).meet(Interval(int(a.positive) or (0 if a.nonnegative else -1), 1)),
+        Op.GATE: lambda a, b, t: t.join(point(0)),
+        Op.MEAN: lambda a: a,
+        Op.SUM: lambda a: EVERYTHING,
+        Op.BROADCAST: lambda a: a,
+    },
+)
 
 
 def _any(*args: Finite) -> Finite:
@@ -218,17 +217,30 @@ def _negated(a: Finite) -> Finite:
 
 
 _SWAP = {Finite.PLUS: Finite.MINUS, Finite.MINUS: Finite.PLUS}
-_FINITE: dict[Op, Callable[..., Finite]] = {
-    Op.DIV: _div,
-    Op.MAX: lambda a, b: _max(a, b, Finite.PLUS, Finite.MINUS),
-    Op.MIN: lambda a, b: _max(a, b, Finite.MINUS, Finite.PLUS),
-    Op.NEG: _negated,
-    Op.ABS: lambda a: Finite.PLUS if a in _SWAP else a,
-    Op.SQUARE: lambda a: Finite.PLUS if a in _SWAP else a,
-    Op.EXP: lambda a: a if a in (Finite.PLUS, Finite.NAN) else Finite.MAYBE,
-    Op.SIGMOID: _nan,
-    Op.TANH: _nan,
-    Op.ERF: _nan,
-    Op.SIGN: _nan,
-    Op.GATE: lambda a, b, t: Finite.MAYBE,
-}
+FINITE: Table[Callable[..., Finite]] = Table(
+    "finiteness (passes/ranges.py)",
+    Op,
+    dict.fromkeys(LEAF, _any)
+    | dict.fromkeys((Op.ADD, Op.SUB, Op.MUL, Op.MEAN, Op.STD, Op.RMS, Op.VAR, Op.SUM, Op.BROADCAST), _any)
+    | {
+        Op.DIV: _div,
+        Op.MAX: lambda a, b: _max(a, b, Finite.PLUS, Finite.MINUS),
+        Op.MIN: lambda a, b: _max(a, b, Finite.MINUS, Finite.PLUS),
+        Op.NEG: _negated,
+        Op.ABS: lambda a: Finite.PLUS if a in _SWAP else a,
+        Op.SQUARE: lambda a: Finite.PLUS if a in _SWAP else a,
+        Op.EXP: lambda a: a if a in (Finite.PLUS, Finite.NAN) else Finite.MAYBE,
+        Op.SOFTPLUS: lambda a: a if a in (Finite.PLUS, Finite.NAN) else Finite.MAYBE,
+        Op.SIN: lambda a: Finite.NAN if a else Finite.MAYBE,
+        Op.COS: lambda a: Finite.NAN if a else Finite.MAYBE,
+        Op.SIGMOID: _nan,
+        Op.TANH: _nan,
+        Op.ERF: _nan,
+        Op.SQRT: _any,
+        Op.LOG: _any,
+        Op.ROOT: _any,
+        Op.LN: _any,
+        Op.SIGN: _nan,
+        Op.GATE: lambda a, b, t: Finite.MAYBE,
+    },
+)

@@ -21,7 +21,7 @@ from functools import cached_property
 
 from normforge.ir.forms.formula import parse_formula
 from normforge.ir.node import Node, make, toposort
-from normforge.ir.ops import COMMUTATIVE, Op
+from normforge.ir.ops import COMMUTATIVE, UNARY, Op
 from normforge.passes.normal_form.intervals import point
 from normforge.passes.ranges import Ranges
 
@@ -101,6 +101,10 @@ def _build(rewrite: Node, bound: dict[str, Node]) -> Node:
     return out[rewrite]
 
 
+# What the traits of functions say; of -(-a) and abs(abs(a)) a rule speaks already.
+_EVEN = tuple(f for f in UNARY if f.traits.even)
+_ODD = tuple(f for f in UNARY if f.traits.odd and f is not Op.NEG)
+_NONNEGATIVE = tuple(f for f in UNARY if f.traits.range and f.traits.range.low >= 0 and f is not Op.ABS)
 _E, _F, _I = Soundness.EXACT, Soundness.FINITE_ONLY, Soundness.IDENTITY_ONLY
 RULES: tuple[Rule, ...] = (
     Rule("a + 0", "a", _E),
@@ -122,17 +126,10 @@ RULES: tuple[Rule, ...] = (
     Rule("min(a, a)", "a", _E),
     Rule("max(a, -a)", "abs(a)", _E),
     Rule("min(a, -a)", "-abs(a)", _E),
-    Rule("abs(-a)", "abs(a)", _E),
-    Rule("abs(abs(a))", "abs(a)", _E),
-    Rule("abs(square(a))", "square(a)", _E),
-    Rule("abs(exp(a))", "exp(a)", _E),
-    Rule("abs(sigmoid(a))", "sigmoid(a)", _E),
-    Rule("square(-a)", "square(a)", _E),
-    Rule("square(abs(a))", "square(a)", _E),
-    Rule("tanh(-a)", "-tanh(a)", _E),
-    Rule("erf(-a)", "-erf(a)", _E),
-    Rule("sqrt(-a)", "-sqrt(a)", _E),
-    Rule("log(-a)", "-log(a)", _E),
+    *(Rule(f"{f}(-a)", f"{f}(a)", _E) for f in _EVEN),
+    *(Rule(f"{f}(abs(a))", f"{f}(a)", _E) for f in _EVEN),
+    *(Rule(f"abs({f}(a))", f"{f}(a)", _E) for f in _NONNEGATIVE),
+    *(Rule(f"{f}(-a)", f"-{f}(a)", _E) for f in _ODD),
     Rule("abs(a)", "a", _E, "a > 0"),  # where a may be 0, the slopes differ there
     Rule("abs(a)", "a", _F, "a >= 0"),
     Rule("abs(a)", "-a", _F, "a <= 0"),

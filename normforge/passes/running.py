@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, make, preorder, size, stat, substitute
-from normforge.ir.ops import MOMENT, Op
+from normforge.ir.ops import MOMENT, Op, Table, no_row
 from normforge.ir.types import B
 
 # kind of moment -> (name of the buffer, start value)
-_NAMES: dict[Op, tuple[str, float]] = {
-    Op.MEAN: ("running_mean", 0.0),
-    Op.STD: ("running_var", 1.0),
-    Op.RMS: ("running_ms", 1.0),
-}
+BUFFERS: Table[tuple[str, float]] = Table(
+    "running statistics (passes/running.py)",
+    MOMENT,
+    {Op.MEAN: ("running_mean", 0.0), Op.STD: ("running_var", 1.0), Op.RMS: ("running_ms", 1.0)},
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Running:
             return self.node
         if self.node.op is Op.STD:
             return make(Op.VAR, (a,), (axes,))
-        return make(Op.MEAN, (make(Op.SQUARE, (a,)),), (axes,))
+        if self.node.op is Op.RMS:
+            return make(Op.MEAN, (make(Op.SQUARE, (a,)),), (axes,))
+        raise no_row(self.node.op, BUFFERS.name)
 
     def kept(self) -> Node:
         """What the buffer averages over steps, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
@@ -70,7 +72,7 @@ def running_statistics(graph: Graph) -> tuple[Running, ...]:
     count: dict[Op, int] = {}
     for node in preorder(n for _, n in graph.outputs):
         if node.op in MOMENT and node.reduced & B and node.args[0].axes & node.reduced:
-            name, start = _NAMES[node.op]
+            name, start = BUFFERS[node.op]
             k = count.get(node.op, 0)
             count[node.op] = k + 1
             found.append(Running(f"{name}_{k}" if k else name, node, start))

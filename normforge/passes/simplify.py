@@ -15,36 +15,19 @@ import numpy as np
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import ELEMENTWISE, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.ops import Op
 from normforge.ir.types import FULL, B, FloatClass, G, K, S
-from normforge.passes.algebra import algebra
+from normforge.passes.algebra import Algebra
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.normal_form.identity import MAX_NODES
+from normforge.passes.pipeline import run_passes
 
 MAX_ROUNDS = 16  # of algebra and rules in turn; two or three are the rule
 
-SWEEP = 40.0  # a moment: one more pass over memory
-# Rough cost of one element in a fused kernel, in additions; chooses among equal forms, never what is hashed.
-COST: dict[Op, float] = dict.fromkeys(ELEMENTWISE, 1.0) | {
-    Op.DIV: 4.0,
-    Op.ROOT: 4.0,
-    Op.SQRT: 10.0,
-    Op.EXP: 10.0,
-    Op.LN: 12.0,
-    Op.LOG: 16.0,
-    Op.SIGMOID: 15.0,
-    Op.TANH: 16.0,
-    Op.ERF: 16.0,
-    **dict.fromkeys(LEAF | {Op.BROADCAST}, 0.0),
-    **dict.fromkeys(MOMENT | REDUCE, SWEEP),
-    Op.STD: SWEEP + 5.0,  # + ε and the root, as they are lowered
-    Op.RMS: SWEEP + 6.0,
-}
-
 
 def cost(graph: Graph) -> float:
-    """Cost of a graph by the table above."""
-    return sum(COST[n.op] for n in graph.nodes)
+    """Cost of a graph by the rows of its operations (ir/ops.py), in additions."""
+    return sum(n.op.traits.cost for n in graph.nodes)
 
 
 @dataclass(frozen=True)
@@ -79,9 +62,9 @@ def simplify(graph: Graph) -> Graph:
 
 def _forms(graph: Graph) -> tuple[Graph, ...]:
     """Equal graphs, the one that is given last, each once."""
-    canonical = Canonicalise(finite_only=True).run(graph)
+    canonical = run_passes(graph, Canonicalise(finite_only=True))
     if not graph.is_surface and not _same_types(canonical, graph):
-        canonical = Canonicalise().run(graph)
+        canonical = run_passes(graph, Canonicalise())
     forms = {}
     if len(graph.nodes) <= MAX_NODES:
         plain = _fixpoint(canonical, factor=False)
@@ -123,7 +106,7 @@ def _fixpoint(start: Graph, factor: bool) -> Graph:
             current = start
             break
         seen[current.structure] = current
-        new = Canonicalise(finite_only=True).run(algebra(current, factor=factor))
+        new = run_passes(current, Algebra(factor), Canonicalise(finite_only=True))
         if new.structure != current.structure and len(new.nodes) <= MAX_NODES and _agree(current, new):
             current = new
     end = _kept.get((current.structure, factor))

@@ -20,7 +20,7 @@ from normforge.errors import GraphError
 from normforge.ir.evaluate import EVALUATE, axes_of
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import Op
+from normforge.ir.ops import LIBRARY, Op
 from normforge.ir.types import B, G, K, S
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ def _rounded(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 ELEMENTWISE: dict[Op, Callable[..., Array]] = EVALUATE | {
     Op.MAX: lambda a, b: np.maximum(a, b) + np.float32(0),
     Op.MIN: lambda a, b: np.minimum(a, b) + np.float32(0),
-    **{op: _rounded(EVALUATE[op]) for op in (Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN)},
+    **{op: _rounded(EVALUATE[op]) for op in LIBRARY},
 }
 
 

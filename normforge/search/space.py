@@ -16,7 +16,7 @@ from normforge.errors import GraphError, OptionError, ParseError, nearest
 from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, const, data, make, param, substitute, toposort
-from normforge.ir.ops import ARITY, MOMENT, Op
+from normforge.ir.ops import MOMENT, Op
 from normforge.ir.types import INDEX_SETS, reduced_name
 from normforge.search.config import OPERATIONS, Space
 
@@ -61,7 +61,7 @@ class SearchSpace:
         operations = [_operation(name) for name in config.operations]
         for op in operations:
             if op not in MOMENT:
-                self.primitives[op.value] = Primitive(ARITY[op], _maker(op, ()))
+                self.primitives[op.value] = Primitive(op.traits.arity, _maker(op, ()))
         for op in operations:
             for index in config.index_sets if op in MOMENT else ():
                 axes = _axes(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import SHAPES, check_against_eager
+from reference import SHAPES, check_against_eager, compare, make, random_input, tolerance
 
 import normforge as nf
 from normforge.kernels import toolchain
@@ -20,6 +20,8 @@ EXTRA = {
     "nested batch": "x / std[b,w,h](x - mean[b,w,h](x * sigmoid(v1 * x))) + log(x) * sqrt(x)",
     "of a parameter": "x * std[b,w,h,c](gamma) + mean[w,h,c/g](beta * v1)",
     "broadcast": "mean[w,h](x) * gamma + min(v0, v1)",
+    "mish": "x * tanh(softplus(x))",
+    "periodic moments": "cos(x / rms[w,h](x)) * softplus(std[w,h,c/g](sin(x) * v1)) + beta",
     "identity": "x",
     "constant": "beta * 2",
 }
@@ -41,3 +43,25 @@ def test_layer(name: str, dtype: torch.dtype) -> None:
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
     for layout in ("nchw", "nhwc"):
         check_against_eager(nf.layers[name], (3, 8, 5, 6), 4, dtype, layout)
+
+
+@pytest.mark.parametrize("name", ["mish", "periodic moments"])
+def test_third_order(name: str) -> None:
+    """The gradient of the gradient of the gradient, against eager in float64."""
+    layer, shape = nf.parse(EXTRA[name]), (2, 6, 3, 5)
+    for layout in ("nchw", "nhwc"):
+        got = _third(layer, "c", random_input(shape, 1, torch.float32, layout))
+        want = _third(layer, "eager", random_input(shape, 1, torch.float32, layout).double())
+        for order, (a, b) in enumerate(zip(got, want, strict=True), start=1):
+            largest = float(b.abs().max())
+            compare(a, b, tolerance(torch.float32, a.numel(), 1 + largest, order), f"order {order} of {name} {layout}")
+
+
+def _third(layer: nf.Graph, backend: str, x: torch.Tensor) -> list[torch.Tensor]:
+    y = make(layer, backend, x.shape[1], 2, x.dtype, 0)(x.requires_grad_())
+    weights = random_input(x.shape, 2, torch.float32).to(x.dtype)
+    found = []
+    for _ in range(3):
+        (y,) = torch.autograd.grad((y * weights).sum(), x, create_graph=True)
+        found.append(y.detach())
+    return found

@@ -480,7 +480,8 @@ def test_nan_and_infinity_propagate() -> None:
     assert torch.isnan(m(x))[0, 0] and torch.isinf(m(x)[1]).all() and torch.isfinite(m(x)[0, 1])
     for formula in ("max(x, v1)", "max(v1, x)", "min(x, v1)", "min(v1, x)"):
         assert torch.isnan(nf.compile(formula, 2, backend="c")(x)[0, 0])
-    for formula in ("exp(x)", "log(x)", "sqrt(x)", "tanh(x)", "sigmoid(x)", "erf(x)"):
+    for function in ("exp", "log", "sqrt", "tanh", "sigmoid", "erf", "softplus", "sin", "cos"):
+        formula = f"{function}(x)"
         got = nf.compile(formula, 1, backend="c")
         x = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([1e-40, -1e-40, 3e38, -3e38, 0.0]),
                        torch.tensor([float("inf"), -float("inf")])])[:, None]  # fmt: skip

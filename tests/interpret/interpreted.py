@@ -58,6 +58,8 @@ NESTED = {
     "batch-levels": "x / std[b,w,h](x) * tanh(v1 * x / rms[b,w,h](x * sigmoid(x / std[b,w,h](x)))) * gamma + beta",
     "small-output": "mean[w,h](x) * gamma + min(v0, v1)",
     "constant": "beta * 2",
+    "mish": "x * tanh(softplus(x))",
+    "periodic": "sin(v1 * x) * gamma + beta",
 }
 
 

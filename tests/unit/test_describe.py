@@ -41,6 +41,11 @@ FACTS = [
     ("std[w,h](x * std[c](x)) + x", {"moment_levels": 2}),
     ("sigmoid(x) * 2 - 1", {"bounded": True, "monotone": "rising"}),
     ("exp(exp(x))", {"bounded": False}),
+    ("softplus(x)", {"monotone": "rising", "bounded": False, "scale_degree": None, "linear": False}),
+    ("x * tanh(softplus(x))", {"monotone": "no", "bounded": False}),
+    ("sin(x) * gamma + beta", {"monotone": "no", "bounded": True, "scale_degree": None}),
+    ("cos(x / rms[w,h](x))", {"bounded": True, "scale_degree": 0}),
+    ("sin(x - mean[c](x)) / std[c](x)", {"shift_invariant": True}),
 ]
 
 

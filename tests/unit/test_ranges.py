@@ -103,6 +103,10 @@ def test_every_value_lies_in_its_range(graph: Graph, scale: float) -> None:
         ("log(2 + square(x))", "[0.693152, inf)"),
         ("sqrt(sigmoid(x))", "(0, 0.999995)"),
         ("x / square(x)", "(-inf, inf)"),
+        ("softplus(x)", "(0, inf)"),
+        ("softplus(abs(x))", "[0.693147, inf)"),
+        ("tanh(softplus(x))", "(0, 1)"),
+        ("2 - sin(x) * cos(v1 * x)", "[1, 3]"),
     ],
 )
 def test_intervals(formula: str, interval: str) -> None:
@@ -123,6 +127,10 @@ def test_intervals(formula: str, interval: str) -> None:
         ("std[w,h](x / (x - x))", Finite.NEVER),
         ("sigmoid(0 / 0) + x", Finite.NAN),
         ("x / v0", Finite.MAYBE),
+        ("softplus(exp(1000)) + x", Finite.NEVER),
+        ("softplus(-exp(1000)) + x", Finite.MAYBE),
+        ("sin(exp(1000)) + x", Finite.NAN),
+        ("cos(x / 0)", Finite.NAN),
     ],
 )
 def test_what_is_never_finite(formula: str, finite: Finite) -> None:

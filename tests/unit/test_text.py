@@ -72,6 +72,28 @@ def test_declarations() -> None:
     assert [p.name for p in parse("beta + x * gamma - v0").params] == ["beta", "gamma", "v0"]
 
 
+@pytest.mark.parametrize("word", ["softplus", "sin", "cos"])
+def test_a_declared_name_wins_over_a_later_word(word: str) -> None:
+    graph = parse(f"param {word} = 0.5; x * {word}")
+    assert graph.output is make(Op.MUL, (data("x"), param(word, 0.5)))
+    assert str(graph) == f"param {word} = 0.5; x * {word}"
+    assert parse(str(graph)) == graph
+    assert parse(f"{word}(x)").output is make(Op(word), (data("x"),))
+    with pytest.raises(ParseError, match=f"'{word}' is a value, not a function"):
+        parse(f"param {word} = 0.5; {word}(x)")
+    with pytest.raises(ParseError, match=f"{word} is a function"):
+        parse(f"x * {word}")
+    # What no formula can say, since the one would hide the other, is written as a dump.
+    both = Graph((("y", make(Op.MUL, (make(Op(word), (data("x"),)), param(word, 0.5)))),), (data("x"),))
+    assert not both.is_surface and Graph.from_dump(str(both)) == both
+
+
+@pytest.mark.parametrize("word", ["sigmoid", "gelu", "mean", "x", "param"])
+def test_first_words_name_nothing_else(word: str) -> None:
+    with pytest.raises(ParseError, match="has a meaning of its own"):
+        parse(f"param {word} = 0.5; x")
+
+
 def test_names_win_over_expressions() -> None:
     assert parse(" bn-relu ") == layers["bn-relu"]
     with pytest.raises(UnknownNameError, match="did you mean 'bn-relu'"):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.ir.node import Node
-from normforge.ir.ops import LEAF, Op
+from normforge.ir.ops import CORE, ELEMENTWISE, LEAF, Op, Table
 from normforge.ir.types import C, G, K, S
 from normforge.passes.factor import is_full
 
-# Core operation -> C expression over operand names: of one double, and of vectors of the arithmetic type.
+# Core operation -> C expression over operand names: of one double, and of vectors of the arithmetic type. What is
+# neither arithmetic nor of the C library is a function of the prelude, f_OPERATION of a double, v_OPERATION of vectors.
 _ARITHMETIC: dict[Op, str] = {
     Op.ADD: "{0} + {1}",
     Op.SUB: "{0} - {1}",
@@ -22,18 +23,20 @@ _ARITHMETIC: dict[Op, str] = {
     Op.SQUARE: "{0} * {0}",
     Op.BROADCAST: "{0}",
 }
-_FUNCTIONS = {Op.MAX: 2, Op.MIN: 2, Op.SIGMOID: 1, Op.SIGN: 1, Op.GATE: 3}
 _LIBRARY = {Op.ABS: "fabs", Op.EXP: "exp", Op.TANH: "tanh", Op.ERF: "erf", Op.ROOT: "sqrt", Op.LN: "log"}
-SMALL_CODE = (
-    _ARITHMETIC
-    | {op: f"f_{op}({', '.join(f'{{{i}}}' for i in range(n))})" for op, n in _FUNCTIONS.items()}
-    | {op: f"{name}({{0}})" for op, name in _LIBRARY.items()}
+_CODED = CORE & ELEMENTWISE | {Op.BROADCAST}
+
+
+def _calls(prefix: str) -> dict[Op, str]:
+    return {op: f"{prefix}_{op}({', '.join(f'{{{i}}}' for i in range(op.traits.arity))})" for op in _CODED}
+
+
+SMALL_CODE = Table(
+    "C text of numbers (codegen/c/names.py)",
+    _CODED,
+    _calls("f") | _ARITHMETIC | {op: f"{name}({{0}})" for op, name in _LIBRARY.items()},
 )
-VECTOR_CODE = (
-    _ARITHMETIC
-    | {op: f"v_{op}({', '.join(f'{{{i}}}' for i in range(n))})" for op, n in _FUNCTIONS.items()}
-    | {op: f"v_{op}({{0}})" for op in _LIBRARY}
-)
+VECTOR_CODE = Table("C text of vectors (codegen/c/names.py)", _CODED, _calls("v") | _ARITHMETIC)
 
 
 def literal(value: float) -> str:

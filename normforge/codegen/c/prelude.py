@@ -228,6 +228,41 @@ INLINE V v_ln(V a) {
   y = either(a == 0.0f, set(-INFINITY), y);
   return either((a < 0.0f) | (a != a), set(NAN), y);
 }
+/* max(a, 0) + ln(1 + t), t = e^-|a|. The logarithm is 2 artanh(s), s (2 + t) = t, a series right for small t. */
+INLINE V v_softplus(V a) {
+  V t = v_exp(-v_abs(a)), s = t / (t + 2.0f), z = s * s;
+  V p = fma_(set(7.692307692e-02f), z, set(9.090909091e-02f));
+  p = fma_(p, z, set(1.111111111e-01f));
+  p = fma_(p, z, set(1.428571429e-01f));
+  p = fma_(p, z, set(2.000000000e-01f));
+  p = fma_(p, z, set(3.333333333e-01f));
+  s = fma_(s * z, p, s);
+  return max_or(a, set(0.0f)) + (s + s);
+}
+/* The sine of a and of so many quarter turns more. The rest of a by quarters is taken in double, a quarter in two parts
+   of which the first has 25 bits: right for |a| below 4e8. Beyond, for NaN and infinities, the C library is asked. */
+INLINE V wave(V a, int quarter) {
+  typedef double D __attribute__((vector_size(2 * BYTES)));
+  M near = v_abs(a) < 4.0e8f;
+  D x = __builtin_convertvector(bits_if(near, a), D);
+  D k = (x * 6.36619772367581382433e-01 + 6755399441055744.0) - 6755399441055744.0;
+  D rest = (x - k * 1.57079631090164184570e+00) - k * 1.58932547735281966916e-08;
+  V f = __builtin_convertvector(rest, V), z = f * f;
+  M n = __builtin_convertvector(k, M) + quarter;
+  V s = fma_(set(-1.9515295891e-04f), z, set(8.3321608736e-03f));
+  s = fma_(s, z, set(-1.6666654611e-01f));
+  s = fma_(s * z, f, f);
+  V c = fma_(set(2.443315711809948e-05f), z, set(-1.388731625493765e-03f));
+  c = fma_(c, z, set(4.166664568298827e-02f));
+  c = fma_(c * z, z, fma_(set(-0.5f), z, set(1.0f)));
+  V y = (V)((M)either((n & 1) != 0, c, s) ^ ((n & 2) << 30));
+  if (total(bits_if(~near, set(1.0f))) > 0)
+    for (int l = 0; l < W; ++l)
+      if (!near[l]) y[l] = (float)(quarter ? __builtin_cos(a[l]) : __builtin_sin(a[l]));
+  return y;
+}
+INLINE V v_sin(V a) { return wave(a, 0); }
+INLINE V v_cos(V a) { return wave(a, 1); }
 """
 
 FLOAT64 = r"""
@@ -239,6 +274,12 @@ INLINE V v_sigmoid(V a) { a = -a; for (int l = 0; l < W; ++l) a[l] = exp(a[l]); 
 INLINE V v_tanh(V a) { EACH(tanh); }
 INLINE V v_erf(V a) { EACH(erf); }
 INLINE V v_ln(V a) { EACH(log); }
+INLINE V v_softplus(V a) {
+  for (int l = 0; l < W; ++l) a[l] = (a[l] < 0 ? 0 : a[l]) + __builtin_log1p(exp(-fabs(a[l])));
+  return a;
+}
+INLINE V v_sin(V a) { EACH(__builtin_sin); }
+INLINE V v_cos(V a) { EACH(__builtin_cos); }
 """
 
 # Small values, one at a time, in double. A NaN in either operand of max and min gives NaN.
@@ -248,6 +289,9 @@ INLINE double f_min(double a, double b) { return (a < b) | (a != a) ? a : b; }
 INLINE double f_sign(double a) { return a != a ? a : (double)(a > 0) - (double)(a < 0); }
 INLINE double f_gate(double a, double b, double t) { double share = a == b ? 0.5 : 1; return a < b ? 0 : t * share; }
 INLINE double f_sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
+INLINE double f_softplus(double a) { return (a < 0 ? 0 : a) + __builtin_log1p(exp(-fabs(a))); }
+INLINE double f_sin(double a) { return __builtin_sin(a); }
+INLINE double f_cos(double a) { return __builtin_cos(a); }
 """
 
 # Full tensors in the storage type. PUT streams past the caches where `past` says that they cannot hold the output.

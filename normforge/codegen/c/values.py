@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from normforge.codegen.c.names import is_stored
 from normforge.codegen.plan import Plan, is_full_input, is_sweep_sum
 from normforge.ir.node import Node, preorder
-from normforge.ir.ops import Op
+from normforge.ir.ops import LIBRARY, Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.factor import is_full
 
 # What costs more than a store and a load: computed once a slab, kept in a small buffer from sweep to sweep.
-DEAR = frozenset({Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.LN})
+DEAR = LIBRARY
 KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
 MAX_KEPT = 4  # buffers: a level-2 cache, and the stack of a small thread, hold no more
 TILE = 4096  # elements of rows between two visits of the same data: 16 KiB, half of a level-1 cache

@@ -12,34 +12,35 @@ from normforge.codegen.plan import Plan, is_sweep_sum
 from normforge.codegen.stage import Stage
 from normforge.codegen.triton.kernels import sweep_numbers
 from normforge.ir.node import Node, preorder
-from normforge.ir.ops import LEAF, Op
+from normforge.ir.ops import CORE, ELEMENTWISE, LEAF, Op, Table
 from normforge.ir.types import B, axes_name, reduced_name
 from normforge.passes.factor import is_full
 
-# Core operation -> Triton expression over operand names, on float32 values.
-CODE: dict[Op, str] = {
-    Op.ADD: "{0} + {1}",
-    Op.SUB: "{0} - {1}",
-    Op.MUL: "{0} * {1}",
-    Op.DIV: "{0} / {1}",
-    Op.MAX: "f_max({0}, {1})",
-    Op.MIN: "f_min({0}, {1})",
-    Op.NEG: "-{0}",
-    Op.ABS: "tl.abs({0})",
-    Op.SQUARE: "{0} * {0}",
-    Op.EXP: "tl.exp({0})",
-    Op.SIGMOID: "f_sigmoid({0})",
-    Op.TANH: "f_tanh({0})",
-    Op.ERF: "tl.erf({0})",
-    Op.ROOT: "tl.sqrt({0})",
-    Op.LN: "tl.log({0})",
-    Op.SIGN: "f_sign({0})",
-    Op.GATE: "f_gate({0}, {1}, {2})",
-    Op.BROADCAST: "{0}",
-}
+_CODED = CORE & ELEMENTWISE | {Op.BROADCAST}
+# Core operation -> Triton expression over operand names, on float32 values. What Triton has no word for is a function
+# of the prelude, f_OPERATION.
+CODE = Table(
+    "Triton text (codegen/triton/names.py)",
+    _CODED,
+    {op: f"f_{op}({', '.join(f'{{{i}}}' for i in range(op.traits.arity))})" for op in _CODED}
+    | {
+        Op.ADD: "{0} + {1}",
+        Op.SUB: "{0} - {1}",
+        Op.MUL: "{0} * {1}",
+        Op.DIV: "{0} / {1}",
+        Op.NEG: "-{0}",
+        Op.ABS: "tl.abs({0})",
+        Op.SQUARE: "{0} * {0}",
+        Op.EXP: "tl.exp({0})",
+        Op.ERF: "tl.erf({0})",
+        Op.ROOT: "tl.sqrt({0})",
+        Op.LN: "tl.log({0})",
+        Op.BROADCAST: "{0}",
+    },
+)
 
 # Functions of the prelude that they call.
-CALLS = {op: f"f_{op}" for op in (Op.MAX, Op.MIN, Op.SIGMOID, Op.TANH, Op.SIGN, Op.GATE)}
+CALLS = {op: f"f_{op}" for op in _CODED if CODE[op].startswith("f_")}
 _SMALLEST_NORMAL = 2.0**-126
 _LARGEST = 3.4028234663852886e38
 

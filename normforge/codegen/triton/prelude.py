@@ -57,6 +57,34 @@ def f_tanh(a):
     large = 1.0 - 2.0 / (tl.exp(2.0 * t) + 1.0)
     return tl.where(t < 0.625, small, tl.where(a < 0, -large, large))
 ''',
+    "f_softplus": '''
+@triton.jit
+def f_softplus(a):
+    """ln(1 + exp(a)): max(a, 0) + ln(1 + t), t = exp(-|a|), the logarithm as 2 artanh(t / (2 + t)), whose series keeps
+    the digits of small t."""
+    t = tl.exp(-tl.abs(a))
+    s = t / (2.0 + t)
+    z = s * s
+    p = z * 7.692307692e-02 + 9.090909091e-02
+    p = p * z + 1.111111111e-01
+    p = p * z + 1.428571429e-01
+    p = p * z + 2.000000000e-01
+    p = p * z + 3.333333333e-01
+    s = s + s * z * p
+    return tl.maximum(a, 0.0) + (s + s)
+''',
+    "f_sin": '''
+@triton.jit
+def f_sin(a):
+    """Sine."""
+    return tl.sin(a)
+''',
+    "f_cos": '''
+@triton.jit
+def f_cos(a):
+    """Cosine."""
+    return tl.cos(a)
+''',
     "chan": '''
 @triton.jit
 def chan(mean, m2, seen, tile_mean, tile_m2, count):

@@ -9,7 +9,7 @@ from normforge.ir.forms.read import Builder
 from normforge.ir.graph import Graph
 from normforge.ir.limits import MAX_TEXT
 from normforge.ir.node import Node
-from normforge.ir.ops import BY_NAME, LEAF, MOMENT, REDUCE, Op
+from normforge.ir.ops import BY_NAME, LEAF, REDUCTION, Op
 from normforge.ir.types import parse_axes, parse_reduced, reduced_name
 
 
@@ -91,7 +91,7 @@ def _read_line(builder: Builder, line: str) -> None:
         raise ParseError(f"expected %{len(builder.nodes)}: nodes are numbered in order")
     if op_text not in BY_NAME:
         raise ParseError(f"unknown operation {op_text[:40]!r}{nearest(op_text, BY_NAME)}")
-    op, axes, rest = Op(op_text), parse_axes(axes_text), rest or ""
+    op, axes, rest = BY_NAME[op_text], parse_axes(axes_text), rest or ""
     if axes is None:
         raise ParseError(f"{axes_text} is not a set of axes")
     attr: list[object] = []
@@ -104,7 +104,7 @@ def _read_line(builder: Builder, line: str) -> None:
     elif op is Op.CONST:
         attr = [rest]
     else:
-        if op in REDUCE or op in MOMENT or op is Op.SIZE:
+        if op in REDUCTION or op is Op.SIZE:
             attr = [parse_reduced(inside or "")]
         if op is Op.BROADCAST:
             attr = [axes, cls]

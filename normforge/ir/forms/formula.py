@@ -229,7 +229,7 @@ class _Parser:
         self.fail(f"unknown name {token}{hint or '; declare it: param ' + token.text[:20] + ' = 0; ...'}", token)
 
     def call(self, name: Token) -> _Level:
-        if name.text not in FUNCTIONS:
+        if name.text not in FUNCTIONS or name.text in self.declared:
             if name.text in self.names:
                 self.fail(f"{name} is a value, not a function: expected an operator (+ - * /)")
             self.fail(f"unknown function {name}{nearest(name.text, FUNCTIONS)}", name)

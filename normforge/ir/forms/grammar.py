@@ -7,17 +7,22 @@ from typing import NamedTuple
 
 from normforge.errors import ParseError
 from normforge.ir.limits import MAX_FORMULA, MAX_NAME
-from normforge.ir.ops import Op
+from normforge.ir.ops import MOMENT, UNARY, Op
 from normforge.ir.types import INDEX_SETS
 
 # Parameters that every formula may use without a declaration, and their start values (EvoNorm, section 3.2).
 PARAMETERS = {"v0": 0.0, "v1": 1.0, "gamma": 1.0, "beta": 0.0}
-UNARY_NAMES = {op.value: op for op in (Op.ABS, Op.SQUARE, Op.EXP, Op.SIGMOID, Op.TANH, Op.ERF, Op.SQRT, Op.LOG)}
+UNARY_NAMES = {op.value: op for op in UNARY if op is not Op.NEG}
 SUGAR = ("relu", "silu", "gelu")
 PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
-MOMENT_NAMES = {op.value: op for op in (Op.MEAN, Op.STD, Op.RMS)}
+MOMENT_NAMES = {op.value: op for op in Op if op in MOMENT}
 FUNCTIONS = (*UNARY_NAMES, *SUGAR, *PAIR_NAMES, *MOMENT_NAMES)
-RESERVED = frozenset((*FUNCTIONS, "x", "param", "eps", "scalar"))
+# Words that name nothing else. Functions that came later (softplus, sin, cos, ...) are not among them: a parameter
+# declared under such a name wins, so that formulas written before keep their meaning.
+RESERVED = frozenset((
+    "x", "param", "eps", "scalar", "abs", "square", "exp", "sigmoid", "tanh", "erf", "sqrt", "log", "relu", "silu",
+    "gelu", "max", "min", "mean", "std", "rms",
+))  # fmt: skip
 SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")

@@ -8,7 +8,7 @@ from normforge.errors import ParseError, nearest
 from normforge.ir.forms.read import Builder
 from normforge.ir.graph import Graph
 from normforge.ir.limits import MAX_TEXT
-from normforge.ir.ops import BY_NAME, Op
+from normforge.ir.ops import BY_NAME
 
 VERSION = 1
 _KEYS = {"normforge", "eps", "nodes", "inputs", "outputs"}
@@ -62,7 +62,7 @@ def from_json(text: str) -> Graph:
         if not isinstance(args, list) or not isinstance(attr, list):
             raise ParseError(f"node {i}: operands and attributes are lists")
         try:
-            builder.add(Op(op), args, attr)
+            builder.add(BY_NAME[op], args, attr)
         except ParseError as e:
             raise ParseError(f"node {i}: {e}") from None
     outputs = [(row[0], row[1]) for row in _rows(tree["outputs"], "outputs", 2)]

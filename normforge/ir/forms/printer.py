@@ -55,6 +55,12 @@ def formula_or_none(graph: Graph) -> str | None:
     return "".join(head) + done[graph.output].text
 
 
+def text(graph: Graph) -> str:
+    """The formula of a graph that has one, else its dump."""
+    formula = formula_or_none(graph) if graph.is_surface else None
+    return graph.dump() if formula is None else formula
+
+
 def _format(node: Node, args: list[_Text]) -> _Text:
     op = node.op
     if op is Op.INPUT or op is Op.PARAM:

@@ -12,6 +12,7 @@ On top of it, each function is written by few others, in one way:
     tanh, erf, log       odd: the sign of the operand goes outside
     sigmoid(a)           (1 + tanh(a/2)) / 2
     exp(a - 2b)          exp(a) · exp(b)^-2
+    sin(-a), cos(-a)     -sin(a), cos(|a|), and so of every other odd or even function
     max(a, b)            (a + b + |a - b|) / 2; of more than two, a set, without what all have in common; min by max
     |a·b|                |a| · |b|; |a|² is a²
     mean[I](k·a + b)     k · mean(a) + mean(b), k constant along I; means of means are one mean
@@ -37,7 +38,7 @@ from functools import lru_cache, reduce
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
-from normforge.ir.ops import Op
+from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, UNARY, Op, Table
 from normforge.passes.normal_form.intervals import Interval, point
 from normforge.passes.normal_form.moments import mean, rms, root, std, terms
 from normforge.passes.normal_form.polynomial import Key
@@ -88,13 +89,13 @@ class Identity(Algebra):
             change = self.replace.get(node.name)
             return change(self, leaf) if change else leaf
         try:
-            if op in _MOMENTS:
-                return _MOMENTS[op](self, args[0], node.reduced)
-            return _FUNCTIONS[op](self, *args)
+            if op in MOMENT:
+                return MOMENTS[op](self, args[0], node.reduced)
+            return FUNCTIONS[op](self, *args)
         except TooLarge:
             if op in (Op.STD, Op.RMS) and args[0].number < 0:  # even, whatever stands inside
                 args = [Value(-args[0].number, args[0].powers, args[0].holes)]
-            return self.opaque(op, args, node.reduced if op in _MOMENTS else 0)
+            return self.opaque(op, args, node.reduced if op in MOMENT else 0)
 
 
 @lru_cache(maxsize=64)
@@ -134,6 +135,22 @@ def _without_abs(space: Algebra, v: Value) -> Value:
 
 
 tanh, erf = _odd(Op.TANH), _odd(Op.ERF)
+
+
+def _by_traits(op: Op) -> Callable[[Algebra, Value], Value]:
+    """An atom: signs outside an odd function, none in an even one, and its value at 0 where that is exact."""
+    traits = op.traits
+
+    def apply(space: Algebra, v: Value) -> Value:
+        if v.number == 0 and traits.at_zero is not None:
+            return Value(Fraction(traits.at_zero), (), v.holes)
+        if traits.odd and v.number < 0:
+            return space.scale(apply(space, space.scale(v, _MINUS)), _MINUS)
+        if traits.even:
+            v = absolute(space, v)
+        return space.atom(op, (v,), interval=INTERVALS[op](space.interval(v)))
+
+    return apply
 
 
 def sigmoid(space: Algebra, v: Value) -> Value:
@@ -289,21 +306,28 @@ def minimum(space: Algebra, v: Value, w: Value) -> Value:
     return space.scale(maximum(space, space.scale(v, _MINUS), space.scale(w, _MINUS)), _MINUS)
 
 
-_FUNCTIONS: dict[Op, Callable[..., Value]] = {
-    Op.ADD: Algebra.add,
-    Op.SUB: Algebra.sub,
-    Op.MUL: Algebra.mul,
-    Op.DIV: Algebra.div,
-    Op.MAX: maximum,
-    Op.MIN: minimum,
-    Op.NEG: lambda space, v: space.scale(v, _MINUS),
-    Op.ABS: absolute,
-    Op.SQUARE: lambda space, v: space.power(v, 2),
-    Op.EXP: exp,
-    Op.SIGMOID: sigmoid,
-    Op.TANH: tanh,
-    Op.ERF: erf,
-    Op.SQRT: sqrt,
-    Op.LOG: log,
-}
-_MOMENTS: dict[Op, Callable[[Algebra, Value, int], Value]] = {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}
+FUNCTIONS: Table[Callable[..., Value]] = Table(
+    "normal form (passes/normal_form/identity.py)",
+    ELEMENTWISE & SURFACE,
+    {op: _by_traits(op) for op in UNARY}  # those that nothing else is known of
+    | {
+        Op.ADD: Algebra.add,
+        Op.SUB: Algebra.sub,
+        Op.MUL: Algebra.mul,
+        Op.DIV: Algebra.div,
+        Op.MAX: maximum,
+        Op.MIN: minimum,
+        Op.NEG: lambda space, v: space.scale(v, _MINUS),
+        Op.ABS: absolute,
+        Op.SQUARE: lambda space, v: space.power(v, 2),
+        Op.EXP: exp,
+        Op.SIGMOID: sigmoid,
+        Op.TANH: tanh,
+        Op.ERF: erf,
+        Op.SQRT: sqrt,
+        Op.LOG: log,
+    },
+)
+MOMENTS: Table[Callable[[Algebra, Value, int], Value]] = Table(
+    "normal form of moments (passes/normal_form/identity.py)", MOMENT, {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}
+)

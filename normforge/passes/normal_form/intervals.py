@@ -189,7 +189,7 @@ def _reciprocal(end: End, *, negative: bool) -> End:
 
 def _value(function: Callable[[float], float], end: End, limit: End, way: float) -> tuple[End, bool]:
     """function(end), rounded toward `way`, and whether it is certainly not reached."""
-    if end == 0 and math.isfinite(at_zero := function(0.0)):
+    if end == 0 and (at_zero := function(0.0)) in (0.0, 0.5, 1.0):  # nothing was rounded
         return point(Fraction(at_zero)).lo, False
     try:
         near = float(end)

@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 
-from normforge.ir.ops import Op
+from normforge.ir.ops import COMMUTATIVE, SURFACE_ONLY, Op
 from normforge.passes.normal_form.intervals import EVERYTHING, NONNEGATIVE, Interval, point
 from normforge.passes.normal_form.polynomial import (
     ONE,
@@ -184,11 +184,12 @@ class Algebra:
 
     def opaque(self, op: Op, args: list[Value], reduced: int = 0) -> Value:
         """An operation that is not looked into: beyond a budget, or undefined."""
-        if op in (Op.ADD, Op.MUL, Op.MAX, Op.MIN):
+        if op in COMMUTATIVE:
             args = sorted(args, key=lambda v: v.key)
-        if op in (Op.STD, Op.RMS, Op.SQRT, Op.LOG):
+        if op in SURFACE_ONLY:  # they hold ε
             args = [*args, Value(self.exact_eps)]
-        interval = NONNEGATIVE if op in (Op.STD, Op.RMS, Op.ABS, Op.SQUARE, Op.SIGMOID, Op.EXP) else EVERYTHING
+        bounds = op.traits.range
+        interval = NONNEGATIVE if bounds and bounds.low >= 0 else EVERYTHING
         return self.atom(op, tuple(args), name=OPAQUE, reduced=reduced, interval=interval)
 
     def narrow(self, key: Key, interval: Interval) -> None:
