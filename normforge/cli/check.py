@@ -67,7 +67,7 @@ def describe(report: Report) -> list[str]:
         return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
     def yes(value: object) -> str:
-        return {True: "yes", False: "no", None: "not known"}.get(value, str(value))  # type: ignore[call-overload]
+        return "not known" if value is None else "yes" if value is True else "no" if value is False else str(value)
 
     degree = p["scale_degree"]
     scale = "by no power of t" if degree is None else f"by t^{degree}"

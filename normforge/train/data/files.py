@@ -96,7 +96,8 @@ def _datasets(source: str) -> ModuleType:
         raise OptionError(
             f"{source} needs torchvision, which cannot be imported: {reason}: pip install torchvision"
         ) from None
-    return datasets
+    module: ModuleType = datasets
+    return module
 
 
 def _check_files(maker: Any, directory: Path, source: str) -> None:
