@@ -11,6 +11,7 @@ import typer
 
 from normforge.api.load import load
 from normforge.api.look import Report
+from normforge.cli.arguments import LayerArgument
 from normforge.errors import OptionError
 from normforge.ir.graph import Graph
 
@@ -21,7 +22,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def check(
-    layer: Annotated[str, typer.Argument(metavar="LAYER", help="Name, formula, file, or run#number.")],
+    layer: LayerArgument,
     static: Annotated[bool, typer.Option("--static", help="Only what the formula proves; run nothing.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the signals by depth into this file (png, svg, pdf).")] = None,
 ) -> None:

@@ -163,3 +163,4 @@ def run_lock(directory: Path) -> Iterator[None]:
         yield
     finally:
         db.close()
+# changed

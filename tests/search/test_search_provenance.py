@@ -23,7 +23,7 @@ print(run_task(Task("0", parse("gn-silu").to_json(), load("demo", tiny))).fate)
 print(*(m for m in sys.modules if m.split(".")[0] == "normforge"))
 """
 
-CHANGE = """
+CHANGE = r"""
 from pathlib import Path
 from normforge.search import provenance
 

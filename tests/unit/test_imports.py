@@ -22,9 +22,14 @@ def name_of(path: Path) -> str:
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
+def part_of(module: str) -> str:
+    """The folder or file of the package that it lies in; of the package itself its name."""
+    return [*module.split("."), module][1]
+
+
 def level(module: str) -> int:
     """How far up a module stands: it may import what stands as far up, or lower."""
-    part = (module.split(".") + [module])[1]
+    part = part_of(module)
     if part in BENEATH:
         return -1
     return len(ORDER) if part in ABOVE else ORDER.index(part)
@@ -60,7 +65,7 @@ def test_imports_point_one_way(part: str) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    assert not [m for m in edges() if (m.split(".") + [m])[1] not in (*BENEATH, *ORDER, *ABOVE)]
+    assert not [m for m in edges() if part_of(m) not in (*BENEATH, *ORDER, *ABOVE)]
 
 
 def test_no_circle() -> None:
