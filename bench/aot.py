@@ -246,7 +246,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the assembly of each kernel here")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes: a summary and what failed; all rows of a table")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=RESULT,
+        help="where the JSON goes: a summary and what failed; all rows of a table",
+    )
     parser.add_argument("--table", action="store_true", help="the combinations of the table, and print it")
     parser.add_argument("--before", type=Path, help="a JSON of before, which the table compares with")
     args = parser.parse_args()

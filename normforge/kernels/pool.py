@@ -337,4 +337,3 @@ def empty_pool() -> int:
 
 if hasattr(os, "register_at_fork"):  # a child would hold pages that its parent is about to write
     os.register_at_fork(after_in_child=POOL.empty)
-# changed

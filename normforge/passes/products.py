@@ -429,4 +429,3 @@ class _Share:
         if not factors:
             return replace(p, small=divisors)
         return replace(p, coefficient=1.0, small=((_scaled(reduce(_times, factors), p.coefficient), False), *divisors))
-# changed

@@ -56,12 +56,11 @@ def reached_from(module: str) -> set[Path]:
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
+    """All statements but those that only a type checker reads."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for other in node.orelse:
-                yield other
-                yield from _run(other)
-        else:
-            yield node
-            yield from _run(node)
+        if isinstance(node, ast.expr):  # holds no statement, and is most of a file
+            continue
+        checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for other in node.orelse if isinstance(node, ast.If) and checked else [node]:
+            yield other
+            yield from _run(other)

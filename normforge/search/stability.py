@@ -61,4 +61,3 @@ def gradient_ascent(
 def _squared_norm(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """In float64, which holds the square of any float32 norm."""
     return torch.cat([t.flatten() for t in tensors]).double().square().sum()
-# changed

@@ -163,4 +163,3 @@ def run_lock(directory: Path) -> Iterator[None]:
         yield
     finally:
         db.close()
-# changed

@@ -158,4 +158,3 @@ def driver() -> str:
         **{f"SLAB_{name}": SIZE_BITS[name] for name in "NGKS"},
     }
     return COMMON + INTERFACE + "".join(f"#define {k} {v}\n" for k, v in numbers.items()) + _DRIVER
-# changed

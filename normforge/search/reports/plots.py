@@ -185,4 +185,3 @@ def svg(name: str, label: str, draw: Draw, size: tuple[float, float] = (4.6, 3.1
     found = re.sub(r'\bid="', f'id="{name}-', found)
     found = found.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     return found.replace(_INK, "currentColor")
-# changed

@@ -51,4 +51,3 @@ def vit(config: ViT, *, in_channels: int, classes: int, size: int) -> nn.Module:
         # The stability test differentiates twice, which torch's fused attention cannot.
         block.attn.fused_attn = False
     return model
-# changed
