@@ -110,7 +110,7 @@ def _bars(values: Sequence[float], length: int) -> str:
 
 
 def draw(graph: Graph, s: Propagation, path: Path) -> None:
-    """The same as a picture.
+    """Draw signals by depth as a picture.
 
     Raises:
         OptionError: the file cannot be written, or its suffix is of no known format.

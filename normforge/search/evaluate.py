@@ -146,8 +146,8 @@ class Evaluation:
 
     def _stability(self, network: str) -> Piece:
         rules, part = self.config.stability, self.data.train
-        order = stream(self.config.recipe.seed, "attack", 0).permutation(len(part.labels))
-        batch = torch.from_numpy(order[: rules.batch]).to(self.device)
+        shuffled = stream(self.config.recipe.seed, "attack", 0).permutation(len(part.labels))
+        batch = torch.from_numpy(shuffled[: rules.batch]).to(self.device)
         images = part.images[batch].contiguous(memory_format=memory_format(self.recipe))
         model = self.setup.model(network, self.recipe, self.task.repeat)
         largest, steps, stable = gradient_ascent(model, images, part.labels[batch], rules)

@@ -17,7 +17,7 @@ _LIBRARIES = ("torch", "triton", "timm", "numpy")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Of one session of a run.
+    """What the results of one session of a run depend on, its configuration aside.
 
     Attributes:
         digest: of the data.

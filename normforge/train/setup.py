@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from normforge.streams import stream, torch_seed
-from normforge.train.config import Data as DataConfig
-from normforge.train.config import Networks, Recipe
+from normforge.train.config import DataConfig, Networks, Recipe
 from normforge.train.data import Data, load_data
 from normforge.train.device import device_of, on_device
 from normforge.train.loop import Training, memory_format

@@ -28,10 +28,12 @@ Dims = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Walk:
-    """Attributes:
-    name: see the module's text.
-    slab: the axes that a program does not cross.
-    on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
+    """How the programs of a plan walk their slabs.
+
+    Attributes:
+        name: see the module's text.
+        slab: the axes that a program does not cross.
+        on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
     """
 
     name: str
@@ -47,9 +49,11 @@ class Walk:
 
 @dataclass(frozen=True)
 class Rung:
-    """Attributes:
-    a, e: BLOCK_A and BLOCK_E.
-    many: a program may own several slabs along BLOCK_A.
+    """A size of tile that a program may take.
+
+    Attributes:
+        a, e: BLOCK_A and BLOCK_E.
+        many: a program may own several slabs along BLOCK_A.
     """
 
     a: int
@@ -58,7 +62,7 @@ class Rung:
 
     @property
     def elements(self) -> int:
-        """Of the tile."""
+        """Elements of the tile."""
         return self.a * self.e
 
 
