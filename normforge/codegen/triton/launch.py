@@ -191,7 +191,7 @@ def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
 
 
 def warps(launch: Launch, sizes: dict[str, int]) -> int:
-    """Warps of a program of a launch."""
+    """Of a program of a launch."""
     return sizes["WARPS"] if launch.walk == "slabs" else NUM_WARPS
 
 

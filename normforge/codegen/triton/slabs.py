@@ -28,12 +28,10 @@ Dims = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Walk:
-    """How the programs of a plan walk their slabs.
-
-    Attributes:
-        name: see the module's text.
-        slab: the axes that a program does not cross.
-        on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
+    """Attributes:
+    name: see the module's text.
+    slab: the axes that a program does not cross.
+    on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
     """
 
     name: str
@@ -49,11 +47,9 @@ class Walk:
 
 @dataclass(frozen=True)
 class Rung:
-    """A size of tile that a program may take.
-
-    Attributes:
-        a, e: BLOCK_A and BLOCK_E.
-        many: a program may own several slabs along BLOCK_A.
+    """Attributes:
+    a, e: BLOCK_A and BLOCK_E.
+    many: a program may own several slabs along BLOCK_A.
     """
 
     a: int
@@ -62,7 +58,7 @@ class Rung:
 
     @property
     def elements(self) -> int:
-        """Elements of the tile."""
+        """Of the tile."""
         return self.a * self.e
 
 
