@@ -246,7 +246,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the assembly of each kernel here")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=RESULT,
+        help="where the JSON goes: a summary and what failed; all rows of a table",
+    )
     parser.add_argument("--table", action="store_true", help="the combinations of the table, and print it")
     parser.add_argument("--before", type=Path, help="a JSON of before, which the table compares with")
     args = parser.parse_args()
@@ -276,7 +281,9 @@ def main() -> int:
     report: dict[str, Any] = {"machine": machine(), "options": options, "status": "stopped", "rows": rows}
 
     def save() -> None:
-        write(args.output, report | {"summary": summary(rows)})
+        # Rows are for what failed, and for a table that is compared with another one.
+        kept = rows if args.table else [row for row in rows if row["failures"]]
+        write(args.output, report | {"rows": kept, "summary": summary(rows)})
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)

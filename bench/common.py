@@ -63,11 +63,22 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """A whole file or none, so that a run that is stopped leaves what it has."""
+    """A whole file or none, so that a run that is stopped leaves what it has. A row is a line, for people and diffs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(report, indent=1) + "\n")
+    fresh.write_text(_lines(report, 2) + "\n")
     fresh.replace(path)
+
+
+def _lines(value: Any, depth: int, indent: str = "") -> str:
+    """JSON that is broken into lines `depth` levels down, and only around what holds more than numbers and words."""
+    inner = indent + " "
+    if depth and isinstance(value, dict) and any(isinstance(v, (dict, list)) for v in value.values()):
+        rows = [f"{inner}{json.dumps(str(k))}: {_lines(v, depth - 1, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if depth and isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        return "[\n" + ",\n".join(f"{inner}{_lines(v, 0)}" for v in value) + f"\n{indent}]"
+    return json.dumps(value)
 
 
 class Clock:

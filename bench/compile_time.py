@@ -19,7 +19,6 @@ moments. Exits with 1 if the median of all layers or the slowest is above what i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write
 from cpu import double_backward, machine
 from passes import depends_and_nests, draw
 from rich.console import Console
@@ -159,7 +159,7 @@ def main() -> int:
     report |= {"median": statistics.median(seconds), "largest": max(seconds)}
     show(Console(width=None if sys.stdout.isatty() else 160), report)
     if not chosen or options.output != RESULT:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        write(options.output, report)
     return int(report["median"] > MEDIAN or report["largest"] > MOST)
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import timm
 import torch
 import torch._dynamo
+from common import write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -544,8 +545,7 @@ def main() -> None:
             progress.advance(task)
     report["verdicts"] = verdicts(report)
     show(console, report)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.output, report)
     plot(report, options.output.with_suffix(".png"))
 
 

@@ -269,7 +269,7 @@ def measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
 
         def part(name: str) -> None:
             progress.update(task, description=name, advance=1)
-            write(options.output, report)
+            save(options.output, report)
 
         def train_network(variant: str) -> None:
             part(f"ResNet-50, {variant}")
@@ -348,6 +348,12 @@ def plan_only(options: argparse.Namespace, report: dict[str, Any]) -> None:
     report["status"] = "not run: no GPU" if not torch.cuda.is_available() else "not run: planned only"
 
 
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Write the rows that were run; of a plan, how many would be."""
+    ran = [row for row in report["rows"] if row["ms"] or row["error"] or row["missing"]]
+    write(path, report | {"rows": ran, "rows_not_run": len(report["rows"]) - len(ran)})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line (or what is given in its place), run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -389,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         report["verdicts"] = verdicts(report)
         if options.output is not None:
-            write(options.output, report)
+            save(options.output, report)
     console = Console(width=None if sys.stdout.isatty() else 220)
     show(console, report)
     if not options.plan and options.output is not None:

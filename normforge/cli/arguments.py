@@ -25,6 +25,9 @@ class Layout(StrEnum):
     nhwc = "nhwc"
 
 
+LayoutOption = Annotated[Layout, typer.Option(help="Memory layout of x.")]
+
+
 def parse_dtype(text: str) -> str:
     """The full name of a dtype.
 

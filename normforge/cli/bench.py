@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from normforge.api.load import load
-from normforge.cli.arguments import DtypeOption, LayerArgument, Layout, parse_dtype, parse_shape
+from normforge.cli.arguments import DtypeOption, LayerArgument, Layout, LayoutOption, parse_dtype, parse_shape
 from normforge.errors import OptionError, ShapeError
 
 
@@ -18,7 +18,7 @@ def bench(
     layer: LayerArgument,
     shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...) of x.")] = "32,64,32,32",
     dtype: DtypeOption = "float32",
-    layout: Annotated[Layout, typer.Option(help="Memory layout of x.")] = Layout.nchw,
+    layout: LayoutOption = Layout.nchw,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
     torch_compile: Annotated[bool, typer.Option("--torch-compile", help="Time torch.compile too.")] = False,
     seconds: Annotated[float, typer.Option(help="For each peer and pass, about.", min=0.01)] = 1.0,

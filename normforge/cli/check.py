@@ -11,6 +11,7 @@ import typer
 
 from normforge.api.load import load
 from normforge.api.look import Report
+from normforge.cli.arguments import LayerArgument
 from normforge.errors import OptionError
 from normforge.ir.graph import Graph
 
@@ -21,7 +22,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def check(
-    layer: Annotated[str, typer.Argument(metavar="LAYER", help="Name, formula, file, or run#number.")],
+    layer: LayerArgument,
     static: Annotated[bool, typer.Option("--static", help="Only what the formula proves; run nothing.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the signals by depth into this file (png, svg, pdf).")] = None,
 ) -> None:
@@ -67,7 +68,7 @@ def describe(report: Report) -> list[str]:
         return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
     def yes(value: object) -> str:
-        return {True: "yes", False: "no", None: "not known"}.get(value, str(value))  # type: ignore[call-overload]
+        return "not known" if value is None else "yes" if value is True else "no" if value is False else str(value)
 
     degree = p["scale_degree"]
     scale = "by no power of t" if degree is None else f"by t^{degree}"
@@ -109,7 +110,7 @@ def _bars(values: Sequence[float], length: int) -> str:
 
 
 def draw(graph: Graph, s: Propagation, path: Path) -> None:
-    """The same as a picture.
+    """Draw signals by depth as a picture.
 
     Raises:
         OptionError: the file cannot be written, or its suffix is of no known format.

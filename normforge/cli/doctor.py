@@ -1,4 +1,4 @@
-"""doctor: what this system offers, found by trying it."""
+"""`normforge doctor`: what this system offers, found by trying it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+
+import typer
 
 from normforge.errors import NormforgeError
 
@@ -17,6 +19,16 @@ class Line:
     what: str
     ok: bool
     detail: str
+
+
+def doctor() -> None:
+    """Check compilers, devices and versions, compile and run one layer on each backend that is there."""
+    ok = True
+    for line in examine():
+        ok &= line.ok
+        print(f"{'ok  ' if line.ok else 'FAIL'} {line.what:<12} {line.detail}")
+    if not ok:
+        raise typer.Exit(1)
 
 
 def examine() -> Iterator[Line]:
@@ -57,12 +69,12 @@ def _try(backend: str, device: str) -> Line:
     import torch
 
     from normforge.ir import evaluate, layers
-    from normforge.kernels.module import compile
+    from normforge.kernels.module import compile as compile_layer
 
     graph = layers["evonorm-s0"]
     try:
         start = time.perf_counter()
-        module = compile(graph, channels=8, backend=backend).to(device)
+        module = compile_layer(graph, channels=8, backend=backend).to(device)
         x = torch.randn(2, 8, 5, 5, device=device, requires_grad=True)
         y = module(x)
         y.sum().backward()

@@ -134,7 +134,7 @@ def parse(text: str) -> Code:
         elif found := _LINE.match(row):
             line = int(found[2]) if found[1].startswith("<normforge ") else 0
         elif found := _INSTRUCTION.match(row):
-            instructions.append(_instruction(*found.groups(), line))
+            instructions.append(_instruction(found[1], found[2], found[3], line))
     end = min(starts, default=len(instructions))
     bounds = [*sorted(starts), len(instructions)]
     subroutines = {starts[i]: tuple(instructions[i:j]) for i, j in pairwise(bounds)}

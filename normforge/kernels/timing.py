@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -75,17 +77,22 @@ def time_layer(
     for name, tensors in zip(PASSES, FLOOR, strict=True):
         peers = dict(made)
         if torch_compile and name != PASSES[2]:
-            peers["torch.compile"] = torch.compile(compile_layer(graph, shape[1], backend="eager").to(device))
+            module = compile_layer(graph, shape[1], backend="eager").to(device)
+            peers["torch.compile"] = cast(nn.Module, torch.compile(module))  # its stub says a function
         steps = {peer: _step(module, name, x, dy, v) for peer, module in peers.items()}
         start = time.perf_counter()
         steps["normforge"](0)
         _wait(device)
         first = time.perf_counter() - start
         target = torch.empty_like(x)
-        steps["copy"] = lambda _, target=target: target.copy_(x)
+        steps["copy"] = partial(_copy, target, x)
         ms = measure(steps, seconds, lambda: _wait(device))
         timings.append(Timing(name, ms, first, ms.pop("copy") * tensors / 2))
     return timings
+
+
+def _copy(target: Tensor, x: Tensor, _: int) -> object:
+    return target.copy_(x)
 
 
 def _step(module: nn.Module, name: str, x: Tensor, dy: Tensor, v: Tensor) -> Step:

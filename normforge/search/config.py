@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from normforge.errors import OptionError, RunError, nearest
 from normforge.ir.layers import layers
-from normforge.train.config import Data, Networks, Recipe, Section
+from normforge.train.config import DataConfig, Networks, Recipe, Section
 
 OPERATIONS = (
     "add", "mul", "div", "max", "neg", "sigmoid", "tanh", "exp", "log", "abs", "square", "sqrt", "mean", "rms", "std",
@@ -141,7 +141,7 @@ class Config(Section):
     evolution: Evolution = Evolution()
     objectives: Objectives = Objectives()
     networks: Networks = Networks()
-    data: Data = Data()
+    data: DataConfig = DataConfig()
     recipe: Recipe = Recipe()
     quality: Quality = Quality()
     stability: Stability = Stability()

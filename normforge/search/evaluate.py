@@ -7,13 +7,10 @@ the recipe and the data, by which the cache keeps it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -24,11 +21,12 @@ from normforge.search.funnel import Fate, Outcome, out_of_memory
 from normforge.search.objectives import margin, traffic
 from normforge.search.stability import gradient_ascent
 from normforge.search.tasks import Piece, Task
-from normforge.streams import stream, torch_seed
+from normforge.streams import stream
 from normforge.train.config import Recipe
-from normforge.train.data import Data, Part, load_data
+from normforge.train.device import peak_memory
 from normforge.train.loop import Diverged, Training, evaluate, memory_format
-from normforge.train.networks import build, compiled
+from normforge.train.networks import compiled
+from normforge.train.setup import Setup
 
 # The fate of a layer whose loss stops being finite in a stage.
 _FATES = {
@@ -60,13 +58,13 @@ class Evaluation:
     def __init__(self, task: Task, backend: str = "auto") -> None:
         self.task, self.config = task, task.config
         self.graph = Graph.from_json(task.graph)
-        self.layer = compiled(self.graph, backend)
         self.recipe: Recipe = self.config.recipe
         if task.final:
             steps = round(self.recipe.steps * self.config.final.longer)
             self.recipe = self.recipe.model_copy(update={"steps": steps})
-        self.device = torch.device(device_of(self.config.workers.device))
-        self.data: Data = _on(load_data(self.config.data), self.device)
+        layer = compiled(self.graph, backend)
+        self.setup = Setup(layer, self.config.networks, self.config.data, self.config.workers.device)
+        self.device, self.data = self.setup.device, self.setup.data
         self.stage = Fate.PROBING
         self.trainings: dict[str, Training] = {}
         self.pieces: dict[str, Piece] = dict(task.known)
@@ -148,10 +146,11 @@ class Evaluation:
 
     def _stability(self, network: str) -> Piece:
         rules, part = self.config.stability, self.data.train
-        order = stream(self.config.recipe.seed, "attack", 0).permutation(len(part.labels))
-        batch = torch.from_numpy(order[: rules.batch]).to(self.device)
+        shuffled = stream(self.config.recipe.seed, "attack", 0).permutation(len(part.labels))
+        batch = torch.from_numpy(shuffled[: rules.batch]).to(self.device)
         images = part.images[batch].contiguous(memory_format=memory_format(self.recipe))
-        largest, steps, stable = gradient_ascent(self.model(network), images, part.labels[batch], rules)
+        model = self.setup.model(network, self.recipe, self.task.repeat)
+        largest, steps, stable = gradient_ascent(model, images, part.labels[batch], rules)
         if not stable:
             raise _Refused(Fate.STABILITY, f"gradient norm {largest:.1e} after {steps} steps of ascent")
         return {"gradient": largest}
@@ -201,11 +200,11 @@ class Evaluation:
             return margin(self.out["gradient"])
         network = self.config.networks.use[0]
         self._pass("small_batch", network)
-        return self.pieces[f"small_batch/{network}"]["score"]
+        return float(self.pieces[f"small_batch/{network}"]["score"])
 
     def _small_batch(self, network: str) -> Piece:
         recipe = self.recipe.model_copy(update={"batch": self.config.objectives.small_batch})
-        training = self._new_training(network, recipe)
+        training = self.setup.training(network, recipe, self.task.repeat)
         training.advance(recipe.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):
@@ -245,26 +244,8 @@ class Evaluation:
     def training(self, network: str) -> Training:
         """The training on a network, begun if it was not."""
         if network not in self.trainings:
-            self.trainings[network] = self._new_training(network, self.recipe)
+            self.trainings[network] = self.setup.training(network, self.recipe, self.task.repeat)
         return self.trainings[network]
-
-    def _new_training(self, network: str, recipe: Recipe) -> Training:
-        batches = stream(self.config.recipe.seed, "batches", self.task.repeat)
-        return Training(self.model(network), self.data.train, recipe, batches, self.config.data)
-
-    def model(self, network: str) -> torch.nn.Module:
-        """A network with the layer in it, from the weights of this repeat."""
-        images = self.data.train.images
-        model = build(
-            network,
-            self.config.networks,
-            self.layer,
-            in_channels=images.shape[1],
-            classes=self.data.classes,
-            size=self.config.data.crop or images.shape[2],
-            seed=torch_seed(self.config.recipe.seed, "weights", self.task.repeat),
-        )
-        return model.to(self.device, memory_format=memory_format(self.recipe))
 
     def _outcome(self, fate: Fate, reason: str, scores: dict[str, float] | None = None) -> Outcome:
         peak = peak_memory(self.device)
@@ -288,38 +269,3 @@ class Evaluation:
         finally:
             spent = self.seconds.get(stage.value, 0.0) + time.perf_counter() - start
             self.seconds[stage.value] = round(spent, 4)
-
-
-def device_of(asked: str) -> str:
-    """`cpu` or `cuda`; `auto` is the latter where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
-
-
-def peak_memory(device: torch.device, *, reset: bool = False) -> float:
-    """MiB that this process has held at most since the last reset: on the GPU, or resident (Linux; else 0)."""
-    if device.type == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return round(torch.cuda.max_memory_reserved(device) / 2**20, 1)
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(r"VmHWM:\s+(\d+) kB", text)
-    return round(int(found.group(1)) / 1024, 1) if found else 0.0
-
-
-def _on(data: Data, device: torch.device) -> Data:
-    """The data on a device; moved once a process."""
-    if device.type == "cpu":
-        return data
-    if (data.digest, device) not in _MOVED:
-        _MOVED.clear()
-        parts: dict[str, Part] = {k: getattr(data, k).to(device) for k in ("train", "validation", "holdout", "test")}
-        _MOVED[data.digest, device] = dataclasses.replace(data, **parts)
-    return _MOVED[data.digest, device]
-
-
-_MOVED: dict[tuple[str, torch.device], Data] = {}

@@ -6,29 +6,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.metadata import version
-from pathlib import Path
 
 from normforge.errors import BackendError
 from normforge.search.config import Config
+from normforge.search.sources import ROOT, reached_from
 
-# What evaluates a layer; the rest of the search decides what is evaluated, and its reports change nothing.
-_STAGES = ("evaluate", "stability", "double_backward", "objectives")
-_EVALUATES = (
-    "ir", "passes", "codegen", "kernels", "probing", "train", "streams", *(f"search/{name}" for name in _STAGES)
-)  # fmt: skip
+_EVALUATES = "normforge.search.evaluate"
 _LIBRARIES = ("torch", "triton", "timm", "numpy")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Of one session of a run.
+    """What the results of one session of a run depend on, its configuration aside.
 
     Attributes:
         digest: of the data.
         classes: of the data.
         device: that evaluates, `cpu` or `cuda`.
         machine: what decides the last bits of a result there: instruction sets and compiler, or the GPU; the libraries.
-        code: digest of the source that evaluates.
+        code: digest of the source that scores depend on.
     """
 
     digest: str
@@ -44,8 +40,8 @@ def provenance(config: Config, *, download: bool = False) -> Provenance:
     Raises:
         OptionError: data that cannot be read.
     """
-    from normforge.search.evaluate import device_of
     from normforge.train.data import load_data  # imports torch
+    from normforge.train.device import device_of
 
     data = load_data(config.data, download)
     device = device_of(config.workers.device)
@@ -78,11 +74,8 @@ def _version(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def code() -> str:
-    """Hex digest of the source that evaluates."""
-    root = Path(__file__).parent.parent
+    """Hex digest of the source that scores depend on: what `search/evaluate.py` imports, and what that imports."""
     h = blake2b(digest_size=16)
-    for name in _EVALUATES:
-        place = root / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
-            h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for path in sorted(reached_from(_EVALUATES)):
+        h.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return h.hexdigest()

@@ -57,7 +57,7 @@ NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit")
 
 
 class Networks(Section):
-    """The proxy networks, the layer under search in every norm-act place."""
+    """The proxy networks, one layer in every norm-act place."""
 
     use: tuple[Literal["resnet", "mobilenet", "efficientnet", "nf_resnet", "vit"], ...] = Field(
         default=("resnet",), min_length=1, description="a layer is scored on each of them"
@@ -79,8 +79,8 @@ class Fractals(Section):
     difficulty: float = Field(default=1.0, ge=0, description="scale of jitter, rotation and noise")
 
 
-class Data(Section):
-    """Images and their labels."""
+class DataConfig(Section):
+    """Which images and labels, and how training images are cropped and flipped."""
 
     source: str = Field(
         default="digits",

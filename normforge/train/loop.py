@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normforge.train.config import Data as DataConfig
-from normforge.train.config import Recipe
+from normforge.train.config import DataConfig, Recipe
 from normforge.train.data import Part
 from normforge.train.data.augment import augment
 
@@ -136,7 +135,7 @@ class _Captured:
 
 
 def memory_format(recipe: Recipe) -> torch.memory_format:
-    """Of images and filters."""
+    """The memory layout of images and filters."""
     return torch.channels_last if recipe.layout == "nhwc" else torch.contiguous_format
 
 

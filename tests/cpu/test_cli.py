@@ -44,6 +44,7 @@ MISTAKES = [
     (["compile", "gn-silu", "--emit", "triton", "--dtype", "float64"], "float32"),
     (["report", "nowhere"], "nowhere"),
     (["search", "--preset", "nosuch", "--out", "unused"], "nosuch"),
+    (["estimate", "--set", "recipe.stepz=3"], "did you mean 'recipe.steps'"),
     (["layers", "--colour"], "--colour"),
 ]
 
@@ -132,6 +133,13 @@ def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             "forward", "backward", "double backward",
         ]  # fmt: skip
     assert "the floor" not in call(monkeypatch, capsys, "explain", "gn-silu")[1]
+
+
+def test_plan_is_called_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, capsys, "plan", "--help")[0] == 0
+    assert "  estimate " in (shown := call(monkeypatch, capsys, "--help")[1]) and "  plan " not in shown
+    code, _, err = call(monkeypatch, capsys, "plan", "--preset", "nosuch")
+    assert code == 2 and "normforge estimate" in err and "no preset 'nosuch'" in err
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,7 @@ def real_but_for_six(task: Task) -> Outcome:
     """The real evaluation, but for one candidate of each fault."""
     import normforge as nf
     from normforge.search import evaluate
+    from normforge.train import setup
 
     fault = "" if task.final else PLANTED.get(task.key, "")
     match fault:
@@ -136,12 +137,12 @@ def real_but_for_six(task: Task) -> Outcome:
         case "nan":
             task = dataclasses.replace(task, graph=nf.parse("x / max(0, -abs(x)) * gamma + beta").to_json())
         case "data":
-            load_data = evaluate.load_data
+            load_data = setup.load_data
             try:
-                evaluate.load_data = _damaged
+                setup.load_data = _damaged
                 return evaluate.run_task(task)
             finally:
-                evaluate.load_data = load_data
+                setup.load_data = load_data
         case "spin" | "raise":
             return by_key(dataclasses.replace(task, key=fault))
     return evaluate.run_task(task)

@@ -49,8 +49,8 @@ def test_show_tells_a_candidates_life(finished):
 
 
 @pytest.mark.slow
-def test_plan_evaluates_real_candidates():
-    done = normforge("plan", "--sample", "1", *settings("budget.candidates=none", "budget.evaluations=40"))
+def test_an_estimate_evaluates_real_candidates():
+    done = normforge("estimate", "--sample", "1", *settings("budget.candidates=none", "budget.evaluations=40"))
     assert done.returncode == 0, done.stderr
     assert "about 40 evaluations" in done.stdout
     assert "GiB" in done.stdout and "MiB" in done.stdout and "bn-relu" in done.stdout

@@ -9,7 +9,7 @@ from PIL import Image
 from normforge.cache import cache_directory
 from normforge.errors import OptionError
 from normforge.streams import stream
-from normforge.train.config import Data as Options
+from normforge.train.config import DataConfig
 from normforge.train.data import Data, load_data
 from normforge.train.data.arrays import Arrays, split_all, split_official
 from normforge.train.data.augment import augment
@@ -27,8 +27,8 @@ def own_cache(tmp_path, monkeypatch):
     load_data.cache_clear()
 
 
-def options(source: str, **more) -> Options:
-    return Options.model_validate({"source": source, **more})
+def options(source: str, **more) -> DataConfig:
+    return DataConfig.model_validate({"source": source, **more})
 
 
 def parts(data: Data):
@@ -46,7 +46,7 @@ def check_whole(data: Data, counts: list[int], shape: tuple[int, ...]) -> None:
     assert len(data.digest) == 32 and int(data.digest, 16) >= 0
 
 
-def refused(config: Options, *words: str) -> str:
+def refused(config: DataConfig, *words: str) -> str:
     """It is refused, by one sentence with all of the words."""
     with pytest.raises(OptionError) as e:
         load_data(config)
@@ -273,7 +273,7 @@ RNG = np.random.default_rng(2)
 X, Y = RNG.integers(256, size=(40, 9, 9), dtype=np.uint8), np.arange(40) % 4
 
 
-def write(file: Path, **arrays) -> Options:
+def write(file: Path, **arrays) -> DataConfig:
     np.savez(file, **arrays)
     return options(f"npz:{file}")
 
@@ -379,7 +379,7 @@ def test_files_that_are_no_archive(tmp_path):
     ],
 )
 def test_settings_that_cannot_be(config, words):
-    refused(Options.model_validate(config), *words)
+    refused(DataConfig.model_validate(config), *words)
 
 
 @pytest.mark.parametrize("count", [10, 11, 99, 60000, 200000])

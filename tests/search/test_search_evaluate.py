@@ -13,8 +13,7 @@ from normforge.search.objectives import margin, traffic
 from normforge.search.stability import gradient_ascent
 from normforge.search.tasks import Task
 from normforge.streams import stream
-from normforge.train.config import Data as DataConfig
-from normforge.train.config import Recipe
+from normforge.train.config import DataConfig, Recipe
 from normforge.train.data import load_data
 from normforge.train.loop import Diverged, Training, evaluate
 from normforge.train.networks import build, compiled

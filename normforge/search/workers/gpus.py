@@ -11,10 +11,12 @@ _CONTEXT = 1024.0  # MiB that a process takes beside its tensors: libraries and 
 
 @dataclass(eq=False)
 class Gpu:
-    """Attributes:
-    name: as CUDA_VISIBLE_DEVICES has it.
-    memory: MiB in all; 0 until a worker on it has told.
-    trained: tasks that trained a network on it to some end; each is reason to admit one more at once.
+    """A GPU that workers share, and what is known of its memory.
+
+    Attributes:
+        name: as CUDA_VISIBLE_DEVICES has it.
+        memory: MiB in all; 0 until a worker on it has told.
+        trained: tasks that trained a network on it to some end; each is reason to admit one more at once.
     """
 
     name: str

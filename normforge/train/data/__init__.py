@@ -1,4 +1,4 @@
-"""Data sets of the search: images, labels and their fixed parts, chosen by one option."""
+"""Data sets: images, labels and their fixed parts, chosen by one option."""
 
 from __future__ import annotations
 

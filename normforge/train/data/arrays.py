@@ -68,8 +68,8 @@ def split_all(count: int, seed: int, source: str) -> Split:
         OptionError: they are too few for four parts.
     """
     held = _held(count, source)
-    order = stream(seed, "split", 0).permutation(count)
-    return order[3 * held :], order[:held], order[held : 2 * held], order[2 * held : 3 * held]
+    shuffled = stream(seed, "split", 0).permutation(count)
+    return shuffled[3 * held :], shuffled[:held], shuffled[held : 2 * held], shuffled[2 * held : 3 * held]
 
 
 def split_official(count: int, tests: int, seed: int, source: str) -> Split:
@@ -81,8 +81,8 @@ def split_official(count: int, tests: int, seed: int, source: str) -> Split:
     held = _held(count, source)
     if not tests:
         raise OptionError(f"{source}: there are no test images")
-    order = stream(seed, "split", 0).permutation(count)
-    return order[2 * held :], order[:held], order[held : 2 * held], np.arange(count, count + tests)
+    shuffled = stream(seed, "split", 0).permutation(count)
+    return shuffled[2 * held :], shuffled[:held], shuffled[held : 2 * held], np.arange(count, count + tests)
 
 
 def _held(count: int, source: str) -> int:

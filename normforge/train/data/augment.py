@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from normforge.train.config import Data as Options
+from normforge.train.config import DataConfig
 
 
-def augment(images: torch.Tensor, rng: np.random.Generator, config: Options) -> torch.Tensor:
+def augment(images: torch.Tensor, rng: np.random.Generator, config: DataConfig) -> torch.Tensor:
     """Crop and mirror each image at random.
 
     Args:

@@ -18,7 +18,7 @@ def digits(seed: int) -> Arrays:
     from sklearn.datasets import load_digits  # takes a second to import, which other data sets need not wait for
 
     raw = load_digits()
-    order = stream(seed, "split", 0).permutation(len(raw.target))
-    train, validation, holdout, test = np.split(order, np.cumsum([_TRAIN, _VALIDATION, _HOLDOUT]))
+    shuffled = stream(seed, "split", 0).permutation(len(raw.target))
+    train, validation, holdout, test = np.split(shuffled, np.cumsum([_TRAIN, _VALIDATION, _HOLDOUT]))
     images = raw.images.astype(np.uint8)[:, None]  # whole numbers, kept as floats by scikit-learn
     return Arrays(images, raw.target.astype(np.int64), classes=10, split=(train, validation, holdout, test))

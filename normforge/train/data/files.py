@@ -21,11 +21,11 @@ _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def official(kind: str, directory: Path, seed: int, download: bool) -> Arrays:
+def official(name: str, directory: Path, seed: int, download: bool) -> Arrays:
     """A data set with official training and test parts; holdout and validation are cut from the training part.
 
     Args:
-        kind: a key of `OFFICIAL`.
+        name: a key of `OFFICIAL`.
         directory: torchvision's `root`, in which it finds `cifar-10-batches-py`, `MNIST/raw` and so on.
         seed: of the split.
         download: fetch the files if they are not there.
@@ -33,9 +33,9 @@ def official(kind: str, directory: Path, seed: int, download: bool) -> Arrays:
     Raises:
         OptionError: files that are missing, damaged, or cannot be fetched; torchvision that cannot be imported.
     """
-    source = f"{kind}:{directory}"
-    name, classes = OFFICIAL[kind]
-    maker = getattr(_datasets(source), name)
+    source = f"{name}:{directory}"
+    class_name, classes = OFFICIAL[name]
+    maker = getattr(_datasets(source), class_name)
     if not download:
         _check_files(maker, directory, source)
     try:
@@ -45,9 +45,9 @@ def official(kind: str, directory: Path, seed: int, download: bool) -> Arrays:
     except Exception as e:  # torchvision has no error of its own: a short file may be an AssertionError or a KeyError
         reason = str(e).split("\n")[0] or type(e).__name__
         doing = "downloaded or read" if download else "read, they may be damaged"
-        raise OptionError(f"{source}: the files of {name} cannot be {doing}: {reason}") from None
+        raise OptionError(f"{source}: the files of {class_name} cannot be {doing}: {reason}") from None
     if len(images) != len(labels) or images.dtype != np.uint8 or images.shape[2] != images.shape[3]:
-        raise OptionError(f"{source}: the files of {name} do not fit together: fetch them again")
+        raise OptionError(f"{source}: the files of {class_name} do not fit together: fetch them again")
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
         raise OptionError(f"{source}: a label of {name} is not in 0 to {classes - 1}: fetch the files again")
     return Arrays(images, labels, classes, split_official(len(train.data), len(test.data), seed, source))
@@ -96,7 +96,8 @@ def _datasets(source: str) -> ModuleType:
         raise OptionError(
             f"{source} needs torchvision, which cannot be imported: {reason}: pip install torchvision"
         ) from None
-    return datasets
+    module: ModuleType = datasets
+    return module
 
 
 def _check_files(maker: Any, directory: Path, source: str) -> None:

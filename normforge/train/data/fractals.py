@@ -130,7 +130,8 @@ def _images(options: Fractals, seed: int, index: np.ndarray, maps: np.ndarray, c
     quarters = _lanes(noise, 16).reshape(-1, size, size, 4).sum(3)
     normal = (quarters * 2.0**-16 - 2) * 1.7320508
     grey = counts / (counts + 2.0) + difficulty * _NOISE * normal
-    return np.clip(28.5 + 200 * grey, 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(28.5 + 200 * grey, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def _coefficients(words: np.ndarray) -> np.ndarray:
@@ -166,7 +167,8 @@ def _choices(maps: np.ndarray, number: np.ndarray) -> np.ndarray:
         edges.append(edges[-1] + weights[:, k])
     upper = np.stack(edges[:-1], 1) / edges[-1][:, None] * 256
     chosen = (np.arange(256)[:, None] >= upper[:, None, :]).sum(2)
-    return np.minimum(chosen, number[:, None] - 1)
+    drawable: np.ndarray = np.minimum(chosen, number[:, None] - 1)
+    return drawable
 
 
 def _chaos_game(maps: np.ndarray, choices: np.ndarray, words: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,4 +203,5 @@ def _counts(x: np.ndarray, y: np.ndarray, size: int) -> tuple[np.ndarray, np.nda
 
 def _pixels(z: np.ndarray, doubled_middle: np.ndarray, side: np.ndarray, size: int) -> np.ndarray:
     place = ((z - doubled_middle[:, None] * 0.5) / side[:, None] + 0.5) * size
-    return np.clip(place, 0, size - 1).astype(np.int64)
+    pixels: np.ndarray = np.clip(place, 0, size - 1).astype(np.int64)
+    return pixels

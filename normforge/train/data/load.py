@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from normforge.errors import OptionError, nearest
-from normforge.train.config import Data as Options
+from normforge.train.config import DataConfig
 from normforge.train.data.arrays import Arrays
 from normforge.train.data.digits import digits
 from normforge.train.data.files import OFFICIAL, folder, official
@@ -19,7 +19,7 @@ _WITH_PATH = (*OFFICIAL, "imagefolder", "npz")
 
 
 @lru_cache(maxsize=2)
-def load_data(config: Options, download: bool = False) -> Data:
+def load_data(config: DataConfig, download: bool = False) -> Data:
     """The images and labels of the configured source, in four disjoint parts.
 
     Args:
@@ -30,42 +30,42 @@ def load_data(config: Options, download: bool = False) -> Data:
         OptionError: an unknown source, missing or damaged files, arrays of a wrong shape or dtype, too few images,
             settings without effect on this source, or a crop larger than the images.
     """
-    kind, path = _source(config)
-    arrays = _arrays(config, kind, path, download)
+    name, path = _source(config)
+    arrays = _arrays(config, name, path, download)
     _check_crop(config, arrays.side)
     return arrays.data()
 
 
-def _source(config: Options) -> tuple[str, Path]:
-    kind, colon, path = config.source.partition(":")
+def _source(config: DataConfig) -> tuple[str, Path]:
+    name, colon, path = config.source.partition(":")
     known = (*_BUILT_IN, *_WITH_PATH)
-    if kind not in known:
+    if name not in known:
         raise OptionError(
-            f"data.source: there is no data set {kind!r}{nearest(kind, known)}: choose one of {', '.join(known)}"
+            f"data.source: there is no data set {name!r}{nearest(name, known)}: choose one of {', '.join(known)}"
         )
-    if kind in _BUILT_IN and colon:
-        raise OptionError(f"data.source = {config.source}: {kind} is read from no file, write {kind} alone")
-    if kind in _WITH_PATH and not path:
-        where = "FILE" if kind == "npz" else "DIR"
-        raise OptionError(f"data.source = {config.source}: say where it is, as {kind}:{where}")
-    if config.size is not None and kind != "imagefolder":
-        raise OptionError(f"data.size = {config.size} resizes the images of imagefolder:DIR only, not of {kind}")
-    return kind, Path(path).expanduser()
+    if name in _BUILT_IN and colon:
+        raise OptionError(f"data.source = {config.source}: {name} is read from no file, write {name} alone")
+    if name in _WITH_PATH and not path:
+        where = "FILE" if name == "npz" else "DIR"
+        raise OptionError(f"data.source = {config.source}: say where it is, as {name}:{where}")
+    if config.size is not None and name != "imagefolder":
+        raise OptionError(f"data.size = {config.size} resizes the images of imagefolder:DIR only, not of {name}")
+    return name, Path(path).expanduser()
 
 
-def _arrays(config: Options, kind: str, path: Path, download: bool) -> Arrays:
-    if kind == "digits":
+def _arrays(config: DataConfig, name: str, path: Path, download: bool) -> Arrays:
+    if name == "digits":
         return digits(config.seed)
-    if kind == "fractals":
+    if name == "fractals":
         return fractals(config.fractals, config.seed)
-    if kind == "imagefolder":
+    if name == "imagefolder":
         return folder(path, config.size, config.seed)
-    if kind == "npz":
+    if name == "npz":
         return npz(path, config.seed)
-    return official(kind, path, config.seed, download)
+    return official(name, path, config.seed, download)
 
 
-def _check_crop(config: Options, side: int) -> None:
+def _check_crop(config: DataConfig, side: int) -> None:
     if config.crop is None and config.pad:
         raise OptionError(f"data.pad = {config.pad} pads what is cropped then: give data.crop, such as {side}")
     if config.crop is not None and config.crop > side + 2 * config.pad:

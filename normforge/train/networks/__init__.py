@@ -1,4 +1,4 @@
-"""Proxy networks, with the layer under search in every norm-act place."""
+"""Proxy networks, with a layer in every norm-act place."""
 
 from __future__ import annotations
 

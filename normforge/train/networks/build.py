@@ -1,13 +1,15 @@
-"""A proxy network by its name, with the layer under search in it."""
+"""A proxy network by its name, with a layer in it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-import normforge as nf
 from normforge.errors import OptionError, nearest
 from normforge.ir.graph import Graph
+from normforge.kernels.module import compile as compile_layer
 from normforge.train.config import Networks
 from normforge.train.networks.efficientnet import efficientnet
 from normforge.train.networks.mobilenet import mobilenet
@@ -18,7 +20,7 @@ from normforge.train.networks.resnet import resnet
 from normforge.train.networks.vit import vit
 
 # Each makes the stock network of its section of the configuration.
-BUILDERS = {
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
     "mobilenet": mobilenet,
     "efficientnet": efficientnet,
@@ -36,7 +38,7 @@ def compiled(graph: Graph, backend: str = "auto") -> LayerFactory:
     """
 
     def layer(channels: int, *, channel_dim: int = 1) -> nn.Module:
-        return nf.compile(graph, channels=channels, channel_dim=channel_dim, backend=backend)
+        return compile_layer(graph, channels=channels, channel_dim=channel_dim, backend=backend)
 
     return layer
 

@@ -45,6 +45,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     for module in model.modules():  # as timm starts its NFNets
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.normal_(head.fc.weight, 0.0, 0.01)
     nn.init.zeros_(head.fc.bias)

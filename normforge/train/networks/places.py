@@ -10,7 +10,7 @@ from torch import nn
 
 
 class LayerFactory(Protocol):
-    """Makes the layer under search for one place of a network."""
+    """Makes a layer for one place of a network."""
 
     def __call__(self, channels: int, *, channel_dim: int = 1) -> nn.Module:
         """A new module of `channels` channels along axis `channel_dim`: 1 of (N, C, H, W), or -1 of (N, T, C)."""

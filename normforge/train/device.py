@@ -1,0 +1,52 @@
+"""Where a network is trained: the device, data on it, and the memory that a training takes there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from normforge.train.data import Data
+
+
+def device_of(asked: str) -> str:
+    """`cpu` or `cuda`; `auto` is the latter where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def on_device(data: Data, device: torch.device) -> Data:
+    """The data on a device; a process moves them once, and keeps one data set there."""
+    if device.type == "cpu":
+        return data
+    key = data.digest, device
+    if key not in _MOVED:
+        _MOVED.clear()
+        _MOVED[key] = replace(
+            data,
+            train=data.train.to(device),
+            validation=data.validation.to(device),
+            holdout=data.holdout.to(device),
+            test=data.test.to(device),
+        )
+    return _MOVED[key]
+
+
+_MOVED: dict[tuple[str, torch.device], Data] = {}
+
+
+def peak_memory(device: torch.device, *, reset: bool = False) -> float:
+    """MiB that this process has held at most since the last reset: on the GPU, or resident (Linux; else 0)."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return round(torch.cuda.max_memory_reserved(device) / 2**20, 1)
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return round(int(found.group(1)) / 1024, 1) if found else 0.0
