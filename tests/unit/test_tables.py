@@ -84,13 +84,12 @@ def test_every_interpretation_knows_every_operation(op: Op) -> None:
 
 def test_every_function_that_text_calls_is_defined() -> None:
     own = re.compile(r"\b[fv]_\w+(?=\()")
+    called = {name for table in (SMALL_CODE, VECTOR_CODE) for text in table.values() for name in own.findall(text)}
     for dtype in ("float32", "float64"):
-        defined = set(re.findall(r"^INLINE \w+ (\w+)\(", c_prelude(dtype), re.MULTILINE))
-        for table in (SMALL_CODE, VECTOR_CODE):
-            assert {name for text in table.values() for name in own.findall(text)} <= defined, dtype
-    for text in CODE.values():
-        for name in own.findall(text):
-            assert f"def {name}(" in triton_prelude(text)
+        assert called <= set(re.findall(r"^INLINE \w+ (\w+)\(", c_prelude(dtype, called), re.MULTILINE)), dtype
+    called = {name for text in CODE.values() for name in own.findall(text)}
+    text = triton_prelude(called)
+    assert called | set(own.findall(text)) <= set(re.findall(r"^def (\w+)\(", text, re.MULTILINE))
 
 
 def test_torch_has_every_operation() -> None:
