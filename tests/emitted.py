@@ -57,8 +57,7 @@ def texts(name: str, formula: str) -> Iterator[tuple[str, str]]:
 
 def _triton(plan: Plan, formula: str) -> str:
     module = emit_triton(plan, plan.symbol, formula)
-    unknown = f"{plan}".replace(f"{plan.launches} launches", "0 launches", 1)
-    lines = [f"{unknown}\n{module.source}"]
+    lines = [f"{plan}\n{module.source}"]
     for dims in SHAPES:
         if module.slabs is not None and module.slabs.blocks(dims) is None:
             continue
