@@ -88,4 +88,5 @@ class TournamentEvolution:
         share = math.ceil(self.rules.tournament * len(self.population))
         size = min(len(self.population), max(share, self.rules.tournament_least))
         drawn = [self.population[i] for i in rng.choice(len(self.population), size, replace=False)]
-        return drawn[WINNER[self.rules.selection]([m.scores for m in drawn], rng)]
+        chosen: Member = drawn[WINNER[self.rules.selection]([m.scores for m in drawn], rng)]
+        return chosen

@@ -340,7 +340,7 @@ class _Search:
         rules = self.config.early
         if rules.keep == 1 or len(self.halfways) < rules.least:
             return {}
-        limits = {}
+        limits: dict[str, float] = {}
         for network in self.config.networks.use:
             losses = sorted(h.get(network, float("inf")) for h in self.halfways)
             limits[network] = losses[max(0, round(rules.keep * len(losses)) - 1)]

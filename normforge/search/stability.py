@@ -54,7 +54,7 @@ def gradient_ascent(
             return math.inf, step, False
         with torch.no_grad():
             scale = config.rate / length if config.direction == "unit" else config.rate
-            torch._foreach_add_(weights, list(direction), alpha=scale)
+            torch._foreach_add_([*weights], list(direction), alpha=scale)
     return largest, step, True
 
 

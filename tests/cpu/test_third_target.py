@@ -17,7 +17,7 @@ from torch import Tensor
 
 import normforge as nf
 from normforge.api.explain import explain
-from normforge.codegen import target as targets
+from normforge.codegen import registry
 from normforge.codegen.memory import account
 from normforge.codegen.orders import program
 from normforge.codegen.plan import LAYOUTS, Plan, is_data, is_sweep_sum
@@ -182,7 +182,7 @@ def numpy_target() -> Iterator[None]:
     register(NumpyTarget())
     RUNNERS["numpy"] = Runner(load, ("cpu",), "the CPU")
     yield
-    del targets._targets["numpy"], RUNNERS["numpy"]
+    del registry._targets["numpy"], RUNNERS["numpy"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

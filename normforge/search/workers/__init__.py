@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from normforge.search.workers.local import LocalPool, WorkerPool, open_pool, run_all
+from normforge.search.workers.local import LocalPool, WorkerPool, run_all
+from normforge.search.workers.open import open_pool
 
 __all__ = ["LocalPool", "WorkerPool", "open_pool", "run_all"]

@@ -72,25 +72,6 @@ def run_all(pool: WorkerPool, tasks: Iterable[Task]) -> Iterator[tuple[Task, Out
         yield from pool.collect(1.0)
 
 
-def open_pool(work: str, config: Workers) -> WorkerPool:
-    """The pool that `config.on` names; its processes start with the first tasks.
-
-    Args:
-        work: `module:function` from `Task` to `Outcome`, imported in the workers alone. Where it may use a GPU, its
-            module imports torch.
-        config: of the workers.
-
-    Raises:
-        OptionError: Ray is not installed.
-        RunError: the Ray cluster cannot be reached.
-    """
-    if config.on == "local":
-        return LocalPool(work, config)
-    from normforge.search.workers.ray_pool import RayPool
-
-    return RayPool(work, config)
-
-
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]  # the guard, which leads a session of its own
