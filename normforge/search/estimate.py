@@ -128,7 +128,7 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
         refused, keys = refuse_static(graph, seen)
         if index:  # the first one imports what the others use
             seconds += time.perf_counter() - start
-        data: dict[str, Any] = {"genes": space.to_json(genotype), "parents": []}
+        data: dict[str, object] = {"genes": space.to_json(genotype), "parents": []}
         if refused:
             data |= refused.to_json()
         else:
