@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from normforge.codegen.target import Target
 
 # The targets of this package: where an object TARGET is, imported when it is first asked for.
-_MODULES = {"c": "normforge.codegen.c.target", "triton": "normforge.codegen.triton.target"}
+TARGET_MODULES = {"c": "normforge.codegen.c.target", "triton": "normforge.codegen.triton.target"}
 _targets: dict[str, Target] = {}
 
 
@@ -22,7 +22,7 @@ def register(target: Target) -> None:
 
 def target_names() -> tuple[str, ...]:
     """Every target, those of this package first."""
-    return tuple(dict.fromkeys((*_MODULES, *_targets)))
+    return tuple(dict.fromkeys((*TARGET_MODULES, *_targets)))
 
 
 def find_target(name: str) -> Target:
@@ -35,5 +35,5 @@ def find_target(name: str) -> Target:
         known = target_names()
         if name not in known:
             raise OptionError(f"target is one of {', '.join(known)}, not {name!r}{nearest(str(name), known)}")
-        register(import_module(_MODULES[name]).TARGET)
+        register(import_module(TARGET_MODULES[name]).TARGET)
     return _targets[name]

@@ -10,6 +10,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from normforge.codegen.registry import TARGET_MODULES
+
 ROOT = Path(__file__).parent.parent
 """The folder of the package."""
 
@@ -43,7 +45,7 @@ def imports(path: Path) -> set[str]:
 
 def reached_from(module: str) -> set[Path]:
     """The files that importing and using a module may run, its own included, and the `__init__.py` of their folders."""
-    waiting, seen = [module], set()
+    waiting, seen = [module, *TARGET_MODULES.values()], set()  # targets are imported by name
     while waiting:
         name = waiting.pop()
         if name in seen:
