@@ -113,7 +113,9 @@ def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> N
     """Over many shapes a kernel has at most five classes of blocks, each of one of the alignments."""
     for order in range(3):
         plan = plan_of_kind(kind, program(nf.parse(name), order, True), "bfloat16", layout)
-        assert plan is not None
+        if plan is None:  # a slab of columns is swept by a forward only
+            assert (name, kind, layout) == ("layernorm-gelu", "swept", "nchw") and order > 0
+            continue
         module = emit_triton(plan, "t")
         variants: dict[str, set[tuple[tuple[str, int], ...]]] = {}
         for n, c, s in SHAPES:
