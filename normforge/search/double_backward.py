@@ -40,7 +40,7 @@ def _conv2d(
 ) -> Tensor:
     if groups == 1 or isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    y = _Convolution.apply(x, weight, (_pair(stride), _pair(padding), _pair(dilation), groups))
+    y: Tensor = _Convolution.apply(x, weight, (_pair(stride), _pair(padding), _pair(dilation), groups))
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -50,7 +50,8 @@ def _pair(value: int | tuple[int, int]) -> list[int]:
 
 def _convolution(x: Tensor, weight: Tensor, options: _Options) -> Tensor:
     stride, padding, dilation, groups = options
-    return torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+    y: Tensor = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+    return y
 
 
 def _gradients(dy: Tensor, x: Tensor, weight: Tensor, options: _Options, mask: list[bool]) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,7 @@ class _Convolution(torch.autograd.Function):
         return _convolution(x, weight, options)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dx, dw = _ConvolutionBackward.apply(dy, x, weight, ctx.options, ctx.needs_input_grad[0])
         return dx, dw, None
@@ -87,7 +88,7 @@ class _ConvolutionBackward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, x, weight = ctx.saved_tensors
         in_dy = in_x = in_w = None
         if ddx is not None:

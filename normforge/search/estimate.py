@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from normforge.errors import RunError
 from normforge.ir.graph import Graph
@@ -128,7 +129,7 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
         refused, keys = refuse_static(graph, seen)
         if index:  # the first one imports what the others use
             seconds += time.perf_counter() - start
-        data = {"genes": space.to_json(genotype), "parents": []}
+        data: dict[str, Any] = {"genes": space.to_json(genotype), "parents": []}
         if refused:
             data |= refused.to_json()
         else:
@@ -152,7 +153,7 @@ def _evaluate(config: Config, graphs: list[Graph]) -> list[Outcome]:
     pool = open_pool(WORK, config.workers.model_copy(update={"count": 1, "on": "local"}))
     try:
         # In order, since there is one worker.
-        return [o for _, o in run_all(pool, (Task(str(i), g.to_json(), config) for i, g in enumerate(graphs)))]
+        return [o for _, o in run_all(pool, (Task(str(i), g, config) for i, g in enumerate(graphs)))]
     finally:
         pool.stop()
 

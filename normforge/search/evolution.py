@@ -87,5 +87,5 @@ class TournamentEvolution:
         """The winner of a tournament among a random subset of the population."""
         share = math.ceil(self.rules.tournament * len(self.population))
         size = min(len(self.population), max(share, self.rules.tournament_least))
-        drawn = [self.population[i] for i in rng.choice(len(self.population), size, replace=False)]
+        drawn: list[Member] = [self.population[i] for i in rng.choice(len(self.population), size, replace=False)]
         return drawn[WINNER[self.rules.selection]([m.scores for m in drawn], rng)]

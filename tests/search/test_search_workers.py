@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from normforge.errors import OptionError, RunError
+from normforge.ir.layers import layers
 from normforge.search.config import Config, Workers, load
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
@@ -19,7 +20,7 @@ from normforge.search.workers.gpus import Gpu, names, visible_gpus
 
 
 def task(key: str) -> Task:
-    return Task(key, "", Config())
+    return Task(key, layers["bn-relu"], Config())
 
 
 def workers(**values: object) -> Workers:
