@@ -51,6 +51,7 @@ def test_what_is_read_is_what_is_stored(before):
     store.close()
 
 
+@pytest.mark.parametrize("before", ["arrival", pytest.param("fixed", marks=pytest.mark.slow)], indirect=True)
 def test_it_goes_on_and_nothing_is_computed_again(before, tmp_path, monkeypatch):
     """What is under way at the interrupt is evaluated as it was asked for."""
     kept, config = contents(before), summary_of(before).config
