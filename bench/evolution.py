@@ -37,12 +37,13 @@ from rich.table import Table
 
 import normforge as nf
 from normforge.passes import simplify
-from normforge.search import results
+from normforge.search import events, results
 from normforge.search.config import Config, load
+from normforge.search.events import Candidate, Compared
 from normforge.search.funnel import Fate, Outcome
-from normforge.search.runner import run
+from normforge.search.run import run
 from normforge.search.space import PAPER
-from normforge.search.store import Event, Store
+from normforge.search.store import Store
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
 
@@ -77,24 +78,21 @@ def directory(mode: str, seed: int, options: argparse.Namespace) -> Path:
 def progress_of(path: Path) -> list[float]:
     """The best mean loss over networks after each evaluation, in slot order; infinite before the first scored one."""
     store = Store(path)
-    evaluated = sorted((int(e.key), e) for e in store.events("candidate") if "hash" in e.data)
+    evaluated = sorted((c for c in events.each(store, Candidate) if c.evaluated), key=lambda c: c.index)
     best, curve = math.inf, []
-    for _, event in evaluated:
-        outcome = Outcome.from_json(event.data)
-        if outcome.fate is Fate.SCORED:
-            best = min(best, statistics.fmean(outcome.loss.values()))
+    for candidate in evaluated:
+        if candidate.outcome.fate is Fate.SCORED:
+            best = min(best, statistics.fmean(candidate.outcome.loss.values()))
         curve.append(best)
     store.close()
     return curve
 
 
-def found(path: Path) -> results.Scored:
+def found(path: Path) -> Candidate:
     """The best after re-ranking."""
     store = Store(path)
     try:
-        layer = results.candidate(results.event_of(store, "best", PAPER), PAPER)
-        assert layer is not None
-        return layer
+        return results.candidate_of(store, "best", PAPER)
     finally:
         store.close()
 
@@ -103,9 +101,9 @@ def judge(graphs: dict[str, nf.Graph], options: argparse.Namespace) -> dict[str,
     """Trainings on digits, kept in a store of their own so that they go on where they were stopped."""
     settings = load("demo", [f"networks.use={options.networks}", f"workers.count={options.workers}"])
     store = Store(options.out / "judged", write=True)
-    done = {e.key: Outcome.from_json(e.data) for e in store.events("final")}
+    done = {trained.key: trained.outcome for trained in events.each(store, Compared)}
     tasks = [
-        Task(f"{graph.hash}/{repeat}", graph.to_json(), settings, repeat, final=True)
+        Task(f"{graph.hash}/{repeat}", graph, settings, repeat, final=True)
         for graph in graphs.values()
         for repeat in range(1, options.judges + 1)
     ]
@@ -115,7 +113,7 @@ def judge(graphs: dict[str, nf.Graph], options: argparse.Namespace) -> dict[str,
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("judging on digits", total=len(tasks))
             for task, outcome in run_all(pool, tasks):
-                store.append([Event("final", task.key, 0.0, outcome.to_json())])
+                store.append([Compared(task.key, 0.0, outcome).record()])
                 done[task.key] = outcome
                 progress.advance(bar)
         pool.stop()
@@ -137,7 +135,9 @@ def summary(options: argparse.Namespace) -> dict[str, Any]:
     networks = options.networks.split(",")
     curves = {m: [progress_of(directory(m, s, options)) for s in range(options.seeds)] for m in MODES}
     layers = {f"{m} {s}": found(directory(m, s, options)) for m in MODES for s in range(options.seeds)}
-    graphs = {name: layer.graph for name, layer in layers.items()} | {name: nf.parse(name) for name in KNOWN}
+    graphs = {name: PAPER.to_graph(layer.genotype) for name, layer in layers.items()} | {
+        name: nf.parse(name) for name in KNOWN
+    }
     rows = []
     for name, outcomes in judge(graphs, options).items():
         trained = results.Row(name, str(simplify(graphs[name])), name in layers, results.FAILED / CLASSES, outcomes)

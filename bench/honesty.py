@@ -52,7 +52,7 @@ def train(graph: Graph, config: Config) -> tuple[float, str]:
     from normforge.train.loop import Diverged, evaluate
 
     torch.set_num_threads(1)
-    evaluation = Evaluation(Task("0", graph.to_json(), config), backend="eager")
+    evaluation = Evaluation(Task("0", graph, config), backend="eager")
     training = evaluation.training("resnet")
     try:
         training.advance(config.quality.steps)

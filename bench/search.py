@@ -51,7 +51,7 @@ from normforge.search.evaluate import Evaluation
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.funnel import Outcome, Seen, formula, refuse_static
 from normforge.search.space import PAPER
-from normforge.search.store import Event, Store
+from normforge.search.store import Record, Store
 from normforge.search.tasks import Task
 from normforge.streams import stream, torch_seed
 from normforge.train.data import load_data
@@ -86,7 +86,7 @@ def harness(backend: str, config: Config) -> Callable[[Graph], Outcome]:
     """The search's evaluation with one backend."""
 
     def evaluate(graph: Graph) -> Outcome:
-        return Evaluation(Task("0", graph.to_json(), config), backend).run()
+        return Evaluation(Task("0", graph, config), backend).run()
 
     return evaluate
 
@@ -176,7 +176,7 @@ def front_end(config: Config, count: int, directory: Path) -> tuple[dict[str, An
             data |= keys | {"fate": "scored", "formula": formula(graph)}
             fates["kept"] += 1
             evolution.tell(Member(index, proposal.genotype, tuple(rng.random(len(config.networks.use)))))
-        store.append([Event("candidate", str(index), 0.0, data)])
+        store.append([Record("candidate", str(index), 0.0, data)])
         if len(examples) < 1000:
             examples.append(data)
     seconds = time.perf_counter() - start
@@ -189,18 +189,18 @@ def store_events(count: int, examples: list[dict[str, Any]], directory: Path) ->
     store = Store(directory, write=True)
     rates, start = [], time.perf_counter()
     for i in track(range(count), "store", console=Console(stderr=True)):
-        store.append([Event("candidate", str(i), float(i), examples[i % len(examples)])])
+        store.append([Record("candidate", str(i), float(i), examples[i % len(examples)])])
         if (i + 1) % WINDOW == 0:
             now = time.perf_counter()
             rates.append(round(WINDOW / (now - start)))
             start = now
     start = time.perf_counter()
-    read = sum(1 for _ in store.events("candidate"))
+    read = sum(1 for _ in store.records("candidate"))
     whole = time.perf_counter() - start
     rng = stream(0, "lookups", 0)
     start = time.perf_counter()
     for index in rng.integers(count, size=1000):
-        assert store.event("candidate", str(index)) is not None
+        assert store.record("candidate", str(index)) is not None
     lookup = (time.perf_counter() - start) / 1000
     store.close()
     size = sum(f.stat().st_size for f in directory.iterdir())

@@ -14,6 +14,8 @@ A pass of one's own is tested like those of this package by a class of four line
         def run(self, graph):
             return my_pass(graph)
 
+A pool of workers of one's own owes what `PoolProperties` asks, in the same way.
+
 hypothesis is an optional dependency: `pip install hypothesis`. Needs no torch.
 """
 
@@ -30,6 +32,7 @@ from normforge.ir.node import Node, const, data, make, param
 from normforge.ir.ops import LEAF, SURFACE, UNARY, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B, G, K, S
 from normforge.ir.verify import verify
+from normforge.search.workers.conformance import PoolProperties as PoolProperties
 
 try:
     from hypothesis import HealthCheck, given, settings

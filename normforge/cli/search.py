@@ -35,7 +35,7 @@ def search(
 ) -> None:
     """Search for layers, then train the best beside known ones; the same command resumes a run."""
     from normforge.search.reports.report import report
-    from normforge.search.runner import run
+    from normforge.search.run import run
 
     settings = read_settings(config, preset, seed, workers, budget_minutes, override)
     console = Console()

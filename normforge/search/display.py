@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from normforge.search.events import Candidate
 from normforge.search.funnel import Fate
-from normforge.search.progress import Leader, Progress
+from normforge.search.progress import Progress
 
 _REDRAW_SECONDS = 0.25
 _LINE_SECONDS = 10.0
@@ -102,16 +103,16 @@ def time_left(p: Progress) -> float:
     return left
 
 
-def leaders(p: Progress) -> list[Leader]:
+def leaders(p: Progress) -> list[Candidate]:
     """The best of the Pareto front; of those with the same scores, which are most often one layer, the first."""
-    distinct: dict[tuple[float, ...], Leader] = {}
+    distinct: dict[tuple[float, ...], Candidate] = {}
     for leader in p.leaders:
-        distinct.setdefault(tuple(round(s, 6) for s in leader.scores.values()), leader)
+        distinct.setdefault(tuple(round(s, 6) for s in leader.outcome.scores.values()), leader)
     return list(distinct.values())[:_LEADERS]
 
 
-def _leader(leader: Leader) -> str:
-    scores = ", ".join(f"{name} {score:.3f}" for name, score in leader.scores.items())
+def _leader(leader: Candidate) -> str:
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in leader.outcome.scores.items())
     return f"#{leader.index}: {scores}: {short(plain(leader.formula))}"
 
 

@@ -152,7 +152,7 @@ def _evaluate(config: Config, graphs: list[Graph]) -> list[Outcome]:
     pool = open_pool(WORK, config.workers.model_copy(update={"count": 1, "on": "local"}))
     try:
         # In order, since there is one worker.
-        return [o for _, o in run_all(pool, (Task(str(i), g.to_json(), config) for i, g in enumerate(graphs)))]
+        return [o for _, o in run_all(pool, (Task(str(i), g, config) for i, g in enumerate(graphs)))]
     finally:
         pool.stop()
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 import torch
 
 from normforge.errors import NormforgeError
-from normforge.ir.graph import Graph
 from normforge.probing.probe import probe
 from normforge.search.funnel import Fate, Outcome, out_of_memory
 from normforge.search.objectives import margin, traffic
@@ -57,7 +56,7 @@ class Evaluation:
 
     def __init__(self, task: Task, backend: str = "auto") -> None:
         self.task, self.config = task, task.config
-        self.graph = Graph.from_json(task.graph)
+        self.graph = task.graph
         self.recipe: Recipe = self.config.recipe
         if task.final:
             steps = round(self.recipe.steps * self.config.final.longer)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Order(Protocol):
-    """What the runner asks of an order."""
+    """What the search asks of an order."""
 
     def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
         """The candidate to tell now, before `index` is drawn, given how many were told; None while there is none."""

@@ -1,21 +1,13 @@
-"""How a run stands, for the display: plain data, kept by the runner."""
+"""How a run stands, for the display: plain data, kept by the run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from normforge.search.funnel import Fate, Outcome
+from normforge.search.events import Candidate
+from normforge.search.funnel import Fate
 from normforge.search.selection import best_first, front
-
-
-@dataclass(frozen=True)
-class Leader:
-    """A scored layer that no other is better than."""
-
-    index: int
-    scores: dict[str, float]
-    formula: str
 
 
 @dataclass
@@ -41,7 +33,7 @@ class Progress:
     evaluations: int | None = None
     phase: str = "search"
     fates: Counter[Fate] = field(default_factory=Counter)
-    leaders: list[Leader] = field(default_factory=list)
+    leaders: list[Candidate] = field(default_factory=list)
     elapsed: float = 0.0
     before: tuple[float, int] = (0.0, 0)
     evaluated: int = 0
@@ -59,10 +51,10 @@ class Progress:
         seconds = self.elapsed - self.before[0]
         return 3600 * (self.evaluated - self.before[1]) / seconds if seconds > 0 else 0.0
 
-    def count(self, index: int, outcome: Outcome, formula: str) -> None:
+    def count(self, candidate: Candidate) -> None:
         """A candidate's fate is known."""
-        self.fates[outcome.fate] += 1
-        if outcome.scores:
-            leaders = [*self.leaders, Leader(index, outcome.scores, formula)]
-            leaders = [leaders[i] for i in front([list(m.scores.values()) for m in leaders])]
-            self.leaders = [leaders[i] for i in best_first([list(m.scores.values()) for m in leaders])]
+        self.fates[candidate.outcome.fate] += 1
+        if candidate.outcome.scores:
+            leaders = [*self.leaders, candidate]
+            leaders = [leaders[i] for i in front([list(c.outcome.scores.values()) for c in leaders])]
+            self.leaders = [leaders[i] for i in best_first([list(c.outcome.scores.values()) for c in leaders])]

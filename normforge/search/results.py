@@ -7,41 +7,21 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from normforge.errors import RunError, UnknownNameError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import CATALOGUE, layers
 from normforge.passes import simplify
-from normforge.search import space
+from normforge.search import events
 from normforge.search.config import Config, unflat
+from normforge.search.events import Began, Candidate, Compared, Reranked
 from normforge.search.funnel import Fate, Outcome, formula
 from normforge.search.selection import best_first, mean_ranks
 from normforge.search.space import SearchSpace
-from normforge.search.store import Event, Store
+from normforge.search.store import Store
 
 FAILED = 2.0  # a training that ends below this many times chance has failed
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate that came through the funnel."""
-
-    index: int
-    genotype: space.Genotype
-    drawn: SearchSpace = field(repr=False, compare=False)
-    outcome: Outcome
-
-    @cached_property
-    def graph(self) -> Graph:
-        """The layer, as it was drawn. Made when asked for: graphs of all that a long run scored would take minutes."""
-        return self.drawn.to_graph(self.genotype)
-
-    @property
-    def name(self) -> str:
-        """As in the comparison: #17."""
-        return f"#{self.index}"
 
 
 @dataclass
@@ -77,53 +57,46 @@ def settings(store: Store) -> Config:
     Raises:
         RunError: it has not begun, or is another version's.
     """
-    session = store.event("session", "0")
-    if session is None:
+    began = events.find(store, Began, "0")
+    if began is None:
         raise RunError(f"{store.path.parent} holds a run that has not begun: start it with normforge search")
-    return unflat(session.data["settings"])
+    return unflat(began.settings)
 
 
-def candidate(event: Event, drawn: SearchSpace) -> Scored | None:
-    """The scored layer of a candidate's event."""
-    outcome = Outcome.from_json(event.data)
-    if outcome.fate is not Fate.SCORED:
-        return None
-    return Scored(int(event.key), space.from_json(event.data["genes"]), drawn, outcome)
-
-
-def scored(store: Store, drawn: SearchSpace) -> list[Scored]:
+def scored(store: Store) -> list[Candidate]:
     """The scored candidates, by Pareto front and within a front by their mean rank over objectives."""
-    found = [c for event in store.events("candidate") if (c := candidate(event, drawn))]
+    found = [c for c in events.each(store, Candidate) if c.outcome.fate is Fate.SCORED]
     return [found[i] for i in best_first([list(c.outcome.scores.values()) for c in found])]
 
 
-def best_distinct(ranked: Iterable[Scored], count: int) -> list[Scored]:
+def best_distinct(ranked: Iterable[Candidate], count: int, drawn: SearchSpace) -> list[Candidate]:
     """The first `count` that differ by more than what their trainable parameters absorb.
 
     Training is deterministic, so equal losses mean equal trainings: the same layer up to a symmetry, such as the
     sign of gamma, that no rewriting has seen.
     """
     seen: set[object] = set()
-    best: list[Scored] = []
+    best: list[Candidate] = []
     for layer in ranked:
         if len(best) == count:
             break
-        keys = {layer.graph.family_hash, tuple(round(loss, 6) for loss in layer.outcome.loss.values())}
+        family = drawn.to_graph(layer.genotype).family_hash
+        keys = {family, tuple(round(loss, 6) for loss in layer.outcome.loss.values())}
         if not keys & seen:
             best.append(layer)
         seen |= keys
     return best
 
 
-def reranked(store: Store, top: Iterable[Scored], count: int) -> list[Scored]:
+def reranked(store: Store, top: Iterable[Candidate], count: int) -> list[Candidate]:
     """The best of `top` after the second ranking, by mean rank of the held-out losses; failed trainings come last,
     and layers that were not ranked again are left out."""
-    found: list[Scored] = []
+    found: list[Candidate] = []
     losses: list[list[float]] = []
     for layer in top:
-        if event := store.event("rerank", layer.name):
+        if again := events.find(store, Reranked, layer.name):
             found.append(layer)
-            losses.append([Outcome.from_json(event.data).holdout.get(n, math.inf) for n in layer.outcome.accuracy])
+            losses.append([again.outcome.holdout.get(n, math.inf) for n in layer.outcome.accuracy])
     if not found:
         return []
     ranks = mean_ranks(losses)
@@ -131,21 +104,21 @@ def reranked(store: Store, top: Iterable[Scored], count: int) -> list[Scored]:
     return [found[i] for i in order[:count]]
 
 
-def final_layers(found: Sequence[Scored], baselines: Sequence[str]) -> list[tuple[str, Graph]]:
+def final_layers(found: Sequence[Candidate], baselines: Sequence[str], drawn: SearchSpace) -> list[tuple[str, Graph]]:
     """Names and graphs of the final comparison: `#index` for what was found, then the baselines."""
-    return [(s.name, s.graph) for s in found] + [(name, layers[name]) for name in baselines]
+    return [(c.name, drawn.to_graph(c.genotype)) for c in found] + [(name, layers[name]) for name in baselines]
 
 
-def comparison(store: Store, found: Sequence[Scored], config: Config) -> list[Row]:
+def comparison(store: Store, found: Sequence[Candidate], config: Config) -> list[Row]:
     """The rows of the final comparison, fewest failures first and then the least mean rank of validation losses."""
-    session = store.event("session", "0")
-    least = FAILED / session.data["classes"] if session else 0.0
-    rows = {s.name: Row(s.name, formula(simplify(s.graph)), True, least) for s in found}
+    began, drawn = events.find(store, Began, "0"), SearchSpace(config.space)
+    least = FAILED / began.classes if began else 0.0
+    rows = {c.name: Row(c.name, formula(simplify(drawn.to_graph(c.genotype))), True, least) for c in found}
     rows |= {name: Row(name, CATALOGUE[name].formula, False, least) for name in config.final.baselines}
-    for event in store.events("final"):
-        name, _, _ = event.key.rpartition("/")
+    for trained in events.each(store, Compared):
+        name, _, _ = trained.key.rpartition("/")
         if name in rows:
-            rows[name].outcomes.append(Outcome.from_json(event.data))
+            rows[name].outcomes.append(trained.outcome)
     networks, all_rows = config.networks.use, list(rows.values())
     losses = [[_or_inf(row.mean("loss", n)[0]) for n in networks] for row in all_rows]
     ranks = mean_ranks(losses)
@@ -173,7 +146,7 @@ def split(reference: str) -> tuple[Path, str]:
     return Path(match.group(1)), match.group(2)
 
 
-def event_of(store: Store, which: str, drawn: SearchSpace) -> Event:
+def candidate_of(store: Store, which: str, drawn: SearchSpace) -> Candidate:
     """The candidate with that index, or the best one: of the second ranking if there was one, else of the search.
 
     Raises:
@@ -182,14 +155,14 @@ def event_of(store: Store, which: str, drawn: SearchSpace) -> Event:
     """
     directory = store.path.parent
     if which == "best":
-        top = best_distinct(scored(store, drawn), settings(store).final.candidates)
+        top = best_distinct(scored(store), settings(store).final.candidates, drawn)
         if not top:
             raise RunError(f"{directory} has no scored layer yet: let the search go on")
         which = str((reranked(store, top, 1) or top)[0].index)
-    event = store.event("candidate", which)
-    if event is None:
+    found = events.find(store, Candidate, which)
+    if found is None:
         raise UnknownNameError(f"{directory} has no candidate #{which}: give a smaller number, or #best")
-    return event
+    return found
 
 
 def layer_of(reference: str) -> Graph:
@@ -203,6 +176,6 @@ def layer_of(reference: str) -> Graph:
     store = Store(directory)
     try:
         drawn = SearchSpace(settings(store).space)
-        return drawn.to_graph(space.from_json(event_of(store, which, drawn).data["genes"]))
+        return drawn.to_graph(candidate_of(store, which, drawn).genotype)
     finally:
         store.close()

@@ -33,7 +33,7 @@ def gradient_ascent(
         threshold.
     """
     model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
     largest = 0.0
     for step in range(config.steps + 1):
         with FastDoubleBackward():

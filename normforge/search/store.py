@@ -1,6 +1,6 @@
-"""The store: everything that happened in a run, as append-only events in one SQLite file.
+"""The store: everything that happened in a run, as append-only records in one SQLite file.
 
-Any number of processes may write; WAL lets readers go on meanwhile.
+What the records mean, `events` knows. Any number of processes may write; WAL lets readers go on meanwhile.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CREATE TRIGGER no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'even
 """
 
 
-class Event(NamedTuple):
-    """One thing that happened; `kind` and `key` together are unique in a store."""
+class Record(NamedTuple):
+    """One event as it is stored; `kind` and `key` together are unique in a store."""
 
     kind: str
     key: str
@@ -100,22 +100,22 @@ class Store:
         except (sqlite3.DatabaseError, json.JSONDecodeError) as e:
             raise RunError(f"{self.path} cannot be read ({e}): restore it from a copy, or use another --out") from None
 
-    def append(self, events: Iterable[Event]) -> None:
-        """Add events, all or none.
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records, all or none.
 
         Raises:
             RunError: one of them is stored already, or the file cannot be written.
         """
         now = time.time()
-        rows = [(e.kind, e.key, now, e.elapsed, json.dumps(e.data, allow_nan=False)) for e in events]
+        rows = [(e.kind, e.key, now, e.elapsed, json.dumps(e.data, allow_nan=False)) for e in records]
         try:
             with transaction(self._db):
                 self._db.executemany("INSERT INTO events (kind, key, time, elapsed, data) VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as e:
             raise RunError(f"{self.path} cannot be written ({e}): is another process at work on it?") from None
 
-    def events(self, kind: str | None = None) -> Iterator[Event]:
-        """The events in the order in which they were stored, all or of one kind.
+    def records(self, kind: str | None = None) -> Iterator[Record]:
+        """The records in the order in which they were stored, all or of one kind.
 
         Raises:
             RunError: the file is damaged.
@@ -125,15 +125,15 @@ class Store:
                 "SELECT kind, key, elapsed, data FROM events WHERE ?1 IS NULL OR kind = ?1 ORDER BY id", (kind,)
             )
             for name, key, elapsed, data in rows:
-                yield Event(name, key, elapsed, json.loads(data))
+                yield Record(name, key, elapsed, json.loads(data))
 
-    def event(self, kind: str, key: str) -> Event | None:
-        """The one event of that kind and key, if there is one."""
+    def record(self, kind: str, key: str) -> Record | None:
+        """The one record of that kind and key, if there is one."""
         with self._readable():
             row = self._db.execute(
                 "SELECT kind, key, elapsed, data FROM events WHERE kind = ? AND key = ?", (kind, key)
             ).fetchone()
-            return Event(row[0], row[1], row[2], json.loads(row[3])) if row else None
+            return Record(row[0], row[1], row[2], json.loads(row[3])) if row else None
 
     def times(self, kind: str) -> dict[str, float]:
         """When each event of that kind was stored, by key, in seconds since the epoch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from normforge.ir.graph import Graph
 from normforge.search.config import Config
 
 WORK = "normforge.search.evaluate:run_task"
@@ -20,7 +21,7 @@ class Task:
 
     Attributes:
         key: of the event that will hold the outcome: a candidate's index, or `name/repeat` in the final.
-        graph: JSON of the layer.
+        graph: the layer.
         config: of the run.
         repeat: which initial weights and batches; 0 in the search.
         final: full training alone on the longer recipe, judged on held-out and test images, instead of the funnel.
@@ -29,7 +30,7 @@ class Task:
     """
 
     key: str
-    graph: str
+    graph: Graph
     config: Config
     repeat: int = 0
     final: bool = False

@@ -38,6 +38,6 @@ def test_a_captured_step_trains_alike():
 
 
 def test_a_layer_goes_through_the_funnel():
-    outcome = run_task(Task("0", parse("evonorm-s0").to_json(), QUICK))
+    outcome = run_task(Task("0", parse("evonorm-s0"), QUICK))
     assert outcome.fate is Fate.SCORED, outcome.reason
     assert outcome.peak > 0

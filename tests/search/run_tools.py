@@ -12,7 +12,7 @@ from rich.console import Console
 
 from normforge.errors import RunError
 from normforge.search.config import load
-from normforge.search.runner import run
+from normforge.search.run import run
 from normforge.search.store import FILE, Store
 
 # Every part of a run, small: a few candidates, two steps each, no threshold that they could miss.
@@ -42,7 +42,7 @@ def events(directory: Path) -> list[tuple[tuple[str, str], dict]]:
     """Everything but times and sessions, in the order in which it was stored."""
     changing = {"seconds", "peak", "cached"}
     store = Store(directory)
-    found = [((e.kind, e.key), {k: v for k, v in e.data.items() if k not in changing}) for e in store.events()]
+    found = [((e.kind, e.key), {k: v for k, v in e.data.items() if k not in changing}) for e in store.records()]
     store.close()
     return [(key, data) for key, data in found if key[0] != "session"]
 

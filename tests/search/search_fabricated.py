@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from normforge.search import objectives, results, space
+from normforge.search import events, objectives, results
 from normforge.search.config import Config, flat, load
-from normforge.search.evolution import Member, TournamentEvolution
+from normforge.search.events import Began, Candidate, Compared, Reranked
+from normforge.search.evolution import Member, Proposal, TournamentEvolution
 from normforge.search.funnel import Fate, Outcome, formula
 from normforge.search.space import SearchSpace
-from normforge.search.store import Event, Store
+from normforge.search.store import Store
 
 HOSTILE = "</script><img src=x onerror=alert(1)> [bold]&amp; \x1b[2J"
 THREE = "networks.use=resnet,mobilenet,efficientnet"
@@ -40,24 +41,23 @@ class Fabrication:
         self.store = Store(directory, write=True)
         self.evolution = TournamentEvolution(config.evolution, self.space, seed, repr)
         self.elapsed, self.index = 0.0, 0
-        self.events: list[Event] = []
+        self.events: list[events.Event] = []
         self.session()
 
     def session(self) -> None:
-        count = sum(e.kind == "session" for e in [*self.store.events(), *self.events])
-        data = {"settings": dict(flat(self.config)), "digest": "0" * 32, "classes": CLASSES, "device": "cpu"}
-        self.events.append(Event("session", str(count), self.elapsed, data))
+        count = sum(isinstance(e, Began) for e in [*events.every(self.store), *self.events])
+        settings = dict(flat(self.config))
+        self.events.append(Began(count, self.elapsed, settings, "0" * 32, CLASSES, "cpu", "machine", "code"))
 
     def candidate(self, fate: Fate, scores: dict[str, float] | None = None, reason: str = "", tell: bool = True) -> int:
         """One more candidate, with that fate; returns its index."""
         index, proposal = self.index, self.evolution.ask(self.index)
         self.index += 1
-        made = {"genes": space.to_json(proposal.genotype), "parents": list(proposal.parents)}
         self.elapsed += float(self.rng.uniform(0.1, 2.0))
         networks = self.config.networks.use
         if fate in (Fate.DEGENERATE, Fate.DUPLICATE):
             outcome = Outcome(fate, reason or "type: the output does not vary along s", seconds={"static": 0.004})
-            self.events.append(Event("candidate", str(index), self.elapsed, {**made, **outcome.to_json()}))
+            self.add(index, proposal, outcome)
             return index
         stages = ("probing", "quality", "stability", "full")
         came = stages[: stages.index(fate) + 1] if fate in stages else stages
@@ -81,9 +81,12 @@ class Fabrication:
         elif fate is Fate.TIMEOUT:
             outcome = Outcome(fate, reason or "stopped at the time limit of 180 s")
         graph = self.space.to_graph(proposal.genotype)
-        data = {**made, **outcome.to_json(), "hash": graph.structure, "formula": formula(graph)}
-        self.events.append(Event("candidate", str(index), self.elapsed, data))
+        self.add(index, proposal, outcome, hash=graph.structure, formula=formula(graph))
         return index
+
+    def add(self, index: int, proposal: Proposal, outcome: Outcome, **keys: str) -> None:
+        made = Candidate(index, self.elapsed, proposal.genotype, proposal.parents, outcome=outcome, **keys)
+        self.events.append(made)
 
     def draw(self, count: int, static: float = 0.6) -> None:
         """Candidates with fates by the shares above, `static` of them refused without numbers."""
@@ -98,15 +101,15 @@ class Fabrication:
         """Re-ranking and comparison; the second repeat of the first layer fails."""
         final = self.config.final
         self.flush()
-        top = results.best_distinct(results.scored(self.store, self.space), final.candidates)
+        top = results.best_distinct(results.scored(self.store), final.candidates, self.space)
         for layer in top:
-            self.events.append(Event("rerank", layer.name, self.elapsed, self.trained().to_json()))
+            self.events.append(Reranked(layer.name, self.elapsed, self.trained()))
         self.flush()
         found = results.reranked(self.store, top, final.best)
         for repeat in range(1, final.seeds + 1):
-            for k, (name, _) in enumerate(results.final_layers(found, final.baselines)):
+            for k, (name, _) in enumerate(results.final_layers(found, final.baselines, self.space)):
                 outcome = self.trained(fails=(k, repeat) == (0, 2))
-                self.events.append(Event("final", f"{name}/{repeat}", self.elapsed, outcome.to_json()))
+                self.events.append(Compared(f"{name}/{repeat}", self.elapsed, outcome))
         self.flush()
 
     def trained(self, *, fails: bool = False) -> Outcome:
@@ -118,7 +121,7 @@ class Fabrication:
         return Outcome(Fate.SCORED, scores=dict(holdout), holdout=holdout, seconds={"full": 4.0}, **draw)
 
     def flush(self) -> None:
-        self.store.append(self.events)
+        self.store.append(e.record() for e in self.events)
         self.events = []
 
     def close(self) -> None:
@@ -147,9 +150,9 @@ def printed(console: Console) -> str:
 def stored(directory: Path, kind: str) -> dict[str, dict]:
     """The data of all events of a kind, by key."""
     store = Store(directory)
-    events = {e.key: e.data for e in store.events(kind)}
+    found = {r.key: r.data for r in store.records(kind)}
     store.close()
-    return events
+    return found
 
 
 def chain_of_three(directory: Path) -> list[int]:

@@ -116,6 +116,15 @@ def real_but_for_one(task: Task) -> Outcome:
     return run_task(task)
 
 
+def real_and_noted(task: Task) -> Outcome:
+    """The real evaluation, whose key is left in the file that NOTES names."""
+    from normforge.search.evaluate import run_task
+
+    with Path(os.environ["NOTES"]).open("a") as f:
+        f.write(f"{task.key}\n")
+    return run_task(task)
+
+
 # By candidate: the layers that `STARTS` begins with.
 PLANTED = {"0": "spin", "1": "bomb", "2": "segfault", "3": "nan", "4": "data", "5": "raise"}
 STARTS = ",".join(f"{op}(x) * gamma + beta" for op in ("tanh", "sigmoid", "exp", "square", "abs", "log", "sqrt"))
@@ -135,7 +144,7 @@ def real_but_for_six(task: Task) -> Outcome:
         case "segfault":
             ctypes.string_at(0)
         case "nan":
-            task = dataclasses.replace(task, graph=nf.parse("x / max(0, -abs(x)) * gamma + beta").to_json())
+            task = dataclasses.replace(task, graph=nf.parse("x / max(0, -abs(x)) * gamma + beta"))
         case "data":
             load_data = setup.load_data
             try:

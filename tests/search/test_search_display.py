@@ -5,16 +5,21 @@ from rich.console import Console
 from search_fabricated import printed, quiet
 
 from normforge.search.display import Display, leaders, time_left
+from normforge.search.events import Candidate
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.progress import Progress
+
+
+def candidate(index: int, outcome: Outcome, formula: str = "") -> Candidate:
+    return Candidate(index, 0.0, (), (), outcome=outcome, formula=formula)
 
 
 def progress(*scores: tuple[float, ...]) -> Progress:
     p = Progress(limit=600.0, elapsed=120.0, before=(20.0, 10), evaluated=60)
     for k, row in enumerate(scores):
         named = dict(zip(("resnet", "mobilenet"), row, strict=False))
-        p.count(k, Outcome(Fate.SCORED, scores=named), f"x * {k} [bold]")
-    p.count(90, Outcome(Fate.MEMORY, "stopped"), "")
+        p.count(candidate(k, Outcome(Fate.SCORED, scores=named), f"x * {k} [bold]"))
+    p.count(candidate(90, Outcome(Fate.MEMORY, "stopped")))
     p.fates[Fate.DEGENERATE] += 99 - p.drawn
     return p
 

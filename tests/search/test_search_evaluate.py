@@ -39,7 +39,7 @@ def network(name: str, seed: int = 0) -> nn.Module:
 
 
 def task(name: str, config: Config = QUICK, **fields) -> Task:
-    return Task("0", parse(name).to_json(), config, **fields)
+    return Task("0", parse(name), config, **fields)
 
 
 def training(name: str, recipe: Recipe = QUICK.recipe) -> Training:
@@ -227,7 +227,7 @@ def test_early_stopping_needs_a_bad_loss_on_every_network():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0"])
 def test_the_baselines_pass_the_funnel(name):
-    outcome = run_task(Task("0", layers[name].to_json(), load("demo", ["networks.use=resnet,mobilenet,efficientnet"])))
+    outcome = run_task(Task("0", layers[name], load("demo", ["networks.use=resnet,mobilenet,efficientnet"])))
     assert outcome.fate is Fate.SCORED
     assert all(math.isfinite(v) for v in outcome.loss.values())
     assert min(outcome.accuracy.values()) > 0.8

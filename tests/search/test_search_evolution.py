@@ -152,7 +152,7 @@ def test_a_space_without_batch_moments_draws_none():
 
 def test_the_front_end_needs_no_torch():
     code = (
-        "import sys, normforge.search.runner, normforge.search.evolution, normforge.search.reports.report; "
+        "import sys, normforge.search.run, normforge.search.evolution, normforge.search.reports.report; "
         "sys.exit(bool({'torch', 'triton'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ from run_tools import FAULTY, TINY, contents, quiet, start
 from normforge.search import results
 from normforge.search.config import load
 from normforge.search.evolution import Member
-from normforge.search.runner import run
+from normforge.search.run import run
 from normforge.search.space import PAPER
 from normforge.search.store import FILE, Store
 
@@ -24,8 +24,8 @@ LONG = ("budget.candidates=1500", "final.seeds=3", "final.baselines=bn-relu,gn-r
 def front_and_population(directory) -> tuple[list[Member], list[str]]:
     store = Store(directory)
     try:
-        found = results.scored(store, PAPER)
-        best = [layer.name for layer in results.best_distinct(found, 10)]
+        found = results.scored(store)
+        best = [layer.name for layer in results.best_distinct(found, 10, PAPER)]
         return sorted((m.index, m.genotype, tuple(m.outcome.scores.values())) for m in found), best
     finally:
         store.close()

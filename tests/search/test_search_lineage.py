@@ -42,7 +42,7 @@ def test_both_parents_of_a_mix_are_ancestors(tmp_path):
     made.draw(60, static=0.2)
     made.close()
     store = Store(tmp_path)
-    events = {int(e.key): e.data for e in store.events("candidate")}
+    events = {int(e.key): e.data for e in store.records("candidate")}
     mixed = max(i for i, d in events.items() if len(d["parents"]) == 2)
 
     def closure(i: int) -> set[int]:

@@ -13,8 +13,8 @@ from normforge.ir import parse
 from normforge.search.cache import EvaluationCache
 from normforge.search.config import load
 from normforge.search.provenance import Provenance
-from normforge.search.runner import run
-from normforge.search.store import Event, Store
+from normforge.search.run import run
+from normforge.search.store import Record, Store
 
 HERE = Provenance("data", 10, "cpu", "machine", "code")
 ARRIVAL = "evolution.order=arrival"
@@ -58,8 +58,8 @@ def test_a_replay_without_what_was_asked_for_last(by_arrival, tmp_path):
     copy = tmp_path / "stopped"
     shutil.copytree(by_arrival, copy)
     store = Store(copy, write=True)
-    last = store.event("asked", max((e.key for e in store.events("asked")), key=int))
-    store.append([Event("asked", "60", 1.0, last.data)])
+    last = store.record("asked", max((r.key for r in store.records("asked")), key=int))
+    store.append([Record("asked", "60", 1.0, last.data)])
     store.close()
     assert run(load("demo", [*SHORT, ARRIVAL]), tmp_path / "again", quiet(), work=FAULTY, replay=copy)
     assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
@@ -92,7 +92,7 @@ def test_by_arrival_a_kill_loses_nothing_either(tmp_path):
 
 def cached(directory) -> int:
     store = Store(directory)
-    found = sum(e.data.get("cached", 0) for e in store.events())
+    found = sum(e.data.get("cached", 0) for e in store.records())
     store.close()
     return found
 

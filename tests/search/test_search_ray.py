@@ -1,3 +1,4 @@
+import os
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from test_search_workers import alive, drain, eventually, pids, task, workers
 from normforge.errors import OptionError, RunError
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.workers import WorkerPool, open_pool
+from normforge.testing import PoolProperties
 
 try:
     import ray
@@ -20,6 +22,8 @@ try:
 except ImportError:
     pytest.skip("needs Ray", allow_module_level=True)
 
+# The nodes' processes find `search_faults`, and the normforge that is tested.
+PATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
@@ -27,7 +31,7 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "inclu
 def cluster() -> Iterator[Cluster]:
     """A head and one more node, each with room for one worker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the nodes' processes find `search_faults`
+        patch.setenv("PYTHONPATH", PATH)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = Cluster(initialize_head=True, head_node_args=NODE)
         cluster.add_node(**NODE)
@@ -51,19 +55,23 @@ def opened(time_limit: float) -> Iterator[WorkerPool]:
 
 
 @pytest.mark.slow  # its limits of seconds need a machine that is not busy otherwise
-def test_tasks_end_as_they_do_without_ray(cluster: Cluster, tmp_path: Path):
+@pytest.mark.usefixtures("cluster")
+class TestRay(PoolProperties):
+    on = "ray"
+
+
+@pytest.mark.slow
+def test_what_is_lost_with_ray_ends_as_it_does_without(cluster: Cluster, tmp_path: Path):
     file = tmp_path / "pids"
     with opened(time_limit=5) as pool:
-        outcomes = drain(pool, ["a", "hang", "segfault", "suicide", "grow", "raise", f"kill_host:{file}", "b", "pid"])
+        outcomes = drain(pool, ["a", "hang", "suicide", "grow", f"kill_host:{file}", "b", "pid"])
         pid = int(outcomes["pid"].reason)
         assert alive([pid])
     assert eventually(lambda: not alive([pid, *pids(file)]), 2)
     assert outcomes["a"].fate is outcomes["b"].fate is Fate.SCORED
-    assert outcomes["segfault"] == Outcome(Fate.CRASHED, "the worker died (killed by SIGSEGV)")
     assert outcomes["suicide"].fate is Fate.CRASHED and "killed by SIGKILL twice" in outcomes["suicide"].reason
     assert outcomes["hang"] == Outcome(Fate.TIMEOUT, "stopped at the time limit of 5 s")
     assert outcomes["grow"] == Outcome(Fate.MEMORY, "stopped at the memory limit of 0.25 GiB")
-    assert outcomes["raise"] == Outcome(Fate.ERROR, "ValueError: a fault that was planted")
     lost = outcomes[f"kill_host:{file}"]  # it takes its actor along
     assert lost.fate is Fate.CRASHED and "lost twice" in lost.reason and len(pids(file)) == 2
 
@@ -103,7 +111,7 @@ def test_clusters_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_without_a_cluster_one_is_started(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PATH)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with opened(time_limit=5) as pool:
         assert drain(pool, ["a", "exit"])["a"].fate is Fate.SCORED

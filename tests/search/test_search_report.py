@@ -2,6 +2,7 @@ import json
 import re
 import statistics
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,8 +123,7 @@ def test_hostile_names_and_formulas_are_escaped(tmp_path):
     directory = tmp_path / "<b onclick=x>&amp;"
     made = Fabrication(directory, load("demo", ["evolution.fresh=1"]))
     index = made.candidate(Fate.SCORED, {"resnet": 0.1})
-    event = made.events[-1]
-    made.events[-1] = event._replace(data={**event.data, "formula": f"x {HOSTILE}"})
+    made.events[-1] = replace(made.events[-1], formula=f"x {HOSTILE}")
     made.close()
     summary = summary_of(directory)
     page = Page(html_page.render(summary))

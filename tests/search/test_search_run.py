@@ -11,7 +11,7 @@ from normforge.errors import RunError, UnknownNameError
 from normforge.search import results
 from normforge.search.config import Config, load
 from normforge.search.reports.report import report
-from normforge.search.runner import run
+from normforge.search.run import run
 from normforge.search.space import PAPER
 from normforge.search.store import FILE, Store
 
@@ -97,11 +97,11 @@ def test_a_finished_run_prints_its_table_again(finished):
 
 def test_results_are_layers(finished):
     store = Store(finished)
-    top = results.best_distinct(results.scored(store, PAPER), 2)
+    top = results.best_distinct(results.scored(store), 2, PAPER)
     best = results.reranked(store, top, 1)[0]
     assert best in top and len(top) == 2 and results.reranked(store, top[1:], 1) == top[1:]
     store.close()
-    assert nf.load(f"{finished}#best") == best.graph == nf.load(f"{finished}#{best.index}")
+    assert nf.load(f"{finished}#best") == PAPER.to_graph(best.genotype) == nf.load(f"{finished}#{best.index}")
     with pytest.raises(UnknownNameError, match="names no search result"):
         results.layer_of("runs/demo#first")
     with pytest.raises(UnknownNameError, match="no candidate #150"):

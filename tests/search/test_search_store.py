@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from normforge.errors import RunError
-from normforge.search.store import FILE, Event, Store, run_lock
+from normforge.search.store import FILE, Record, Store, run_lock
 
 
 def write_many(directory: Path, writer: int, count: int) -> None:
     store = Store(directory, write=True)
     for i in range(count):
-        store.append([Event("candidate", f"{writer}-{i}", float(i), {"writer": writer})])
+        store.append([Record("candidate", f"{writer}-{i}", float(i), {"writer": writer})])
     store.close()
 
 
@@ -23,25 +23,25 @@ def hold_lock(directory: Path, held, release) -> None:
 
 def test_events_come_back_in_order(tmp_path):
     store = Store(tmp_path / "a" / "b", write=True)
-    first = [Event("session", "0", 0.0, {"seed": 0}), Event("candidate", "0", 0.5, {"genes": [["add", 0, 1]]})]
+    first = [Record("session", "0", 0.0, {"seed": 0}), Record("candidate", "0", 0.5, {"genes": [["add", 0, 1]]})]
     store.append(first)
-    store.append([Event("candidate", "1", 0.6, {})])
-    assert list(store.events())[:2] == first
-    assert [e.key for e in store.events("candidate")] == ["0", "1"]
-    assert store.event("candidate", "0") == first[1]
-    assert store.event("candidate", "9") is None
+    store.append([Record("candidate", "1", 0.6, {})])
+    assert list(store.records())[:2] == first
+    assert [e.key for e in store.records("candidate")] == ["0", "1"]
+    assert store.record("candidate", "0") == first[1]
+    assert store.record("candidate", "9") is None
     reader = Store(tmp_path / "a" / "b")
-    assert len(list(reader.events())) == 3
+    assert len(list(reader.records())) == 3
     with pytest.raises(RunError, match="cannot be written"):
-        reader.append([Event("candidate", "2", 0.0, {})])
+        reader.append([Record("candidate", "2", 0.0, {})])
 
 
 def test_an_event_is_stored_once_and_for_ever(tmp_path):
     store = Store(tmp_path, write=True)
-    store.append([Event("candidate", "0", 0.0, {})])
+    store.append([Record("candidate", "0", 0.0, {})])
     with pytest.raises(RunError):
-        store.append([Event("candidate", "1", 0.0, {}), Event("candidate", "0", 0.0, {})])
-    assert [e.key for e in store.events()] == ["0"]  # all or none
+        store.append([Record("candidate", "1", 0.0, {}), Record("candidate", "0", 0.0, {})])
+    assert [e.key for e in store.records()] == ["0"]  # all or none
     db = sqlite3.connect(tmp_path / FILE)
     for change in ("UPDATE events SET key = 'x'", "DELETE FROM events"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -56,7 +56,7 @@ def test_several_processes_write(tmp_path):
     for process in writers:
         process.join(60)
     assert [p.exitcode for p in writers] == [0] * 4
-    keys = [e.key for e in Store(tmp_path).events()]
+    keys = [e.key for e in Store(tmp_path).records()]
     assert len(keys) == len(set(keys)) == 400
     for w in range(4):  # each writer's events are in its order
         assert [k for k in keys if k.startswith(f"{w}-")] == [f"{w}-{i}" for i in range(100)]
@@ -91,12 +91,12 @@ def test_a_damaged_store(tmp_path):
 
 def test_a_store_cut_short(tmp_path):
     store = Store(tmp_path, write=True)
-    store.append([Event("candidate", str(i), 0.0, {"filler": "x" * 500}) for i in range(200)])
+    store.append([Record("candidate", str(i), 0.0, {"filler": "x" * 500}) for i in range(200)])
     store.close()
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(RunError, match="cannot be read"):
-        list(Store(tmp_path).events())
+        list(Store(tmp_path).records())
 
 
 def test_another_schema_version(tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normforge.errors import OptionError, RunError
+from normforge.search import events
+from normforge.search.events import Candidate
 from normforge.search.funnel import Fate
-from normforge.search.reports.summary import Candidate, Summary, read, summarise
+from normforge.search.reports.summary import Summary, summarise
 from normforge.search.space import INITIAL, SearchSpace
 from normforge.search.store import Store
 
@@ -61,9 +63,8 @@ def _scalars(store: Store) -> Iterator[tuple[str, float, int, float]]:
     fates: Counter[Fate] = Counter()
     changed: set[Fate] = set()
     step = 0
-    for event in store.events("candidate"):
-        candidate = read(event)
-        outcome, at = candidate.outcome, times[event.key]
+    for candidate in events.each(store, Candidate):
+        outcome, at = candidate.outcome, times[str(candidate.index)]
         fates[outcome.fate] += 1
         changed.add(outcome.fate)
         if not candidate.evaluated:

@@ -18,10 +18,12 @@ from normforge import __version__
 from normforge.errors import RunError
 from normforge.search.config import Config, flat
 from normforge.search.display import MEANING, clock, short
+from normforge.search.events import Candidate
 from normforge.search.funnel import Fate, formula
 from normforge.search.reports import plots
 from normforge.search.reports.lineage import ancestry, changes, gene_changes, origin
-from normforge.search.reports.summary import Candidate, Summary, plus_minus
+from normforge.search.reports.summary import Summary, plus_minus
+from normforge.search.space import SearchSpace
 
 FILE = "report.html"
 CAP = 5000  # candidates in the page
@@ -56,7 +58,7 @@ def render(summary: Summary, cap: int = CAP) -> str:
     script, style = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
     page = environment.get_template("report.html.j2")
     defaults = dict(flat(Config()))
-    candidates = embedded(summary, cap)
+    candidates, drawn = embedded(summary, cap), SearchSpace(summary.config.space)
     return page.render(
         summary=summary,
         version=__version__,
@@ -64,7 +66,7 @@ def render(summary: Summary, cap: int = CAP) -> str:
         scored=summary.fates[Fate.SCORED],
         settings=[(k, v, v != defaults.get(k)) for k, v in flat(summary.config)],
         front=summary.front,
-        best=[(layer, formula(layer.graph)) for layer in summary.best(BEST)],
+        best=[(layer, formula(drawn.to_graph(layer.genotype))) for layer in summary.best(BEST)],
         rows=ROWS,
         meaning=MEANING,
         plus_minus=plus_minus,

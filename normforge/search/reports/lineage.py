@@ -14,11 +14,12 @@ from rich.text import Text
 
 from normforge.ir.graph import Graph
 from normforge.passes import simplify
-from normforge.search import results
+from normforge.search import events, results
 from normforge.search.config import Config
 from normforge.search.display import MEANING, clock, plain, say, short
+from normforge.search.events import Candidate, Reranked
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula
-from normforge.search.reports.summary import Candidate, read, summarise
+from normforge.search.reports.summary import summarise
 from normforge.search.space import INITIAL, Gene, Genotype, SearchSpace
 from normforge.search.store import Store
 
@@ -32,11 +33,7 @@ _INITIAL_NAMES = ("x", "0", "v0", "v1")
 def ancestors(store: Store, index: int) -> list[Candidate]:
     """A candidate, its parents, theirs, and so on, each once, the nearest first; empty where there is none."""
 
-    def find(index: int) -> Candidate | None:
-        event = store.event("candidate", str(index))
-        return read(event) if event else None
-
-    return list(ancestry(index, find))
+    return list(ancestry(index, lambda i: events.find(store, Candidate, str(i))))
 
 
 def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Candidate]:
@@ -108,9 +105,9 @@ def show(reference: str, console: Console) -> None:
     try:
         config = results.settings(store)
         drawn = SearchSpace(config.space)
-        index = int(results.event_of(store, which, drawn).key)
+        index = results.candidate_of(store, which, drawn).index
         found = ancestors(store, index)
-        again = store.event("rerank", f"#{index}")
+        again = events.find(store, Reranked, f"#{index}")
     finally:
         store.close()
     candidate = found[0]
@@ -122,7 +119,7 @@ def show(reference: str, console: Console) -> None:
         say(console, f"  {candidate.outcome.reason}")
     say(console, f"  {origin(candidate, config)}, after {clock(candidate.elapsed)} of search")
     say(console, f"\ndrawn as     {formula(graph)}\nsimplified   {_simplified(graph)}\n")
-    _show_numbers(console, candidate.outcome, config, Outcome.from_json(again.data) if again else None)
+    _show_numbers(console, candidate.outcome, config, again.outcome if again else None)
     if candidate.outcome.seconds:
         spent = ", ".join(f"{stage} {s:.3g}" for stage, s in candidate.outcome.seconds.items())
         say(console, f"seconds      {spent}")
@@ -137,7 +134,7 @@ def _show_best(directory: Path, console: Console) -> None:
         summary = summarise(store)
     finally:
         store.close()
-    best = summary.best(BEST)
+    best, drawn = summary.best(BEST), SearchSpace(summary.config.space)
     say(console, f"{summary.drawn} layers drawn, {len(summary.ranked)} scored.")
     if not best:
         return
@@ -145,7 +142,7 @@ def _show_best(directory: Path, console: Console) -> None:
     room = console.width - 14 * (1 + len(summary.objectives))  # so that no cell takes two lines
     for layer in best:
         scores = (f"{s:.4g}" for s in layer.outcome.scores.values())
-        table.add_row(layer.name, *scores, Text(short(plain(formula(layer.graph)), max(20, room))))
+        table.add_row(layer.name, *scores, Text(short(plain(formula(drawn.to_graph(layer.genotype))), max(20, room))))
     console.print(table)
     say(console, f'\nnext: normforge show "{directory}#{best[0].index}"', "dim")
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from normforge.errors import RunError
-from normforge.search import objectives, space
+from normforge.search import events, objectives
 from normforge.search.config import Config, unflat
-from normforge.search.funnel import Fate, Outcome
-from normforge.search.results import Row, Scored, best_distinct, comparison, reranked
+from normforge.search.events import Began, Candidate, Compared, Reranked, Trained
+from normforge.search.funnel import Fate
+from normforge.search.results import Row, best_distinct, comparison, reranked
 from normforge.search.selection import best_first, front
-from normforge.search.space import Genotype, SearchSpace
-from normforge.search.store import Event, Store
+from normforge.search.space import SearchSpace
+from normforge.search.store import Store
 
 # Stages in the order of the funnel, by the fate of those that each refuses; the static ones are timed together.
 STAGE = {
@@ -26,54 +27,7 @@ STAGE = {
     Fate.EARLY: "early",
     Fate.FULL: "full",
 }
-_ENDS = {"rerank": "re-ranking", "final": "final training"}
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A candidate as its event tells it.
-
-    Attributes:
-        index: its number.
-        genotype: as drawn.
-        parents: the candidates that it was made from; none for a fresh one.
-        outcome: fate, reason, scores, seconds.
-        formula: as drawn; empty where the candidate was refused without numbers.
-        elapsed: seconds of search when its fate was known.
-        evaluated: it came to the stages with numbers.
-    """
-
-    index: int
-    genotype: Genotype
-    parents: tuple[int, ...]
-    outcome: Outcome
-    formula: str
-    elapsed: float
-    evaluated: bool
-
-    @property
-    def name(self) -> str:
-        """As in the comparison: #17."""
-        return f"#{self.index}"
-
-    @property
-    def seconds(self) -> float:
-        """Spent on it, all stages together."""
-        return sum(self.outcome.seconds.values())
-
-
-def read(event: Event) -> Candidate:
-    """The candidate of an event."""
-    data = event.data
-    return Candidate(
-        int(event.key),
-        space.from_json(data["genes"]),
-        tuple(data["parents"]),
-        Outcome.from_json(data),
-        data.get("formula", ""),
-        event.elapsed,
-        "hash" in data,
-    )
+_ENDS: dict[type[events.Event], str] = {Reranked: "re-ranking", Compared: "final training"}
 
 
 class Cost(NamedTuple):
@@ -161,10 +115,9 @@ class Summary:
         """An hour of search, when there were `count` in all of it."""
         return 3600 * count / self.elapsed if self.elapsed else 0.0
 
-    def best(self, count: int) -> list[Scored]:
+    def best(self, count: int) -> list[Candidate]:
         """The first that are distinct, as the second ranking takes them."""
-        drawn = SearchSpace(self.config.space)
-        return best_distinct((Scored(c.index, c.genotype, drawn, c.outcome) for c in self.ranked), count)
+        return best_distinct(self.ranked, count, SearchSpace(self.config.space))
 
 
 def summarise(store: Store) -> Summary:
@@ -174,29 +127,28 @@ def summarise(store: Store) -> Summary:
         RunError: it has not begun, is another version's, or is damaged.
     """
     directory = store.path.parent
-    sessions: list[Event] = []
+    sessions: list[Began] = []
     fates: Counter[Fate] = Counter()
     costs: dict[str, Cost] = {}
     evaluated: list[Candidate] = []
     elapsed = 0.0
-    for event in store.events():
+    for event in events.every(store):
         elapsed = max(elapsed, event.elapsed)
-        if event.kind == "session":
+        if isinstance(event, Began):
             sessions.append(event)
-        elif event.kind == "candidate":
-            # Most are refused without numbers; what else is stored of them would only take time and memory.
-            fates[Fate(event.data["fate"])] += 1
-            for stage, seconds in event.data.get("seconds", {}).items():
+        elif isinstance(event, Candidate):
+            fates[event.outcome.fate] += 1
+            for stage, seconds in event.outcome.seconds.items():
                 costs[stage] = costs.get(stage, Cost()).plus(seconds)
-            if "hash" in event.data:
-                evaluated.append(read(event))
-        elif event.kind in _ENDS:
-            stage = _ENDS[event.kind]
-            costs[stage] = costs.get(stage, Cost()).plus(sum(Outcome.from_json(event.data).seconds.values()))
+            if event.evaluated:  # most are refused without numbers, and would only take memory
+                evaluated.append(event)
+        elif isinstance(event, Trained):
+            stage = _ENDS[type(event)]
+            costs[stage] = costs.get(stage, Cost()).plus(sum(event.outcome.seconds.values()))
     if not sessions:
         raise RunError(f"{directory} holds a run that has not begun: start it with normforge search")
-    last = sessions[-1].data
-    summary = Summary(directory, unflat(last["settings"]), len(sessions), last["classes"], elapsed, fates)
+    last = sessions[-1]
+    summary = Summary(directory, unflat(last.settings), len(sessions), last.classes, elapsed, fates)
     summary.evaluated = evaluated
     summary.costs = {stage: costs[stage] for stage in (*STAGE.values(), *_ENDS.values()) if stage in costs}
     summary.cached = sum(c.outcome.cached for c in evaluated)

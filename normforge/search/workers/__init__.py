@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from normforge.search.workers.local import LocalPool, WorkerPool, run_all
+from normforge.search.workers.local import LocalPool
 from normforge.search.workers.open import open_pool
+from normforge.search.workers.pool import WorkerPool, run_all
 
 __all__ = ["LocalPool", "WorkerPool", "open_pool", "run_all"]

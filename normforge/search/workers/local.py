@@ -1,4 +1,4 @@
-"""Workers: processes that evaluate tasks. A task that crashes, raises, hangs or takes all memory costs itself alone."""
+"""Workers on this machine. A task that crashes, raises, hangs or takes all memory costs itself alone."""
 
 from __future__ import annotations
 
@@ -8,68 +8,26 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Protocol
 
 from normforge.errors import RunError
 from normforge.search.config import Workers
 from normforge.search.funnel import GPU_FULL, Fate, Outcome
 from normforge.search.tasks import Task
 from normforge.search.workers.gpus import Gpu, visible_gpus
+from normforge.search.workers.pool import STARTUP_SECONDS
 
-STARTUP_SECONDS = 120.0  # for importing torch and timm, on top of the first task's time limit
 _END_SECONDS = 15.0  # a guard needs less, unless the kernel does not let go of a process
 _FAILED_STARTS = 3  # one after the other, before the run is given up
 _GUARD = Path(__file__).with_name("guard.py")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when the libraries are loaded
 # Signals that are sent by the kernel, an administrator or a batch system; a faulty computation raises others.
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
-
-
-class WorkerPool(Protocol):
-    """Where tasks are evaluated.
-
-    What becomes of a task does not depend on where, or after which others, it was run, as far as time allows.
-    """
-
-    @property
-    def free(self) -> int:
-        """How many tasks can be submitted."""
-
-    @property
-    def busy(self) -> int:
-        """How many tasks are under way."""
-
-    def submit(self, task: Task) -> None:
-        """Begin a task; `free` must not be 0."""
-
-    def collect(self, timeout: float) -> list[tuple[Task, Outcome]]:
-        """Wait up to `timeout` seconds until at least one task has ended: with an outcome, by a crash, at a limit.
-
-        Raises:
-            RunError: no worker can be started or reached.
-        """
-
-    def stop(self) -> None:
-        """End all workers and what they started; tasks under way are lost."""
-
-
-def run_all(pool: WorkerPool, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
-    """Tasks as they end; each is submitted as soon as there is room.
-
-    Raises:
-        RunError: no worker can be started or reached.
-    """
-    waiting = deque(tasks)
-    while waiting or pool.busy:
-        while waiting and pool.free:
-            pool.submit(waiting.popleft())
-        yield from pool.collect(1.0)
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Opens the pool that a configuration names."""
+"""Which pool a configuration names."""
 
 from __future__ import annotations
 
 from normforge.search.config import Workers
-from normforge.search.workers.local import LocalPool, WorkerPool
-from normforge.search.workers.ray_pool import RayPool
+from normforge.search.workers.local import LocalPool
+from normforge.search.workers.pool import WorkerPool
 
 
 def open_pool(work: str, config: Workers) -> WorkerPool:
@@ -21,4 +21,6 @@ def open_pool(work: str, config: Workers) -> WorkerPool:
     """
     if config.on == "local":
         return LocalPool(work, config)
+    from normforge.search.workers.ray_pool import RayPool
+
     return RayPool(work, config)

@@ -25,7 +25,8 @@ from normforge.errors import OptionError, RunError
 from normforge.search.config import Workers
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.tasks import Task
-from normforge.search.workers.local import STARTUP_SECONDS, LocalPool
+from normforge.search.workers.local import LocalPool
+from normforge.search.workers.pool import STARTUP_SECONDS
 
 _PLACE_SECONDS = 600.0  # without any worker, which a cluster that grows may take
 _LISTEN_SECONDS = 5.0

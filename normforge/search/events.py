@@ -1,0 +1,270 @@
+"""What happens in a run, one class a kind of event, and the one reader of what a store holds of them.
+
+A candidate's life in types: evolution gives a `Proposal`; drawn, it is `Asked`; under way it is a `Task`, which ends in
+an `Outcome`; with that it is a `Candidate`, which is what every report reads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+from normforge.errors import RunError
+from normforge.search import space
+from normforge.search.funnel import Outcome
+from normforge.search.space import Genotype
+from normforge.search.store import Record, Store
+
+_OUTCOME = {f.name for f in fields(Outcome)} - {"pieces"}
+
+
+class Event(ABC):
+    """One thing that happened.
+
+    Attributes:
+        KIND: names the class in a store.
+        elapsed: seconds of search when it was stored, all sessions together.
+    """
+
+    KIND: ClassVar[str]
+    elapsed: float
+
+    @abstractmethod
+    def record(self) -> Record:
+        """As it is stored."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, record: Record) -> Self:
+        """The inverse of `record`."""
+
+
+@dataclass(frozen=True)
+class Began(Event):
+    """A run begins, or goes on.
+
+    Attributes:
+        number: sessions before it.
+        elapsed: seconds of search before it, all sessions together.
+        settings: of the run, as `config.flat` gives them.
+        digest, classes, device, machine, code: as in `Provenance`.
+        replay: the run whose order is followed; empty where none is.
+    """
+
+    KIND: ClassVar[str] = "session"
+    number: int
+    elapsed: float
+    settings: dict[str, Any]
+    digest: str
+    classes: int
+    device: str
+    machine: str
+    code: str
+    replay: str = ""
+
+    def record(self) -> Record:
+        """As it is stored."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("number", "elapsed")}
+        return Record(self.KIND, str(self.number), self.elapsed, values)
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The inverse of `record`."""
+        _check_fields(record.data, (f.name for f in fields(cls)))
+        return cls(int(record.key), record.elapsed, **record.data)
+
+
+@dataclass(frozen=True)
+class Asked(Event):
+    """A candidate that was drawn; stored where proposals go by arrival, since it cannot be drawn again.
+
+    Attributes:
+        index: its number.
+        elapsed: seconds of search when this was stored.
+        genotype: as drawn.
+        parents: the candidates that it was made from; none for a fresh one.
+        known: outcomes that evolution had been told when it was drawn; None where the order is fixed.
+        limits: by network, the halfway loss above which its training is stopped; empty where the order is fixed.
+    """
+
+    KIND: ClassVar[str] = "asked"
+    FIELDS: ClassVar[frozenset[str]] = frozenset({"genes", "parents", "known", "limits"})
+    index: int
+    elapsed: float
+    genotype: Genotype
+    parents: tuple[int, ...]
+    known: int | None = None
+    limits: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        made: dict[str, Any] = {"genes": space.to_json(self.genotype), "parents": list(self.parents)}
+        if self.known is not None:
+            made["known"] = self.known
+        return made | ({"limits": self.limits} if self.limits else {})
+
+    def record(self) -> Record:
+        """As it is stored."""
+        return Record(self.KIND, str(self.index), self.elapsed, self.values())
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The inverse of `record`."""
+        _check_fields(record.data, cls.FIELDS)
+        return cls(**_made(record))
+
+
+def _made(record: Record) -> dict[str, Any]:
+    data = record.data
+    return {
+        "index": int(record.key),
+        "elapsed": record.elapsed,
+        "genotype": space.from_json(data["genes"]),
+        "parents": tuple(data["parents"]),
+        "known": data.get("known"),
+        "limits": data.get("limits", {}),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Asked):
+    """One whose fate is known.
+
+    Attributes:
+        outcome: fate, reason, scores, seconds.
+        formula: as drawn; empty where it was refused without numbers.
+        hash: identity of its function; empty where it was refused without numbers.
+        fingerprint: of its numbers, where it has one.
+    """
+
+    KIND: ClassVar[str] = "candidate"
+    FIELDS: ClassVar[frozenset[str]] = Asked.FIELDS | _OUTCOME | {"formula", "hash", "fingerprint"}
+    outcome: Outcome
+    formula: str = ""
+    hash: str = ""
+    fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """As in the comparison: #17."""
+        return f"#{self.index}"
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it came to the stages with numbers."""
+        return bool(self.hash)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """By which later candidates are duplicates of it."""
+        return {k: v for k, v in (("hash", self.hash), ("fingerprint", self.fingerprint)) if v}
+
+    @property
+    def seconds(self) -> float:
+        """Spent on it, all stages together."""
+        return sum(self.outcome.seconds.values())
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        formula = {"formula": self.formula} if self.formula else {}
+        return {**super().values(), **self.outcome.to_json(), **self.keys, **formula}
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The inverse of `record`."""
+        data = record.data
+        _check_fields(data, cls.FIELDS)
+        texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint")}
+        return cls(**_made(record), outcome=Outcome.from_json(data), **texts)
+
+
+@dataclass(frozen=True)
+class Trained(Event):
+    """A layer was trained again after the search.
+
+    Attributes:
+        key: its name, or name/repeat.
+        elapsed: seconds of search.
+        outcome: with held-out loss and test accuracy.
+    """
+
+    key: str
+    elapsed: float
+    outcome: Outcome
+
+    def record(self) -> Record:
+        """As it is stored."""
+        return Record(self.KIND, self.key, self.elapsed, self.outcome.to_json())
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The inverse of `record`."""
+        _check_fields(record.data, _OUTCOME)
+        return cls(record.key, record.elapsed, Outcome.from_json(record.data))
+
+
+class Reranked(Trained):
+    """For the second ranking; the key is #index."""
+
+    KIND = "rerank"
+
+
+class Compared(Trained):
+    """For the final comparison; the key is name/repeat."""
+
+    KIND = "final"
+
+
+_E = TypeVar("_E", bound=Event)
+_CLASSES: tuple[type[Event], ...] = (Began, Asked, Candidate, Reranked, Compared)
+_BY_KIND = {c.KIND: c for c in _CLASSES}
+
+
+def every(store: Store) -> Iterator[Event]:
+    """All events in the order in which they were stored.
+
+    Raises:
+        RunError: the file is damaged, or an event is of another version.
+    """
+    for record in store.records():
+        kind = _BY_KIND.get(record.kind)
+        if kind is None:
+            raise RunError(f"{store.path} holds an event of kind {record.kind!r}: read it with a newer normforge")
+        yield _read(kind, record, store)
+
+
+def each(store: Store, kind: type[_E]) -> Iterator[_E]:
+    """The events of one class in the order in which they were stored.
+
+    Raises:
+        RunError: the file is damaged, or an event is of another version.
+    """
+    return (_read(kind, record, store) for record in store.records(kind.KIND))
+
+
+def find(store: Store, kind: type[_E], key: str) -> _E | None:
+    """The one event of that class and key, if there is one.
+
+    Raises:
+        RunError: the file is damaged, or the event is of another version.
+    """
+    record = store.record(kind.KIND, key)
+    return _read(kind, record, store) if record else None
+
+
+def _read(kind: type[_E], record: Record, store: Store) -> _E:
+    try:
+        return kind.read(record)
+    except (KeyError, TypeError, ValueError) as e:
+        what = f"lacks {e}" if isinstance(e, KeyError) else f"cannot be read ({e})"
+        raise RunError(
+            f"{store.path}: the event {record.kind} {record.key} {what}: it was made by another version, "
+            "or is damaged; read it with the normforge that made it, or use another --out"
+        ) from None
+
+
+def _check_fields(data: Mapping[str, Any], known: Iterable[str]) -> None:
+    if unknown := data.keys() - set(known):
+        raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
