@@ -87,7 +87,7 @@ class EvaluationCache:
         networks = self._config.networks
 
         def key(network: str) -> str:
-            parts = (layer, network, _plain(getattr(networks, network)), self._shared)
+            parts = (layer, network, _plain(getattr(networks, network)), networks.groups, self._shared)
             return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
         return {network: key(network) for network in networks.use}

@@ -61,7 +61,7 @@ class Evaluation:
         if task.final:
             steps = round(self.recipe.steps * self.config.final.longer)
             self.recipe = self.recipe.model_copy(update={"steps": steps})
-        layer = compiled(self.graph, backend)
+        layer = compiled(self.graph, backend, self.config.networks.groups)
         self.setup = Setup(layer, self.config.networks, self.config.data, self.config.workers.device)
         self.device, self.data = self.setup.device, self.setup.data
         self.stage = Fate.PROBING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,13 +53,19 @@ class ViT(Section):
     patch: int = Field(default=4, ge=1, description="pixels of a patch's side")
 
 
-NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit")
+class Plain(Section):
+    """3×3 convolutions without skips, the layer after each; every second one after the first halves the map."""
+
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(16, 16, 32, 32, 64), min_length=1)
+
+
+NETWORKS = ("resnet", "mobilenet", "efficientnet", "nf_resnet", "vit", "plain")
 
 
 class Networks(Section):
     """The proxy networks, one layer in every norm-act place."""
 
-    use: tuple[Literal["resnet", "mobilenet", "efficientnet", "nf_resnet", "vit"], ...] = Field(
+    use: tuple[Literal["resnet", "mobilenet", "efficientnet", "nf_resnet", "vit", "plain"], ...] = Field(
         default=("resnet",), min_length=1, description="a layer is scored on each of them"
     )
     resnet: ResNet = ResNet()
@@ -67,6 +73,13 @@ class Networks(Section):
     efficientnet: EfficientNet = EfficientNet()
     nf_resnet: NFResNet = NFResNet()
     vit: ViT = ViT()
+    plain: Plain = Plain()
+    groups: int | None = Field(
+        default=None,
+        ge=1,
+        description="of the index set w,h,c/g in places whose channels it divides; none is 32, or fewer where there "
+        "are fewer channels: there a group is one channel, and w,h,c/g the same as w,h",
+    )
 
 
 class Fractals(Section):

@@ -20,6 +20,7 @@ SMALL = Networks(
     efficientnet={"width": 0.1, "depth": 0.34, "stages": 3},
     nf_resnet={"width": 0.05, "depths": [1, 2]},
     vit={"dim": 8, "depth": 1, "heads": 2, "patch": 4},
+    plain={"channels": [8, 8, 12, 12]},
 )
 LAYER = "evonorm-s0"
 
@@ -73,6 +74,7 @@ def test_table_has_every_network():
         ("efficientnet", MOBILE, 1 + 1 + 2 * (1 + 1 + 2) + 1, 1 + 4),
         # two a block and the last
         ("vit", {"depth": 3}, 2 * 3 + 1, 0),
+        ("plain", {}, 5, 0),
     ],
 )
 def test_every_place_has_the_layer(name, config, layers, affines):
@@ -151,6 +153,22 @@ def test_resnet_channels_and_strides():
         stage.register_forward_hook(lambda module, x, y: sides.append(y.shape[-1]))
     model(torch.randn(1, 1, 16, 16))
     assert sides == [16, 8, 4]
+
+
+def test_the_plain_network_halves_its_map_at_every_second_convolution():
+    model = network("plain", Networks(), size=8)
+    seen = []
+    for place in modules(model, Stub):
+        place.register_forward_hook(lambda module, x, y: seen.append(y.shape[1:]))
+    model(torch.randn(1, 1, 8, 8))
+    assert seen == [(16, 8, 8), (16, 8, 8), (32, 4, 4), (32, 4, 4), (64, 2, 2)]
+
+
+def test_groups_are_taken_where_they_divide_the_channels():
+    config = Networks(plain={"channels": [8, 12, 64]})
+    for asked, groups in ((None, [8, 12, 32]), (8, [8, 12, 8]), (4, [4, 4, 4])):
+        model = network("plain", config, layer=compiled(parse("gn-relu"), "eager", asked))
+        assert [m.groups for m in modules(model, Layer)] == groups
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "efficientnet"])

@@ -136,8 +136,8 @@ def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
     same = [key(), key("seed=5"), key("networks.use=vit,resnet"), key("space.nodes=4"), key("networks.vit.dim=24")]
     assert len(set(same)) == 1
     changed = [
-        key("recipe.seed=1"), key("networks.resnet.depths=1"), key("stability.steps=3"), key("data.seed=1"),
-        key(layer="gn-relu"), key(repeat=1),
+        key("recipe.seed=1"), key("networks.resnet.depths=1"), key("networks.groups=4"), key("stability.steps=3"),
+        key("data.seed=1"), key(layer="gn-relu"), key(repeat=1),
         key(digest="other"), key(device="cuda"), key(machine="other"), key(code="other"),
     ]  # fmt: skip
     assert len({*changed, same[0]}) == len(changed) + 1

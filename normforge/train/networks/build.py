@@ -15,6 +15,7 @@ from normforge.train.networks.efficientnet import efficientnet
 from normforge.train.networks.mobilenet import mobilenet
 from normforge.train.networks.nf_resnet import nf_resnet
 from normforge.train.networks.places import LayerFactory, put
+from normforge.train.networks.plain import plain
 from normforge.train.networks.pointwise import use_products
 from normforge.train.networks.resnet import resnet
 from normforge.train.networks.vit import vit
@@ -26,19 +27,22 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "efficientnet": efficientnet,
     "nf_resnet": nf_resnet,
     "vit": vit,
+    "plain": plain,
 }
 
 
-def compiled(graph: Graph, backend: str = "auto") -> LayerFactory:
+def compiled(graph: Graph, backend: str = "auto", groups: int | None = None) -> LayerFactory:
     """A factory of compiled modules of one layer.
 
     Args:
         graph: the layer.
         backend: as of `normforge.compile`.
+        groups: as there, in places whose channels it divides; elsewhere, and where None, as many as there by default.
     """
 
     def layer(channels: int, *, channel_dim: int = 1) -> nn.Module:
-        return compile_layer(graph, channels=channels, channel_dim=channel_dim, backend=backend)
+        fitting = groups if groups and channels % groups == 0 else None
+        return compile_layer(graph, channels=channels, groups=fitting, channel_dim=channel_dim, backend=backend)
 
     return layer
 
