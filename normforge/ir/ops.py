@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from normforge.errors import MissingOperationError
 
 
-class Kind(enum.Enum):
+class Category(enum.Enum):
     """How an operation takes its operands."""
 
     LEAF = enum.auto()
@@ -46,7 +46,7 @@ class Traits:
     """What passes ask about an operation.
 
     Attributes:
-        kind, level: see there.
+        category, level: see `Category` and `Level`.
         arity: how many operands it takes.
         cost: of one element in a fused kernel, in additions, roughly; of a moment, with its sweep over memory. It
             chooses among equal forms, never what is hashed.
@@ -61,7 +61,7 @@ class Traits:
         at_zero: the f(0) of such a function, where that is one number on every machine.
     """
 
-    kind: Kind
+    category: Category
     arity: int
     level: Level = Level.BOTH
     cost: float = 1.0
@@ -79,7 +79,7 @@ class Traits:
 
 SWEEP = 40.0  # the cost of a moment: one more pass over memory
 _BOTH, _SURFACE, _CORE = Level
-_LEAF, _EACH, _ALONG, _DELIVERY = Kind
+_LEAF, _EACH, _ALONG, _DELIVERY = Category
 _UNIT, _SIGNED, _CLOSED = Bounds(0, 1), Bounds(-1, 1), Bounds(-1, 1, closed=True)
 _POSITIVE, _NONNEGATIVE = Bounds(0, math.inf), Bounds(0, math.inf, closed=True)
 
@@ -143,8 +143,8 @@ class Op(enum.StrEnum):
     # fmt: on
 
 
-def _of_kind(*kinds: Kind) -> frozenset[Op]:
-    return frozenset(op for op in Op if op.traits.kind in kinds)
+def _of_category(*categories: Category) -> frozenset[Op]:
+    return frozenset(op for op in Op if op.traits.category in categories)
 
 
 # What `legalise` removes, and what only it and later passes make.
@@ -152,9 +152,9 @@ SURFACE_ONLY = frozenset(op for op in Op if op.traits.level is Level.SURFACE)
 CORE_ONLY = frozenset(op for op in Op if op.traits.level is Level.CORE)
 CORE = frozenset(Op) - SURFACE_ONLY
 SURFACE = frozenset(Op) - CORE_ONLY
-LEAF = _of_kind(Kind.LEAF)
-ELEMENTWISE = _of_kind(Kind.ELEMENTWISE)
-REDUCTION = _of_kind(Kind.REDUCTION)
+LEAF = _of_category(Category.LEAF)
+ELEMENTWISE = _of_category(Category.ELEMENTWISE)
+REDUCTION = _of_category(Category.REDUCTION)
 REDUCE = REDUCTION & CORE
 MOMENT = REDUCTION & SURFACE
 UNARY = tuple(op for op in Op if op in ELEMENTWISE & SURFACE and op.traits.arity == 1)  # in the order of the rows

@@ -189,7 +189,7 @@ class CompiledKernel:
 
     Attributes:
         name: of the function.
-        asm: by stage: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
+        asm: the code by its form: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
         warps: of a program.
         shared: bytes of shared memory of a program.
     """

@@ -70,12 +70,12 @@ def prepare(job: Job, x: Tensor) -> PreparedCall | None:
         return tuple(x.shape) if is_data(node) else statistic_shape(node.axes, x, job.groups)
 
     outputs = []
-    for (kind, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
-        if kind == "full":
+    for (like_what, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
+        if like_what == "full":
             outputs.append((full, shape(node), strides, x.dtype, -1))
         else:
             dense = torch.empty(shape(node), device="meta").stride()
-            outputs.append((empty, shape(node), dense, wide, which if kind == "operand" else -1))
+            outputs.append((empty, shape(node), dense, wide, which if like_what == "operand" else -1))
     return PreparedCall(
         x.device,
         x.device.index if x.is_cuda else -1,

@@ -185,9 +185,9 @@ def _is_register(part: str) -> bool:
 
 def _registers(part: str, width: int = 1) -> list[str]:
     found = []
-    for uniform, kind, number, wide in _REGISTER.findall(part):
-        count = max(width, 2 if wide else 1) if kind == "R" else 1
-        found += [f"{uniform}{kind}{int(number) + i}" for i in range(count)]
+    for uniform, file, number, wide in _REGISTER.findall(part):
+        count = max(width, 2 if wide else 1) if file == "R" else 1
+        found += [f"{uniform}{file}{int(number) + i}" for i in range(count)]
     return found
 
 

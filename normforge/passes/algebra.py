@@ -217,7 +217,7 @@ class _Builder:
         return self.product(e)
 
     def sum(self, e: Any) -> Node:
-        """Terms without a minus sign first, each kind in the order of the digests."""
+        """Terms without a minus sign first, both in the order of the digests."""
         positive = [self.done[a] for a in e.args if not _negative(a)]
         negative = [self.product(-a) for a in e.args if _negative(a)]
         if not positive:

@@ -9,7 +9,7 @@ from normforge.ir.node import Node, const, make, preorder, size, stat, substitut
 from normforge.ir.ops import MOMENT, Op, Table, no_row
 from normforge.ir.types import B
 
-# kind of moment -> (name of the buffer, start value)
+# moment -> (name of the buffer, start value)
 BUFFERS: Table[tuple[str, float]] = Table(
     "running statistics (passes/running.py)",
     MOMENT,
@@ -23,7 +23,7 @@ class Running:
 
     Attributes:
         name: of the buffer: `running_mean`, `running_var` (of std) or `running_ms` (of rms: the mean square),
-            with `_1`, `_2`, ... for the second and later of a kind, in the order in which the formula reads.
+            with `_1`, `_2`, ... for the second and later of one name, in the order in which the formula reads.
         node: the moment in the layer's graph.
         start: the buffer's start value.
     """

@@ -111,8 +111,8 @@ def _fixpoint(start: Graph, factor: bool) -> Graph:
             current = new
     end = _kept.get((current.structure, factor))
     if end is None:
-        order = list(seen)
-        end = seen[min(order[order.index(current.structure) :])] if len(seen) < MAX_ROUNDS else start
+        met = list(seen)
+        end = seen[min(met[met.index(current.structure) :])] if len(seen) < MAX_ROUNDS else start
     for structure in seen:
         _kept[structure, factor] = end
     while len(_kept) > MAX_KEPT:

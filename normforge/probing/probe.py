@@ -1,4 +1,4 @@
-"""The probing stage: a layer alone on several inputs, and in a deep stack of random convolutions, forward and backward.
+"""Probing: a layer alone on several inputs, and in a deep stack of random convolutions, forward and backward.
 
 Signal propagation follows NF-ResNets (Brock et al., arXiv 2101.08692, section 3): on white noise, by depth, the mean
 over channels of the squared channel mean, the mean channel variance, and the norm of the gradient.
@@ -14,7 +14,7 @@ import numpy as np
 
 from normforge.codegen.shapes import resolve_groups
 from normforge.ir.graph import Graph
-from normforge.passes.degeneracy import Finding, Stage, describe_node
+from normforge.passes.degeneracy import Check, Finding, describe_node
 from normforge.passes.differentiate import CT, Differentiate
 from normforge.passes.keys import lower
 from normforge.probing.reproducible import (
@@ -150,13 +150,13 @@ def _finite(square: float) -> bool:
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probing stage found.
+    """What probing found.
 
     Attributes:
         findings: why the layer is refused; empty where it is not.
         remarks: what else happened, by input: of other inputs, nothing that speaks against the layer by itself.
         propagation: signals by depth; None where the layer failed before.
-        seconds: by part of the stage.
+        seconds: by part of probing.
     """
 
     findings: tuple[Finding, ...]
@@ -187,7 +187,7 @@ def probe(graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, seed: int = 0
         seconds["propagation"] = time.perf_counter() - start
         reasons = _broken(signals)
     node = describe_node(graph, graph.output)
-    return Probed(tuple(Finding(Stage.PROBING, node, r) for r in reasons[:1]), remarks, signals, seconds)
+    return Probed(tuple(Finding(Check.PROBING, node, r) for r in reasons[:1]), remarks, signals, seconds)
 
 
 def _broken(s: Propagation) -> list[str]:

@@ -1,4 +1,4 @@
-"""What happens in a run, one class a kind of event, and the one reader of what a store holds of them.
+"""What happens in a run, one class an event type, and the one reader of what a store holds of them.
 
 A candidate's life in types: evolution gives a `Proposal`; drawn, it is `Asked`; under way it is a `Task`, which ends in
 an `Outcome`; with that it is a `Candidate`, which is what every report reads.
@@ -24,11 +24,11 @@ class Event(ABC):
     """One thing that happened.
 
     Attributes:
-        KIND: names the class in a store.
+        TYPE: names the class in a store.
         elapsed: seconds of search when it was stored, all sessions together.
     """
 
-    KIND: ClassVar[str]
+    TYPE: ClassVar[str]
     elapsed: float
 
     @abstractmethod
@@ -50,10 +50,10 @@ class Began(Event):
         elapsed: seconds of search before it, all sessions together.
         settings: of the run, as `config.flat` gives them.
         digest, classes, device, machine, code: as in `Provenance`.
-        replay: the run whose order is followed; empty where none is.
+        replay: the run whose turns are followed; empty where none is.
     """
 
-    KIND: ClassVar[str] = "session"
+    TYPE: ClassVar[str] = "session"
     number: int
     elapsed: float
     settings: dict[str, Any]
@@ -67,7 +67,7 @@ class Began(Event):
     def record(self) -> Record:
         """As it is stored."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("number", "elapsed")}
-        return Record(self.KIND, str(self.number), self.elapsed, values)
+        return Record(self.TYPE, str(self.number), self.elapsed, values)
 
     @classmethod
     def read(cls, record: Record) -> Self:
@@ -85,11 +85,11 @@ class Asked(Event):
         elapsed: seconds of search when this was stored.
         genotype: as drawn.
         parents: the candidates that it was made from; none for a fresh one.
-        known: outcomes that evolution had been told when it was drawn; None where the order is fixed.
-        limits: by network, the halfway loss above which its training is stopped; empty where the order is fixed.
+        known: outcomes that evolution had been told when it was drawn; None where turns are fixed.
+        limits: by network, the halfway loss above which its training is stopped; empty where turns are fixed.
     """
 
-    KIND: ClassVar[str] = "asked"
+    TYPE: ClassVar[str] = "asked"
     FIELDS: ClassVar[frozenset[str]] = frozenset({"genes", "parents", "known", "limits"})
     index: int
     elapsed: float
@@ -107,7 +107,7 @@ class Asked(Event):
 
     def record(self) -> Record:
         """As it is stored."""
-        return Record(self.KIND, str(self.index), self.elapsed, self.values())
+        return Record(self.TYPE, str(self.index), self.elapsed, self.values())
 
     @classmethod
     def read(cls, record: Record) -> Self:
@@ -139,7 +139,7 @@ class Candidate(Asked):
         fingerprint: of its numbers, where it has one.
     """
 
-    KIND: ClassVar[str] = "candidate"
+    TYPE: ClassVar[str] = "candidate"
     FIELDS: ClassVar[frozenset[str]] = Asked.FIELDS | _OUTCOME | {"formula", "hash", "fingerprint"}
     outcome: Outcome
     formula: str = ""
@@ -196,7 +196,7 @@ class Trained(Event):
 
     def record(self) -> Record:
         """As it is stored."""
-        return Record(self.KIND, self.key, self.elapsed, self.outcome.to_json())
+        return Record(self.TYPE, self.key, self.elapsed, self.outcome.to_json())
 
     @classmethod
     def read(cls, record: Record) -> Self:
@@ -208,18 +208,18 @@ class Trained(Event):
 class Reranked(Trained):
     """For the second ranking; the key is #index."""
 
-    KIND = "rerank"
+    TYPE = "rerank"
 
 
 class Compared(Trained):
     """For the final comparison; the key is name/repeat."""
 
-    KIND = "final"
+    TYPE = "final"
 
 
 _E = TypeVar("_E", bound=Event)
 _CLASSES: tuple[type[Event], ...] = (Began, Asked, Candidate, Reranked, Compared)
-_BY_KIND = {c.KIND: c for c in _CLASSES}
+_BY_TYPE = {c.TYPE: c for c in _CLASSES}
 
 
 def every(store: Store) -> Iterator[Event]:
@@ -229,38 +229,38 @@ def every(store: Store) -> Iterator[Event]:
         RunError: the file is damaged, or an event is of another version.
     """
     for record in store.records():
-        kind = _BY_KIND.get(record.kind)
-        if kind is None:
-            raise RunError(f"{store.path} holds an event of kind {record.kind!r}: read it with a newer normforge")
-        yield _read(kind, record, store)
+        cls = _BY_TYPE.get(record.type)
+        if cls is None:
+            raise RunError(f"{store.path} holds an event of type {record.type!r}: read it with a newer normforge")
+        yield _read(cls, record, store)
 
 
-def each(store: Store, kind: type[_E]) -> Iterator[_E]:
+def each(store: Store, cls: type[_E]) -> Iterator[_E]:
     """The events of one class in the order in which they were stored.
 
     Raises:
         RunError: the file is damaged, or an event is of another version.
     """
-    return (_read(kind, record, store) for record in store.records(kind.KIND))
+    return (_read(cls, record, store) for record in store.records(cls.TYPE))
 
 
-def find(store: Store, kind: type[_E], key: str) -> _E | None:
+def find(store: Store, cls: type[_E], key: str) -> _E | None:
     """The one event of that class and key, if there is one.
 
     Raises:
         RunError: the file is damaged, or the event is of another version.
     """
-    record = store.record(kind.KIND, key)
-    return _read(kind, record, store) if record else None
+    record = store.record(cls.TYPE, key)
+    return _read(cls, record, store) if record else None
 
 
-def _read(kind: type[_E], record: Record, store: Store) -> _E:
+def _read(cls: type[_E], record: Record, store: Store) -> _E:
     try:
-        return kind.read(record)
+        return cls.read(record)
     except (KeyError, TypeError, ValueError) as e:
         what = f"lacks {e}" if isinstance(e, KeyError) else f"cannot be read ({e})"
         raise RunError(
-            f"{store.path}: the event {record.kind} {record.key} {what}: it was made by another version, "
+            f"{store.path}: the event {record.type} {record.key} {what}: it was made by another version, "
             "or is damaged; read it with the normforge that made it, or use another --out"
         ) from None
 

@@ -100,8 +100,8 @@ def reranked(store: Store, top: Iterable[Candidate], count: int) -> list[Candida
     if not found:
         return []
     ranks = mean_ranks(losses)
-    order = sorted(range(len(found)), key=lambda i: (math.inf in losses[i], ranks[i], found[i].index))
-    return [found[i] for i in order[:count]]
+    best_first = sorted(range(len(found)), key=lambda i: (math.inf in losses[i], ranks[i], found[i].index))
+    return [found[i] for i in best_first[:count]]
 
 
 def final_layers(found: Sequence[Candidate], baselines: Sequence[str], drawn: SearchSpace) -> list[tuple[str, Graph]]:
@@ -122,10 +122,10 @@ def comparison(store: Store, found: Sequence[Candidate], config: Config) -> list
     networks, all_rows = config.networks.use, list(rows.values())
     losses = [[_or_inf(row.mean("loss", n)[0]) for n in networks] for row in all_rows]
     ranks = mean_ranks(losses)
-    order = sorted(
+    best_first = sorted(
         range(len(all_rows)), key=lambda i: (sum(all_rows[i].failures(n) for n in networks), ranks[i], all_rows[i].name)
     )
-    return [all_rows[i] for i in order]
+    return [all_rows[i] for i in best_first]
 
 
 def _or_inf(value: float) -> float:

@@ -39,16 +39,16 @@ def crowding(scores: Scores) -> np.ndarray:
     values = np.asarray(scores, dtype=float)
     distance = np.zeros(len(values))
     for column in values.T:
-        order = np.argsort(column, kind="stable")
-        sorted_ = column[order]
+        by_value = np.argsort(column, kind="stable")
+        sorted_ = column[by_value]
         span = sorted_[-1] - sorted_[0]
-        distance[order[[0, -1]]] = np.inf
+        distance[by_value[[0, -1]]] = np.inf
         if span > 0:
-            distance[order[1:-1]] += (sorted_[2:] - sorted_[:-2]) / span
+            distance[by_value[1:-1]] += (sorted_[2:] - sorted_[:-2]) / span
     return distance
 
 
-def nsga2_order(scores: Scores) -> list[int]:
+def nsga2_ranking(scores: Scores) -> list[int]:
     """All rows, the first front first and within a front the loneliest; equal ones in their own order."""
     values = np.asarray(scores, dtype=float)
     fronts = np.asarray(moocore.pareto_rank(values))
@@ -76,5 +76,5 @@ WINNER: dict[str, Callable[[Scores, np.random.Generator], int]] = {
     "pareto": _pareto,
     "average": lambda scores, rng: int(np.argmin(mean_ranks(scores))),
     "first": lambda scores, rng: min(range(len(scores)), key=lambda i: scores[i][0]),
-    "nsga2": lambda scores, rng: nsga2_order(scores)[0],
+    "nsga2": lambda scores, rng: nsga2_ranking(scores)[0],
 }

@@ -111,18 +111,18 @@ def factors(poly: Poly) -> tuple[int, list[tuple[Poly, int]]]:
     large = max(map(abs, poly.values())) > MAX_COEFFICIENT or sum(degree.values()) > MAX_DEGREE
     if large or len(poly) > MAX_TERMS or len(degree) > MAX_VARIABLES:
         return 1, [(poly, 1)]
-    order = sorted(degree)
-    place = {key: i for i, key in enumerate(order)}
+    variables = sorted(degree)
+    place = {key: i for i, key in enumerate(variables)}
     terms = []
     for m, c in poly.items():
-        exponents = [0] * len(order)
+        exponents = [0] * len(variables)
         for key, p in m:
             exponents[place[key]] = p
         terms.append([*exponents, c])
-    sign, found = _memo.get([len(order), *sorted(terms)], _factor)
+    sign, found = _memo.get([len(variables), *sorted(terms)], _factor)
     out = []
     for rows, power in found:
-        part = {tuple((k, e) for k, e in zip(order, row, strict=False) if e): row[-1] for row in rows}
+        part = {tuple((k, e) for k, e in zip(variables, row, strict=False) if e): row[-1] for row in rows}
         if part[leading(part)] < 0:
             part, sign = {m: -c for m, c in part.items()}, sign * (-1) ** power
         out.append((part, power))

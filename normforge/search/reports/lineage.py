@@ -65,8 +65,8 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
         return [("-", before), ("+", after)]
     pieces: list[tuple[str, str]] = []
     matcher = SequenceMatcher(None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False)
-    for kind, i, j, k, m in matcher.get_opcodes():
-        parts = [("=", new[k:m])] if kind == "equal" else [("-", old[i:j]), ("+", new[k:m])]
+    for tag, i, j, k, m in matcher.get_opcodes():
+        parts = [("=", new[k:m])] if tag == "equal" else [("-", old[i:j]), ("+", new[k:m])]
         pieces += [(mark, "".join(words)) for mark, words in parts if words]
     return pieces
 
@@ -184,9 +184,9 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
             break
         say(console, f"      {'; '.join(gene_changes(steps[k + 1].genotype, step.genotype))}", "dim")
         text = Text("      ")
-        for kind, words in changes(formulas[k + 1], formulas[k]):
-            marked = words if kind == "=" else f"[-{words}-]" if kind == "-" else f"{{+{words}+}}"
-            text.append(plain(marked), _STYLE[kind])
+        for mark, words in changes(formulas[k + 1], formulas[k]):
+            marked = words if mark == "=" else f"[-{words}-]" if mark == "-" else f"{{+{words}+}}"
+            text.append(plain(marked), _STYLE[mark])
         console.print(text, soft_wrap=True)
 
 

@@ -32,7 +32,7 @@ class FinalPhase:
         tasks: Sequence[Task],
     ) -> None:
         self._session, self._dispatcher, self._event = session, dispatcher, event
-        missing = [task for task in tasks if (event.KIND, task.key) not in session.trained]
+        missing = [task for task in tasks if (event.TYPE, task.key) not in session.trained]
         dispatcher.put(missing)
         progress = session.progress
         progress.phase, progress.total, progress.done = name, len(tasks), len(tasks) - len(missing)

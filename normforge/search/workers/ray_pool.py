@@ -1,4 +1,4 @@
-"""Workers on many machines: Ray actors, each with one worker of the local kind.
+"""Workers on many machines: Ray actors, each with one local worker.
 
 Ray places the actors and notices when machines go; limits and crashes are the local pool's business on the actor's own
 machine. So whatever a candidate does ends as it would without Ray, and an actor that is lost is not the candidate's

@@ -35,7 +35,9 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     for i, (out, depth) in enumerate(zip(stages(config.width, len(config.depths)), config.depths, strict=True)):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
-            blocks.append(Block(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5))
+            blocks.append(
+                NormFreeBlock(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5)
+            )
             if j == 0:
                 variance = 1.0  # the shortcut of a transition is a convolution of what was normalised
             variance += config.alpha**2
@@ -52,7 +54,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     return model
 
 
-class Block(nn.Module):
+class NormFreeBlock(nn.Module):
     """y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
 
     Args:

@@ -52,7 +52,7 @@
   }
   function changes(c) {
     const tags = { "-": "del", "+": "ins", "=": "span" };
-    const pieces = c.changes.map(([kind, text]) => make(tags[kind], {}, text));
+    const pieces = c.changes.map(([mark, text]) => make(tags[mark], {}, text));
     return make("code", {}, ...(pieces.length ? pieces : [c.formula]));
   }
   function step(c) {

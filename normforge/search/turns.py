@@ -1,4 +1,4 @@
-"""In which order evolution hears of evaluations, and what a proposal waits for.
+"""The turns in which evolution hears of evaluations, and what a proposal waits for.
 
 Candidates that need numbers take slots in the order in which they are drawn. Evolution is told their outcomes one
 after the other; `next` says whose turn it is, `may_ask` whether a proposal may be made with what was told so far.
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Order(Protocol):
-    """What the search asks of an order."""
+class Turns(Protocol):
+    """Whose outcome evolution is told next, and when it may propose; the search asks one of three."""
 
     def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
         """The candidate to tell now, before `index` is drawn, given how many were told; None while there is none."""
@@ -25,7 +25,7 @@ class Order(Protocol):
 
 
 @dataclass
-class Fixed:
+class FixedTurns:
     """The proposal for slot k knows the outcomes of slots 0 to k - lag, no more and no fewer, whichever worker ended
     first: so a run goes the same way with any number of workers."""
 
@@ -43,11 +43,11 @@ class Fixed:
         return told == self._known(slots)
 
     def ended(self, index: int) -> None:
-        """Nothing: the order is known."""
+        """Nothing: the turns are known."""
 
 
 @dataclass
-class Arrival:
+class ArrivalTurns:
     """Whatever has arrived is told at once, so no worker waits; the same seed may go another way next time.
 
     Attributes:
@@ -70,8 +70,8 @@ class Arrival:
 
 
 @dataclass
-class Recorded:
-    """The order of another run.
+class RecordedTurns:
+    """The turns of another run.
 
     Attributes:
         arrived: candidates in the order in which they were told.
@@ -92,4 +92,4 @@ class Recorded:
         return self.known.get(index) == told
 
     def ended(self, index: int) -> None:
-        """Nothing: the order is known."""
+        """Nothing: the turns are known."""
