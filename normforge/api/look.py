@@ -44,7 +44,7 @@ class Report:
 
 
 def check(layer: Graph | str, *, probe: bool = True) -> Report:
-    """Is the layer degenerate, and what is it like?
+    """Ask whether a layer is degenerate, and describe it.
 
     The checks in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
 

@@ -85,7 +85,7 @@ _POSITIVE, _NONNEGATIVE = Bounds(0, math.inf), Bounds(0, math.inf, closed=True)
 
 
 class Op(enum.StrEnum):
-    """One row a meaning. `sqrt` and `log` are the signed, ε-guarded surface forms; `root` and `ln` the plain ones."""
+    """An operation, one row a meaning. `sqrt` and `log` are signed and ε-guarded, `root` and `ln` plain."""
 
     traits: Traits
 
@@ -167,7 +167,7 @@ Row = TypeVar("Row")
 
 
 class Table(dict[Op, Row]):
-    """One interpretation of operations, each by its row. What has none is refused by name.
+    """An interpretation of operations, each by its row. What has none is refused by name.
 
     Attributes:
         name: of the interpretation, as an error says it.

@@ -15,7 +15,7 @@ _REGISTER = re.compile(r"%rd\d+")
 
 @dataclass(frozen=True)
 class Accesses:
-    """Bytes of each instruction that reads or writes some tensors: one thread's share of one access."""
+    """The widths of accesses to some tensors: bytes that one thread moves by each instruction."""
 
     loads: tuple[int, ...]
     stores: tuple[int, ...]

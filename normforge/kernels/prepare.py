@@ -29,7 +29,7 @@ _NAMES = {
 
 
 def layout_of(like: Tensor) -> str | None:
-    """How a tensor (N, C, *spatial) lies in memory: "nchw", "nhwc", or None for any other order.
+    """The layout of a tensor (N, C, *spatial) in memory: "nchw", "nhwc", or None for any other order of axes.
 
     Without space, or with one position, both hold; channels are then walked as contiguous.
     """
@@ -43,7 +43,7 @@ def layout_of(like: Tensor) -> str | None:
 
 
 def statistic_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
-    """Shape of a statistic: b, then c or g, then all positions flattened."""
+    """The shape of a statistic: b, then c or g, then all positions flattened."""
     n, c = x.shape[:2]
     shape = [n] if axes & B else []
     if axes & G:
@@ -54,7 +54,7 @@ def statistic_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
 
 
 def prepare(job: Job, x: Tensor) -> PreparedCall | None:
-    """None where the axes of x lie in memory in an order that no kernel walks."""
+    """A prepared call of a job; None where the axes of x lie in memory in an order that no kernel walks."""
     like = torch.empty_like(x, device="meta")
     layout = layout_of(like)
     if layout is None:
@@ -106,10 +106,12 @@ def kernel_for(job: Job, dtype: torch.dtype, layout: str, device: torch.device, 
 
 
 def compile_ahead(job: Job, x: Tensor) -> None:
-    """Before the first call for inputs like x, of which a gradient may be asked for: start compiling it and what comes
-    after, all at once. After forward comes backward. After a call of backward that may itself be differentiated, and
-    from then on in this process after every forward, comes the gradient of that of x; which other gradients will have
-    a cotangent, nobody knows yet."""
+    """Start compiling what a call for inputs like x needs, of which a gradient may be asked for, and what comes after it.
+
+    After forward comes backward. After a call of backward that may itself be differentiated, and from then on in this
+    process after every forward, comes the gradient of that of x; which other gradients will have a cotangent, nobody
+    knows yet. All are compiled at once.
+    """
     form = (x.dtype, x.is_contiguous())
     if form in job.compiled_ahead:
         return

@@ -78,7 +78,7 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, job: Job, statistics: list[Tensor], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Operands in, differentiable outputs out."""
+        """The differentiable outputs of the job, run on its operands."""
         outputs = execute(job, inputs)
         ctx.set_materialize_grads(False)
         ctx.job = job
@@ -90,7 +90,7 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The next order, differentiable in turn."""
+        """The gradients of the operands: the next order, differentiable in turn."""
         return (None, None, *_gradients(ctx, grads, ctx.needs_input_grad[2:], run_plain))
 
 

@@ -43,12 +43,12 @@ class Instruction:
 
     @cached_property
     def name(self) -> str:
-        """Without modifiers."""
+        """The operation without modifiers."""
         return self.op.split(".")[0]
 
     @cached_property
     def bytes(self) -> int:
-        """That one thread moves by an access to memory."""
+        """The bytes that one thread moves by an access to memory."""
         return _bytes(self.op)
 
 

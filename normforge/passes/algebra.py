@@ -61,7 +61,7 @@ class Algebra:
     factor: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        """The rebuilt graph, of any graph."""
+        """The graph with every arithmetic region rebuilt; of any graph."""
         rebuilt = _Regions(Ranges(graph.eps), self.factor)
         for node in graph.nodes:
             rebuilt.add(node)

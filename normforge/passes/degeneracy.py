@@ -20,7 +20,7 @@ MAX_SHOWN = 2_000  # characters of a formula in a finding
 
 
 class Check(enum.StrEnum):
-    """What a layer is asked before it is trained, in order of rising cost."""
+    """The checks of a layer, in order of rising cost."""
 
     TYPE = "type"  # by the axes along which values vary
     DEPENDENCE = "dependence"  # x cancels
@@ -31,7 +31,7 @@ class Check(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Why a layer is degenerate.
+    """A finding: why a layer is degenerate.
 
     Attributes:
         stage: which check found it.
@@ -62,7 +62,7 @@ class Degeneracy:
         return self.timed(graph)[0]
 
     def timed(self, graph: Graph) -> tuple[tuple[Finding, ...], dict[str, float]]:
-        """The same, and the seconds that each check took. The first to ask for the value of the output pays for it."""
+        """The findings of `run`, and the seconds that each check took; the first to ask for the value pays for it."""
         facts = Facts(graph)
         seconds: dict[str, float] = {}
         for check in self.checks:
@@ -75,7 +75,7 @@ class Degeneracy:
 
 
 class Facts:
-    """What the checks ask about one layer; each answer is worked out once.
+    """The facts that the checks ask for about one layer; each is worked out once.
 
     Attributes:
         graph: the layer as written.
@@ -86,21 +86,21 @@ class Facts:
 
     @property
     def has_input(self) -> bool:
-        """Does x occur at all?"""
+        """True where x occurs at all."""
         return any(n.op is Op.INPUT for n in self.graph.nodes)
 
     @property
     def value(self) -> Value | None:
-        """What the output is (see `identity`); None for a graph that is too large to ask."""
+        """The value of the output (see `identity`); None for a graph that is too large to ask."""
         return value_of(self.graph)[1] if len(self.graph.nodes) <= MAX_NODES else None
 
     @property
     def space(self) -> Identity:
-        """What knows the factors of the value."""
+        """The space of values, which knows the factors of the output's."""
         return value_of(self.graph)[0]
 
     def finding(self, check: Check, node: Node, reason: str) -> Finding:
-        """A refusal."""
+        """A finding at a node of the layer."""
         return Finding(check, describe_node(self.graph, node), reason)
 
 
@@ -112,7 +112,7 @@ def describe_node(graph: Graph, node: Node) -> str:
 
 
 def by_type(facts: Facts) -> tuple[Finding, ...]:
-    """What the axes alone give away: deviations of constants, and an output that repeats itself.
+    """Findings that the axes alone give away: deviations of constants, and an output that repeats itself.
 
     A deviation of a constant is sought in the graph as written, since its value has it folded; what the output
     varies along, in its value, from which what cancels is gone.
@@ -139,7 +139,7 @@ def by_type(facts: Facts) -> tuple[Finding, ...]:
 
 
 def by_dependence(facts: Facts) -> tuple[Finding, ...]:
-    """No path from x to the output, or one along which x cancels."""
+    """A finding where no path leads from x to the output, or x cancels along it."""
     y = facts.graph.output
     if not facts.has_input:
         return (facts.finding(Check.DEPENDENCE, y, "the output does not depend on x: x does not occur"),)
@@ -149,7 +149,7 @@ def by_dependence(facts: Facts) -> tuple[Finding, ...]:
 
 
 def by_range(facts: Facts) -> tuple[Finding, ...]:
-    """Values that are never finite: whatever the parameters are, or as long as these have their start values."""
+    """A finding where a value is never finite: whatever the parameters are, or at their start values."""
     for start in (False, True):
         ranges = Ranges(facts.graph.eps, start)
         known = ranges.run(facts.graph)
@@ -162,7 +162,7 @@ def by_range(facts: Facts) -> tuple[Finding, ...]:
 
 
 def by_form(facts: Facts) -> tuple[Finding, ...]:
-    """Affine in x: a network of such layers and of convolutions is a linear map."""
+    """A finding where the layer is affine in x: a network of such layers and of convolutions is a linear map."""
     if facts.value is not None and facts.space.degree(facts.value) == 1:
         return (facts.finding(Check.FORM, facts.graph.output, "the output is affine in x"),)
     return ()

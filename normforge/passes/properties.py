@@ -70,7 +70,7 @@ def homogeneity(graph: Graph) -> Fraction | None:
 
 
 def monotony(graph: Graph) -> Monotone:
-    """What the operations prove; `NO` where they prove nothing. A layer with moments of x has none."""
+    """The monotony that the operations prove; `NO` where they prove nothing. A layer with moments of x has none."""
     varies = depending(graph, set(graph.inputs))
     ranges = Ranges(graph.eps)
     known: dict[Node, Monotone] = {}

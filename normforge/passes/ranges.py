@@ -116,7 +116,7 @@ class Ranges:
 
 
 def guarded_log(a: Interval, eps: Fraction) -> Interval:
-    """sign(a) · ln(|a| + ε)."""
+    """The interval of sign(a) · ln(|a| + ε)."""
     out = a.magnitude().plus(point(eps)).rising(lambda v: math.log(v) if v > 0 else -math.inf, EVERYTHING)
     if a.nonnegative or a.nonpositive:
         out = out if a.nonnegative else -out

@@ -56,7 +56,7 @@ def _equal(graph: Graph, form: Graph) -> bool:
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same function with fewer operations; see `Simplify`."""
+    """The same function as a layer, with fewer operations; see `Simplify`."""
     return Simplify().run(graph)
 
 

@@ -45,7 +45,7 @@ OTHERS = ("noise of size 1000", "sparse noise", "zeros")
 
 @dataclass(frozen=True)
 class Propagation:
-    """Signals by depth, depth 0 being the input; lists stop at the first value that is not finite.
+    """The sizes of signals by depth, depth 0 being the input; lists stop at the first value that is not finite.
 
     Attributes:
         mean: mean over channels of the squared channel mean, after each layer.
@@ -61,12 +61,12 @@ class Propagation:
 
     @property
     def forward_ok(self) -> bool:
-        """All activations are finite."""
+        """True where all activations are finite."""
         return len(self.variance) == self.depth + 1
 
     @property
     def backward_ok(self) -> bool:
-        """All gradients are finite."""
+        """True where all gradients are finite."""
         return self.forward_ok and len(self.gradient) == self.depth + 1
 
 
@@ -107,9 +107,8 @@ class _Layer:
 def propagate(
     graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, size: int = SIZE, batch: int = BATCH, seed: int = 0
 ) -> Propagation:
-    """Noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance 2 / fan-in)
-    and the layer, in float32, and a random cotangent back. The numbers do not depend on the machine (`reproducible`).
-    """
+    """Send noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance
+    2 / fan-in) and the layer, in float32, and a random cotangent back. The numbers do not depend on the machine (`reproducible`).
     layer = _Layer(graph, width)
     rng = stream(seed, "propagation", width)
     signal, gradient = (_noise(rng, (batch, width, size, size)) for _ in range(2))
@@ -166,7 +165,7 @@ class Probed:
 
 
 def probe(graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, seed: int = 0) -> Probed:
-    """The probing stage.
+    """Probe a layer: alone on several inputs, and in a deep stack of random convolutions.
 
     Args:
         graph: a layer.

@@ -21,7 +21,7 @@ _OUTCOME = {f.name for f in fields(Outcome)} - {"pieces"}
 
 
 class Event(ABC):
-    """One thing that happened.
+    """An event: one thing that happened in a run.
 
     Attributes:
         TYPE: names the class in a store.
@@ -33,17 +33,17 @@ class Event(ABC):
 
     @abstractmethod
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
 
     @classmethod
     @abstractmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
 
 
 @dataclass(frozen=True)
 class Began(Event):
-    """A run begins, or goes on.
+    """The event that a run begins, or goes on.
 
     Attributes:
         number: sessions before it.
@@ -65,13 +65,13 @@ class Began(Event):
     replay: str = ""
 
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("number", "elapsed")}
         return Record(self.TYPE, str(self.number), self.elapsed, values)
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, (f.name for f in fields(cls)))
         return cls(int(record.key), record.elapsed, **record.data)
 
@@ -99,19 +99,19 @@ class Asked(Event):
     limits: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         made: dict[str, Any] = {"genes": space.to_json(self.genotype), "parents": list(self.parents)}
         if self.known is not None:
             made["known"] = self.known
         return made | ({"limits": self.limits} if self.limits else {})
 
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
         return Record(self.TYPE, str(self.index), self.elapsed, self.values())
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, cls.FIELDS)
         return cls(**_made(record))
 
@@ -130,7 +130,7 @@ def _made(record: Record) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(Asked):
-    """One whose fate is known.
+    """A candidate whose fate is known.
 
     Attributes:
         outcome: fate, reason, scores, seconds.
@@ -148,32 +148,32 @@ class Candidate(Asked):
 
     @property
     def name(self) -> str:
-        """As in the comparison: #17."""
+        """The name of the candidate in the comparison: #17."""
         return f"#{self.index}"
 
     @property
     def evaluated(self) -> bool:
-        """Whether it came to the stages with numbers."""
+        """True for a candidate that came to the stages with numbers."""
         return bool(self.hash)
 
     @property
     def keys(self) -> dict[str, str]:
-        """By which later candidates are duplicates of it."""
+        """The keys by which later candidates are duplicates of this one."""
         return {k: v for k, v in (("hash", self.hash), ("fingerprint", self.fingerprint)) if v}
 
     @property
     def seconds(self) -> float:
-        """Spent on it, all stages together."""
+        """Seconds spent on the candidate, all stages together."""
         return sum(self.outcome.seconds.values())
 
     def values(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         formula = {"formula": self.formula} if self.formula else {}
         return {**super().values(), **self.outcome.to_json(), **self.keys, **formula}
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         data = record.data
         _check_fields(data, cls.FIELDS)
         texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint")}
@@ -182,7 +182,7 @@ class Candidate(Asked):
 
 @dataclass(frozen=True)
 class Trained(Event):
-    """A layer was trained again after the search.
+    """The event that a layer was trained again after the search.
 
     Attributes:
         key: its name, or name/repeat.
@@ -195,24 +195,24 @@ class Trained(Event):
     outcome: Outcome
 
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
         return Record(self.TYPE, self.key, self.elapsed, self.outcome.to_json())
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, _OUTCOME)
         return cls(record.key, record.elapsed, Outcome.from_json(record.data))
 
 
 class Reranked(Trained):
-    """For the second ranking; the key is #index."""
+    """A training for the second ranking; the key is #index."""
 
     TYPE = "rerank"
 
 
 class Compared(Trained):
-    """For the final comparison; the key is name/repeat."""
+    """A training for the final comparison; the key is name/repeat."""
 
     TYPE = "final"
 

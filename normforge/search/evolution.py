@@ -33,7 +33,7 @@ class Proposal:
 
 @dataclass
 class TournamentEvolution:
-    """Proposals depend on (seed, index) and on what was told before, and on nothing else.
+    """Evolution by tournament: proposals depend on (seed, index) and on what was told before, and on nothing else.
 
     Attributes:
         rules: selection, window, tournament, shares of fresh layers and of crossover, attempts at a mutation.

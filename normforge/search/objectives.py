@@ -23,5 +23,5 @@ def traffic(graph: Graph) -> float:
 
 
 def margin(gradient: Mapping[str, float]) -> float:
-    """log10 of the largest gradient norm under attack, over networks."""
+    """The log10 of the largest gradient norm under attack, over networks."""
     return math.log10(max(gradient.values(), default=0.0) + 1e-12)

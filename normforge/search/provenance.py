@@ -17,7 +17,7 @@ _LIBRARIES = ("torch", "triton", "timm", "numpy")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the results of one session of a run depend on, its configuration aside.
+    """Everything that the results of one session of a run depend on, its configuration aside.
 
     Attributes:
         digest: of the data.
@@ -35,7 +35,7 @@ class Provenance:
 
 
 def provenance(config: Config, *, download: bool = False) -> Provenance:
-    """Of a session that begins here and now. Loads the data.
+    """The provenance of a session that begins here and now. Loads the data.
 
     Raises:
         OptionError: data that cannot be read.

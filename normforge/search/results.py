@@ -26,7 +26,7 @@ FAILED = 2.0  # a training that ends below this many times chance has failed
 
 @dataclass
 class Row:
-    """One layer of the final comparison; `outcomes` has one entry a seed."""
+    """A row of the final comparison: one layer; `outcomes` has one entry a seed."""
 
     name: str
     formula: str
@@ -35,11 +35,11 @@ class Row:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def good(self, network: str) -> list[Outcome]:
-        """Trainings that did not fail on the network; only these enter its means."""
+        """The trainings that did not fail on the network; only these enter its means."""
         return [o for o in self.outcomes if o.accuracy.get(network, 0.0) >= self.least and network in o.test]
 
     def failures(self, network: str) -> int:
-        """Trainings that ended early, or below twice chance."""
+        """The number of trainings that ended early, or below twice chance."""
         return len(self.outcomes) - len(self.good(network))
 
     def mean(self, what: str, network: str) -> tuple[float, float]:
@@ -70,7 +70,7 @@ def scored(store: Store) -> list[Candidate]:
 
 
 def best_distinct(ranked: Iterable[Candidate], count: int, drawn: SearchSpace) -> list[Candidate]:
-    """The first `count` that differ by more than what their trainable parameters absorb.
+    """The first `count` candidates that differ by more than what their trainable parameters absorb.
 
     Training is deterministic, so equal losses mean equal trainings: the same layer up to a symmetry, such as the
     sign of gamma, that no rewriting has seen.
@@ -133,7 +133,7 @@ def _or_inf(value: float) -> float:
 
 
 def split(reference: str) -> tuple[Path, str]:
-    """The directory and the candidate of `DIRECTORY#17` or `DIRECTORY#best`.
+    """The parts of `DIRECTORY#17` or `DIRECTORY#best`: directory and candidate.
 
     Raises:
         UnknownNameError: not such a reference.

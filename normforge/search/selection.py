@@ -15,12 +15,12 @@ Scores = Sequence[Sequence[float]]
 
 
 def front(scores: Scores) -> list[int]:
-    """Rows that no other row is better than in one score and at least as good in all; equal rows all stay."""
+    """The rows that no other row is better than in one score and at least as good in all; equal rows all stay."""
     return np.flatnonzero(moocore.is_nondominated(np.asarray(scores, dtype=float), keep_weakly=True)).tolist()
 
 
 def mean_ranks(scores: Scores) -> np.ndarray:
-    """Of each row its rank under each score, ties sharing the middle, averaged over scores.
+    """The rank of each row under each score, ties sharing the middle, averaged over scores.
 
     Ranks, since the losses of different networks differ in size and spread.
     """
@@ -49,7 +49,7 @@ def crowding(scores: Scores) -> np.ndarray:
 
 
 def nsga2_ranking(scores: Scores) -> list[int]:
-    """All rows, the first front first and within a front the loneliest; equal ones in their own order."""
+    """The ranking of NSGA-II: all rows by front, within a front the loneliest first; equal ones as they stand."""
     values = np.asarray(scores, dtype=float)
     fronts = np.asarray(moocore.pareto_rank(values))
     lonely = np.zeros(len(values))
@@ -59,7 +59,7 @@ def nsga2_ranking(scores: Scores) -> list[int]:
 
 
 def best_first(scores: Scores) -> list[int]:
-    """All rows, by Pareto front and within a front by mean rank: the order in which a run reports its layers."""
+    """The ranking in which a run reports its layers: by Pareto front and within a front by mean rank."""
     if not len(scores):
         return []
     fronts = np.asarray(moocore.pareto_rank(np.asarray(scores, dtype=float)))

@@ -35,7 +35,7 @@ CREATE TRIGGER no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'even
 
 
 class Record(NamedTuple):
-    """One event as it is stored; `type` and `key` together are unique in a store."""
+    """An event as it is stored; `type` and `key` together are unique in a store."""
 
     type: str
     key: str

@@ -14,7 +14,7 @@ from normforge.train.networks import LayerFactory, build
 
 
 class Setup:
-    """Networks that take one layer, and images on one device.
+    """The setup of trainings: networks that take one layer, and images on one device.
 
     Weights and batches depend on `recipe.seed` and the repeat alone, so that trainings differ by the layer.
 

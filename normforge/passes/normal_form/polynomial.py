@@ -35,7 +35,7 @@ def times(a: Monomial, b: Monomial) -> Monomial:
 
 
 def add(a: Poly, b: Poly, factor: int = 1) -> Poly:
-    """a + factor · b."""
+    """The polynomial a + factor · b."""
     out = dict(a)
     for m, c in b.items():
         total = out.get(m, 0) + c * factor
@@ -71,7 +71,8 @@ def leading(poly: Poly) -> Monomial:
 
 
 def split(poly: Poly) -> tuple[int, dict[Key, int], Poly]:
-    """content · monomial · primitive part, the last with a positive leading coefficient. `poly` is not zero."""
+    """The parts of a polynomial that is not zero: content · monomial · primitive part, the last with a positive leading
+    coefficient."""
     content = gcd(*poly.values())
     if poly[leading(poly)] < 0:
         content = -content

@@ -45,7 +45,7 @@ def write(summary: Summary, path: Path) -> None:
 
 
 def render(summary: Summary, cap: int = CAP) -> str:
-    """The page; at most `cap` of the evaluated candidates are in it."""
+    """The text of the page; at most `cap` of the evaluated candidates are in it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

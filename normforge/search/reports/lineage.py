@@ -37,7 +37,7 @@ def ancestors(store: Store, index: int) -> list[Candidate]:
 
 
 def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Candidate]:
-    """`ancestors`, of candidates that are found by number."""
+    """The ancestors of a candidate, as `ancestors` gives them, of candidates that are found by number."""
     waiting, known = [index], {index}
     while waiting:
         generation, waiting = waiting, []
@@ -50,7 +50,7 @@ def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Ca
 
 
 def line(candidates: list[Candidate]) -> list[Candidate]:
-    """Of the ancestors, the line of first parents: where two parents were mixed, the one whose first genes stayed."""
+    """The line of first parents among ancestors: where two parents were mixed, the one whose first genes stayed."""
     by_index = {c.index: c for c in candidates}
     found = candidates[:1]
     while found and (parent := by_index.get(next(iter(found[-1].parents), -1))):
@@ -59,7 +59,7 @@ def line(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def changes(before: str, after: str) -> list[tuple[str, str]]:
-    """What became of a formula, word by word: ('=', kept), ('-', gone) and ('+', new) pieces, in order."""
+    """The changes of a formula, word by word: ('=', kept), ('-', gone) and ('+', new) pieces, in order."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
     if len(old) + len(new) > _MOST_WORDS:
         return [("-", before), ("+", after)]
@@ -83,7 +83,7 @@ def _gene(gene: Gene) -> str:
 
 
 def origin(candidate: Candidate, config: Config) -> str:
-    """How it was made, in words."""
+    """The origin of a candidate in words."""
     if candidate.parents:
         how = "mutated from" if len(candidate.parents) == 1 else "mixed and mutated from"
         return f"{how} {' and '.join(f'#{p}' for p in candidate.parents)}"

@@ -22,7 +22,7 @@ CONFIG_FILE = "config.json"
 
 
 class Session:
-    """What is stored is read and compared, and that a session begins is stored.
+    """A session of a run: what is stored is read and compared, and that the session begins is stored.
 
     Args:
         config: of the run.
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of search, earlier sessions included."""
+        """The seconds of search, earlier sessions included."""
         return self._offset + time.monotonic() - self._start
 
     def _read(self) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from normforge.train.networks.resnet import stages
 
 
 def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """Pre-activation bottleneck blocks whose inputs have known variance at the start of training.
+    """A normalizer-free ResNet of pre-activation bottleneck blocks whose inputs have known variance at the start.
 
     Places of the layer: three a block and one before the head, as in `resnet`. Nothing else normalises: a layer is
     expected to give unit variance for unit variance, such as silu times 1.787 does (section 4.2).
@@ -55,7 +55,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
 
 
 class NormFreeBlock(nn.Module):
-    """y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
+    """A block y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
 
     Args:
         channels: of x.
@@ -78,7 +78,7 @@ class NormFreeBlock(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """y."""
+        """The output y of the block."""
         active = self.norm1(x * self.beta)
         shortcut = x if self.shortcut is None else self.shortcut(active)
         branch = self.conv3(self.norm3(self.conv2(self.norm2(self.conv1(active)))))

@@ -10,7 +10,7 @@ from normforge.train.config import ResNet
 
 
 def stages(width: float, count: int) -> tuple[int, ...]:
-    """Output channels of each stage: 256, 512, ... as in ResNet-50, times the width, in multiples of 8."""
+    """The output channels of each stage: 256, 512, ... as in ResNet-50, times the width, in multiples of 8."""
     return tuple(make_divisible(round(256 * 2**i * width)) for i in range(count))
 
 
