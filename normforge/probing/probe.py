@@ -107,8 +107,11 @@ class _Layer:
 def propagate(
     graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, size: int = SIZE, batch: int = BATCH, seed: int = 0
 ) -> Propagation:
-    """Send noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance
-    2 / fan-in) and the layer, in float32, and a random cotangent back. The numbers do not depend on the machine (`reproducible`).
+    """The signals of noise (batch, width, size, size) that goes through `depth` times a 3×3 convolution and the layer.
+
+    Weights are normal, of variance 2 / fan-in; arithmetic is float32; a random cotangent goes back. The numbers do not
+    depend on the machine (`reproducible`).
+    """
     layer = _Layer(graph, width)
     rng = stream(seed, "propagation", width)
     signal, gradient = (_noise(rng, (batch, width, size, size)) for _ in range(2))
