@@ -106,7 +106,7 @@ def kernel_for(job: Job, dtype: torch.dtype, layout: str, device: torch.device, 
 
 
 def compile_ahead(job: Job, x: Tensor) -> None:
-    """Start compiling what a first call for inputs like x needs, of which a gradient may be asked for, and what follows.
+    """Start compiling for a first call on inputs like x, of which a gradient may be asked for, and for what follows it.
 
     After forward comes backward. After a call of backward that may itself be differentiated, and from then on in this
     process after every forward, comes the gradient of that of x; which other gradients will have a cotangent, nobody
