@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """The report of `check` on one layer.
 
     Attributes:
         findings: why it is degenerate, each with stage, node and reason.

@@ -23,13 +23,13 @@ Array = npt.NDArray[np.float64]
 
 
 def sigmoid(a: Array) -> Array:
-    """1 / (1 + e^-a) without overflow: e^a / (1 + e^a) for negative a."""
+    """The function 1 / (1 + e^-a) without overflow: e^a / (1 + e^a) for negative a."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1 / (1 + e), e / (1 + e))
 
 
 def softplus(a: Array) -> Array:
-    """ln(1 + e^a) without overflow, and with all digits where it is small."""
+    """The function ln(1 + e^a) without overflow, and with all digits where it is small."""
     return np.asarray(np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a))))
 
 

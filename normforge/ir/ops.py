@@ -17,7 +17,7 @@ from normforge.errors import MissingOperationError
 
 
 class Category(enum.Enum):
-    """How an operation takes its operands."""
+    """The way in which an operation takes its operands."""
 
     LEAF = enum.auto()
     ELEMENTWISE = enum.auto()
@@ -26,7 +26,7 @@ class Category(enum.Enum):
 
 
 class Level(enum.Enum):
-    """Where an operation occurs."""
+    """The graphs in which an operation occurs."""
 
     BOTH = enum.auto()
     SURFACE = enum.auto()  # `legalise` removes it
@@ -34,7 +34,7 @@ class Level(enum.Enum):
 
 
 class Bounds(NamedTuple):
-    """Between which numbers results lie, whatever the operand is; finite ends are reached if `closed`."""
+    """The numbers between which results lie, whatever the operand is; finite ends are reached if `closed`."""
 
     low: int
     high: float
@@ -43,7 +43,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Traits:
-    """What passes ask about an operation.
+    """The traits of an operation, which passes ask about.
 
     Attributes:
         category, level: see `Category` and `Level`.

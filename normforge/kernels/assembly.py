@@ -1,4 +1,4 @@
-"""What the text of a compiled kernel says: how wide its accesses to memory are, and which are atomic."""
+"""The text of compiled kernels, read: how wide accesses to memory are, and which are atomic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backend serves a call, and how the plans of each target are run: the one place that decides either.
+"""The choice of backend for a call, and the table of how plans of each target are run: one place for either.
 
 A backend is a target (`normforge.codegen.target`) with a `Runner` here, or "eager", which interprets the formula and
 has neither. The layer asks `resolve` at every call and tells the job, which keeps to it.

@@ -1,4 +1,4 @@
-"""What a job is: one order of a layer, with a key that says everything about it."""
+"""A job: one order of a layer, with a key that says everything about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done once for a job and a form of input: its plan, its kernel, the shapes of its tensors."""
+"""Preparation of a call, done once for a job and a form of input: its plan, its kernel, the shapes of its tensors."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class LayerFunction(torch.autograd.Function):
 
 
 def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
-    """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
+    """The operator `run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     if is_compiling() or _len_torch_dispatch_stack():
         return run(inputs, key)  # type: ignore[no-any-return]
     tracked = False

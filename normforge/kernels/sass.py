@@ -1,5 +1,5 @@
-"""What the machine code of an NVIDIA kernel says: instructions with what they read and write, lines of the emitted text
-that they come from, and loops. Read from nvdisasm, which the triton wheel carries."""
+"""The machine code of NVIDIA kernels, read: instructions with what they read and write, lines of the emitted text that
+they come from, and loops. It is read from nvdisasm, which the triton wheel carries."""
 
 from __future__ import annotations
 

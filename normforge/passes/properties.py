@@ -1,4 +1,4 @@
-"""What can be proved of a layer by one walk over its nodes: degree of homogeneity, monotony, boundedness."""
+"""Properties of a layer that one walk over its nodes proves: degree of homogeneity, monotony, boundedness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normforge.passes.ranges import Ranges
 
 
 class Monotone(enum.StrEnum):
-    """How an output moves when its own element of x grows, all parameters fixed."""
+    """The way an output moves when its own element of x grows, all parameters fixed."""
 
     CONSTANT = "constant"
     RISING = "rising"

@@ -21,7 +21,7 @@ FLOAT32_MAX = Fraction(3.4028234663852886e38)
 
 
 class Finite(enum.IntEnum):
-    """What is known of a value that is never finite; `MAYBE` where it may be."""
+    """The knowledge that a value is never finite, and how; `MAYBE` where it may be."""
 
     MAYBE = 0
     PLUS = 1  # +∞ everywhere

@@ -54,7 +54,7 @@ class Running:
         raise no_row(self.node.op, BUFFERS.name)
 
     def kept(self) -> Node:
-        """What the buffer averages over steps, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
+        """The value that the buffer averages, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
 
         Beside the moments this costs a kernel nothing, and leaves the module one blend of all its buffers.
         """

@@ -152,7 +152,7 @@ def _finite(square: float) -> bool:
 
 @dataclass(frozen=True)
 class Probed:
-    """What probing found.
+    """The result of probing a layer.
 
     Attributes:
         findings: why the layer is refused; empty where it is not.
@@ -218,7 +218,7 @@ def _inputs(seed: int) -> dict[str, Array]:
 
 
 def trials(graph: Graph, seed: int = 0) -> dict[str, str]:
-    """What is wrong with the layer alone, by input: values or gradients not finite, or zero; empty for a good one."""
+    """The faults of the layer alone, by input: values or gradients not finite, or zero; empty text for a good one."""
     layer = _Layer(graph, SHAPE[1])
     cotangent = _noise(stream(seed, "cotangent", 0), SHAPE)
     out = {}

@@ -1,4 +1,4 @@
-"""What a run is: one validated configuration, made from a preset, a TOML file and `a.b=c` overrides, saved with it."""
+"""The configuration of a run: validated, made from a preset, a TOML file and `a.b=c` overrides, saved with it."""
 
 from __future__ import annotations
 

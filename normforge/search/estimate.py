@@ -1,4 +1,4 @@
-"""What a run would take: a few real candidates are drawn and evaluated, and their cost is scaled to the budget."""
+"""The estimate of a run: a few real candidates are drawn and evaluated, and their cost is scaled to the budget."""
 
 from __future__ import annotations
 

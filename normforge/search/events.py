@@ -1,4 +1,4 @@
-"""What happens in a run, one class an event type, and the one reader of what a store holds of them.
+"""Events: what happens in a run, one class an event type, and the one reader of what a store holds of them.
 
 A candidate's life in types: evolution gives a `Proposal`; drawn, it is `Asked`; under way it is a `Task`, which ends in
 an `Outcome`; with that it is a `Candidate`, which is what every report reads.

@@ -1,4 +1,4 @@
-"""What a layer is scored by: its loss or error on each network, and what else the run asks for. Smaller is better."""
+"""Objectives, by which a layer is scored: its loss or error on each network, and further ones. Smaller is better."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run stands, for the display: plain data, kept by the run."""
+"""The progress of a run, for the display: plain data, kept by the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's results depend on beside its configuration: data, device, machine and code."""
+"""Provenance, all that a run's results depend on beside its configuration: data, device, machine and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who wins a tournament, and who stays in the population, by several scores at once. Smaller is better.
+"""Selection by several scores at once: who wins a tournament, and who stays in the population. Smaller is better.
 
 Scores that are not finite never come here: `TournamentEvolution.tell` refuses them, since libraries of
 multi-objective ranking put a row of NaN into the first front.

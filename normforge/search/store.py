@@ -136,7 +136,7 @@ class Store:
             return Record(row[0], row[1], row[2], json.loads(row[3])) if row else None
 
     def times(self, event_type: str) -> dict[str, float]:
-        """When each event of that type was stored, by key, in seconds since the epoch."""
+        """The times at which events of that type were stored, by key, in seconds since the epoch."""
         with self._readable():
             return dict(self._db.execute("SELECT key, time FROM events WHERE kind = ?", (event_type,)))
 

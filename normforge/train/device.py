@@ -1,4 +1,4 @@
-"""Where a network is trained: the device, data on it, and the memory that a training takes there."""
+"""The device on which a network is trained: which it is, data on it, and the memory that a training takes there."""
 
 from __future__ import annotations
 

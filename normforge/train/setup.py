@@ -1,4 +1,4 @@
-"""What a layer is trained with: networks, data and device, chosen once for any number of trainings."""
+"""The setup that a layer is trained with: networks, data and device, chosen once for any number of trainings."""
 
 from __future__ import annotations
 

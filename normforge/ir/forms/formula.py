@@ -261,7 +261,7 @@ class _Parser:
 
 
 def sugar(name: str, a: Node) -> Node:
-    """relu, silu and gelu in terms of the primitives."""
+    """The node of relu, silu or gelu, in terms of the primitives."""
     if name == "relu":
         return make(Op.MAX, (a, const(0.0)))
     if name == "silu":

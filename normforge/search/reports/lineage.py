@@ -1,4 +1,4 @@
-"""Where a candidate comes from: its parents back to a fresh layer, and what each step changed."""
+"""The lineage of a candidate: its parents back to a fresh layer, and what each step changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run holds, read once for all reports: counts by fate, costs by stage, evaluated candidates, the comparison."""
+"""The summary of a run, read once for all reports: counts by fate, costs by stage, evaluated layers, comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every pool of workers owes, as tests: `normforge.testing.PoolProperties`.
+"""Tests of what every pool of workers owes: `normforge.testing.PoolProperties`.
 
     from normforge.testing import PoolProperties
 

@@ -1,4 +1,4 @@
-"""What a pool of workers is, wherever they are."""
+"""A pool of workers, wherever they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reader gives: images as they are stored, labels and a split. Made into `Data` here, alike for all."""
+"""Arrays, which every reader gives: images as stored, labels and a split. Made into `Data` here, alike for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is: images and labels in four parts."""
+"""A data set: images and labels in four parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the layer goes: every norm-act of a network, found after its weights are drawn."""
+"""The places where the layer goes: every norm-act of a network, found after its weights are drawn."""
 
 from __future__ import annotations
 

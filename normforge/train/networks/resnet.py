@@ -15,7 +15,7 @@ def stages(width: float, count: int) -> tuple[int, ...]:
 
 
 def resnet(config: ResNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """timm's ResNetV2 with its own norm-acts: three places a block and one before the head.
+    """A ResNet-v2: timm's, with its own norm-acts: three places a block and one before the head.
 
     Args:
         config: width and depths.
