@@ -35,9 +35,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     for i, (out, depth) in enumerate(zip(stages(config.width, len(config.depths)), config.depths, strict=True)):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
-            blocks.append(
-                NormFreeBlock(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5)
-            )
+            blocks.append(NFBlock(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5))
             if j == 0:
                 variance = 1.0  # the shortcut of a transition is a convolution of what was normalised
             variance += config.alpha**2
@@ -54,7 +52,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     return model
 
 
-class NormFreeBlock(nn.Module):
+class NFBlock(nn.Module):
     """A block y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
 
     Args:
