@@ -94,7 +94,7 @@ def _count(number: int, what: str) -> str:
 
 
 def human(size: int) -> str:
-    """`256 B`, `16.4 kB`, `51.4 MB`, `1.6 GB`: powers of a thousand."""
+    """A size as text: `256 B`, `16.4 kB`, `51.4 MB`, `1.6 GB`, powers of a thousand."""
     value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB"):
         if value < 999.95:

@@ -42,7 +42,7 @@ class Ready(NamedTuple):
 
 
 class PreparedLaunches:
-    """Everything about a call that only the shape decides.
+    """The launches of a call, prepared: everything about them that only the shape decides.
 
     Attributes:
         launches: sizes, blocks and number of programs of each launch. warps: of a program of each.
@@ -65,7 +65,7 @@ class PreparedLaunches:
 
 
 def ready(kernel: Any, programs: int, slots: tuple[int, ...], tail: tuple[int, ...]) -> Ready | None:
-    """What the front returned, prepared; None where that is no compiled kernel, as under the interpreter.
+    """A compiled kernel, prepared; None where the front returned none, as under the interpreter.
 
     Args:
         kernel: returned by a launch through the front.
@@ -122,7 +122,7 @@ def current_stream(index: int) -> int:
 
 
 def hooked() -> bool:
-    """True when a profiler, say, has hooks that Triton's front calls around launches."""
+    """True when something, such as a profiler, has hooks that Triton's front calls around launches."""
     runtime = _runtime()
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -189,7 +189,7 @@ class CompiledKernel:
 
     Attributes:
         name: of the function.
-        asm: by stage: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
+        asm: the code by its form: "ttir", "llir" and so on as text; "ptx" and "cubin", or "amdgcn" and "hsaco".
         warps: of a program.
         shared: bytes of shared memory of a program.
     """
@@ -260,7 +260,7 @@ def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:
 
 
 def full_pointers(plan: Plan, module: TritonModule) -> list[str]:
-    """Pointers to tensors in the dtype of x."""
+    """The names of pointers to tensors in the dtype of x."""
     nodes = [*plan.operands, *(n for _, n in plan.outputs)]
     names = [*module.operands, *module.outputs]
     return [p for p, n in zip(names, nodes, strict=True) if n.axes == FULL and n.type.cls is FloatClass.DATA]
@@ -268,7 +268,7 @@ def full_pointers(plan: Plan, module: TritonModule) -> list[str]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a look at compiled code shows.
+    """The resources that a compiled kernel takes, and what its code holds.
 
     Attributes:
         registers: a thread's (NVIDIA) or a lane's vector registers (AMD).
@@ -286,7 +286,7 @@ class Resources:
 
 
 def resources(kernel: CompiledKernel) -> Resources:
-    """Read them from the text of a compiled kernel; NVIDIA's with the cuobjdump of the triton wheel.
+    """The resources of a compiled kernel, read from its text; for NVIDIA's with the cuobjdump of the triton wheel.
 
     Raises:
         BackendError: cuobjdump cannot be run.
