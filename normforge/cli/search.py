@@ -34,12 +34,13 @@ def search(
     ] = None,
 ) -> None:
     """Search for layers, then train the best beside known ones; the same command resumes a run."""
-    from normforge.search.reports.report import report
+    from normforge.search.reports.report import print_so_far, report
     from normforge.search.run import run
 
     settings = read_settings(config, preset, seed, workers, budget_minutes, override)
     console = Console()
     if not run(settings, out, console, replay=replay, download=download):
+        print_so_far(out, console)
         console.print(f"Stopped. What was finished is in {out}; the same command goes on from there.", soft_wrap=True)
         raise typer.Exit(130)
     report(out, console)

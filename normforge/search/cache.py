@@ -51,6 +51,7 @@ class EvaluationCache:
         self.path, self._config = path, config
         self._owner = run
         shared = [config.recipe, config.quality, config.stability, config.early.at, config.objectives, config.data]
+        self._micro = config.ladder.micro.model_dump(mode="json"), config.networks.plain.model_dump(mode="json")
         self._shared = repr([*map(_plain, shared), config.final.longer, provenance])
         self._lease = max(config.cache.lease, config.workers.time_limit)
         try:
@@ -81,16 +82,17 @@ class EvaluationCache:
         with self._usable(), transaction(self._db):
             yield
 
-    def keys(self, graph: Graph, repeat: int, final: bool) -> dict[str, str]:
-        """The key of a layer's evaluation on each network of the run."""
+    def keys(self, graph: Graph, repeat: int, final: bool, rung: str = "") -> dict[str, str]:
+        """The key of a layer's evaluation on each network of the run, or on `micro` alone."""
         layer = (graph.hash, graph.content_hash, repeat, final)
         networks = self._config.networks
 
         def key(network: str) -> str:
-            parts = (layer, network, _plain(getattr(networks, network)), networks.groups, self._shared)
+            options = self._micro if network == "micro" else _plain(getattr(networks, network))
+            parts = (layer, network, options, networks.groups, self._shared)
             return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
-        return {network: key(network) for network in networks.use}
+        return {network: key(network) for network in (("micro",) if rung == "micro" else networks.use)}
 
     def find(self, keys: Mapping[str, str]) -> dict[str, Piece]:
         """The pieces that are there, by `stage/network`."""

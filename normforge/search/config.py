@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -69,7 +69,11 @@ class Quality(Section):
     """Rejection after a short training on every network (EvoNorm, section 4.2)."""
 
     steps: int = Field(default=100, ge=1, description="the first steps of the full training")
-    threshold: float = Field(default=2.0, ge=0, description="least validation accuracy, in multiples of chance")
+    threshold: float = Field(
+        default=2.0,
+        ge=0,
+        description="least validation accuracy in multiples of chance, but at most halfway from chance to 1",
+    )
 
 
 class Stability(Section):
@@ -92,6 +96,34 @@ class Early(Section):
     least: int = Field(default=20, ge=1, description="scored layers before any is stopped")
 
 
+RUNGS = ("micro", "quality", "full", "stability")
+
+
+class Micro(Section):
+    """The cheapest rung: a short training of the network `plain` on small images."""
+
+    size: int = Field(default=8, ge=4, description="side to which the images of the data are averaged down")
+    steps: int = Field(default=120, ge=1)
+    batch: int = Field(default=32, ge=1)
+    rate: float = Field(default=0.1, gt=0, description="learning rate at the first step; its schedule is a cosine")
+    look: int = Field(default=30, ge=1, description="step after which a layer that has not begun to learn is stopped")
+    begun: float = Field(
+        default=0.95, gt=0, description="largest validation loss at `look`, as a share of that of guessing"
+    )
+
+
+class Ladder(Section):
+    """A ladder of fidelities: the best share of each rung goes on to the next and dearer one."""
+
+    use: tuple[Literal["micro", "quality", "full", "stability"], ...] = Field(
+        default=(), description="rungs, in this order; none sends every layer through all stages at once"
+    )
+    promote: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.25,), min_length=1, description="share of the results of each rung but the last; one holds for all"
+    )
+    micro: Micro = Micro()
+
+
 class Final(Section):
     """The end: the best are ranked again on a longer recipe and held-out images, then compared with known layers."""
 
@@ -108,6 +140,9 @@ class Budget(Section):
     minutes: float = Field(default=6.0, ge=0, description="of search, the final training not counted")
     candidates: int | None = Field(default=None, ge=1, description="layers drawn, refused ones included")
     evaluations: int | None = Field(default=None, ge=1, description="layers that came to the stages with numbers")
+    trained: float | None = Field(
+        default=None, gt=0, description="trained steps, weighted by their cost, in full trainings of the first rung"
+    )
 
 
 class Workers(Section):
@@ -146,6 +181,7 @@ class Config(Section):
     quality: Quality = Quality()
     stability: Stability = Stability()
     early: Early = Early()
+    ladder: Ladder = Ladder()
     final: Final = Final()
     budget: Budget = Budget()
     workers: Workers = Workers()
@@ -232,6 +268,32 @@ def _check(config: Config) -> None:
         raise OptionError("objectives.also names an objective twice")
     if "margin" in config.objectives.also and not config.stability.steps:
         raise OptionError("objectives.also = margin is measured by the stability stage: give stability.steps above 0")
+    if config.ladder.use:
+        _check_ladder(config)
+
+
+def _check_ladder(config: Config) -> None:
+    ladder = config.ladder
+    if list(ladder.use) != [rung for rung in RUNGS if rung in ladder.use]:
+        raise OptionError(f"ladder.use names rungs in this order, each once: {', '.join(RUNGS)}")
+    if ladder.use[0] == "stability":
+        raise OptionError("ladder.use = stability ranks nothing: put a rung before it that trains")
+    if len(ladder.promote) not in (1, len(ladder.use) - 1):
+        raise OptionError(f"ladder.promote has one value, or one for each of {len(ladder.use)} rungs but the last")
+    if "stability" in ladder.use and not config.stability.steps:
+        raise OptionError("ladder.use has the rung stability: give stability.steps above 0")
+    if ladder.micro.look > ladder.micro.steps:
+        raise OptionError(f"ladder.micro.look is one of the {ladder.micro.steps} steps of ladder.micro.steps: lower it")
+    if config.early.keep < 1:
+        raise OptionError("early.keep stops full trainings where there is no ladder: leave it at 1 with ladder.use")
+    if "margin" in config.objectives.also:
+        raise OptionError(
+            "objectives.also = margin is measured on the last rung, when layers were ranked: leave it out"
+        )
+    if set(config.objectives.also) and "full" not in ladder.use:
+        raise OptionError("objectives.also is measured on the rung full: put it into ladder.use")
+    if config.evolution.order == "arrival":
+        raise OptionError("evolution.order = arrival records no promotions: leave it at fixed with ladder.use")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -307,15 +369,18 @@ def check_same(saved: dict[str, Any], config: Config, where: str) -> None:
     Raises:
         RunError: names the first field that differs and may not.
     """
-    now = dict(flat(config))
-    for key in [*now, *(k for k in saved if k not in now)]:
+    now, before = (
+        dict(flat(config)),
+        dict(flat(Config())) | saved,
+    )  # a setting is new with what it was before as default
+    for key in [*now, *(k for k in before if k not in now)]:
         if key.startswith(Config.MAY_CHANGE):
             continue
-        if key not in saved or key not in now:
+        if key not in before or key not in now:
             raise RunError(f"{where} was made by another version, which knows {key!r} differently: use another --out")
-        if saved[key] != now[key]:
+        if before[key] != now[key]:
             raise RunError(
-                f"{where} was started with {key} = {saved[key]!r}, not {now[key]!r}: "
+                f"{where} was started with {key} = {before[key]!r}, not {now[key]!r}: "
                 "give the same value to go on with it, or another --out"
             )
 

@@ -24,6 +24,7 @@ MEANING = {
     Fate.DEGENERATE: "refused by types and dependence alone",
     Fate.DUPLICATE: "the same function as an earlier one",
     Fate.PROBING: "values or gradients not finite on noise",
+    Fate.MICRO: "has not begun to learn in the micro training",
     Fate.QUALITY: "does not learn in a short training",
     Fate.STABILITY: "gradients explode under attack",
     Fate.EARLY: "stopped on the way, among the worst on every network",
@@ -32,10 +33,11 @@ MEANING = {
     Fate.CRASHED: "its worker died",
     Fate.TIMEOUT: "stopped at the time limit",
     Fate.MEMORY: "stopped at the memory limit",
+    Fate.PASSED: "came through a rung, not promoted: may become a parent",
     Fate.SCORED: "scored: may become a parent",
 }
 # Shown when there are any.
-_RARE = (Fate.EARLY, Fate.ERROR, Fate.CRASHED, Fate.TIMEOUT, Fate.MEMORY)
+_RARE = (Fate.MICRO, Fate.EARLY, Fate.PASSED, Fate.ERROR, Fate.CRASHED, Fate.TIMEOUT, Fate.MEMORY)
 
 
 class Display:
@@ -73,8 +75,11 @@ class Display:
         if p.phase != "search":
             return f"{p.phase}: {p.done} of {p.total}"
         of = "" if p.candidates is None else f" of {p.candidates}"
+        promoted = f", {p.promoted} promoted" if p.promoted else ""
+        eq = "" if p.eq is None else f" of {p.eq:g}"
         pace = f", {p.rate:.0f} an hour" if p.elapsed - p.before[0] >= _PACE_SECONDS else ""
-        return f"{p.phase}: {p.drawn}{of} layers, {p.evaluated} evaluated{pace}, {clock(time_left(p))} left"
+        counts = f"{p.drawn}{of} layers, {p.evaluated} evaluated{promoted}, {p.trained:.1f}{eq} eq trained"
+        return f"{p.phase}: {counts}{pace}, {clock(time_left(p))} left"
 
     def _line(self) -> str:
         p = self._progress
@@ -102,6 +107,8 @@ def time_left(p: Progress) -> float:
         left = min(left, max(0, p.candidates - p.drawn) * p.elapsed / p.drawn)
     if p.evaluations is not None and p.evaluated and p.elapsed > 0:
         left = min(left, max(0, p.evaluations - p.evaluated) * p.elapsed / p.evaluated)
+    if p.eq is not None and p.trained and p.elapsed > 0:
+        left = min(left, max(0.0, p.eq - p.trained) * p.elapsed / p.trained)
     return left
 
 

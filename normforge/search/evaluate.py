@@ -1,8 +1,9 @@
 """The stages that need numbers: probing, quality, stability, early, full training. Runs in a worker process.
 
 Each stage goes through all networks before the next and dearer one begins, so a layer that one network refuses costs
-no full training on the others. What a stage finds on a network is a piece: a pure function of the layer, the network,
-the recipe and the data, by which the cache keeps it.
+no full training on the others. A rung of the ladder is one of these stages, after probing on the first; it begins
+from nothing, since workers keep no trainings. What a stage finds on a network is a piece: a pure function of the layer,
+the network, the recipe and the data, by which the cache keeps it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 
 from normforge.errors import NormforgeError
 from normforge.probing.probe import probe
-from normforge.search.funnel import Fate, Outcome, out_of_memory
+from normforge.search.cost import equivalents, micro_recipe
+from normforge.search.funnel import Fate, Outcome, least_accuracy, out_of_memory
 from normforge.search.objectives import margin, traffic
 from normforge.search.stability import gradient_ascent
 from normforge.search.tasks import Piece, Task
 from normforge.streams import stream
 from normforge.train.config import Recipe
+from normforge.train.data import load_data
 from normforge.train.device import peak_memory
 from normforge.train.loop import Diverged, Training, evaluate, memory_format
 from normforge.train.networks import compiled
@@ -29,8 +32,20 @@ from normforge.train.setup import Setup
 
 # The fate of a layer whose loss stops being finite in a stage.
 _FATES = {
-    "quality": Fate.QUALITY, "halfway": Fate.FULL, "full": Fate.FULL, "final": Fate.FULL, "small_batch": Fate.FULL,
-}  # fmt: skip
+    "micro": Fate.MICRO,
+    "quality": Fate.QUALITY,
+    **dict.fromkeys(("halfway", "full", "final", "small_batch"), Fate.FULL),
+}
+
+
+# The stages after which a training is not gone on with.
+_ENDS = ("micro", "full", "final", "small_batch")
+
+
+def _training_of(piece: str) -> str:
+    """The name of the training that a piece belongs to."""
+    stage, _, network = piece.partition("/")
+    return piece if stage == "small_batch" else network
 
 
 class _Refused(Exception):
@@ -61,12 +76,15 @@ class Evaluation:
         if task.final:
             steps = round(self.recipe.steps * self.config.final.longer)
             self.recipe = self.recipe.model_copy(update={"steps": steps})
-        layer = compiled(self.graph, backend, self.config.networks.groups)
-        self.setup = Setup(layer, self.config.networks, self.config.data, self.config.workers.device)
+        config = self.config
+        layer = compiled(self.graph, backend, config.networks.groups)
+        side = config.ladder.micro.size if task.rung == "micro" else None
+        self.setup = Setup(layer, config.networks, config.data, config.workers.device, side)
         self.device, self.data = self.setup.device, self.setup.data
         self.stage = Fate.PROBING
-        self.trainings: dict[str, Training] = {}
+        self.trainings: dict[str, Training] = {}  # by network, or by stage/network where a stage has its own
         self.pieces: dict[str, Piece] = dict(task.known)
+        self.used: list[str] = []  # pieces of this task; `pieces` may have those of other rungs
         self.out: dict[str, dict[str, float]] = {
             k: {} for k in ("loss", "accuracy", "holdout", "test", "halfway", "gradient")
         }
@@ -85,34 +103,46 @@ class Evaluation:
                 raise  # the worker knows its limit
             message = (str(e).strip() or "no message").splitlines()[0]
             return self._outcome(Fate.ERROR, f"{type(e).__name__} in {self.stage}: {message}")
-        return self._outcome(Fate.SCORED, "", scores)
+        rungs = self.config.ladder.use
+        passed = self.task.rung and self.task.rung != rungs[-1]
+        return self._outcome(Fate.PASSED if passed else Fate.SCORED, "", scores)
 
     def funnel(self) -> dict[str, float]:
-        """Go through all stages; the scores by objective.
+        """Go through the stages of the task's rung, or through all of them where there is no ladder; the scores by
+        objective, none of a rung that only refuses.
 
         Raises:
             _Refused: by one of them.
         """
-        networks = self.config.networks.use
-        with self._timed(Fate.PROBING):
-            # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
-            if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
-                raise _Refused(Fate.PROBING, findings[0].reason)
-        for network in networks:
-            with self._timed(Fate.QUALITY):
-                self._pass("quality", network)
-        for network in networks if self.config.stability.steps else ():
-            with self._timed(Fate.STABILITY):
-                self._pass("stability", network)
-        if self.config.early.keep < 1:
+        rung, rungs = self.task.rung, self.config.ladder.use
+        if not rung or rung == rungs[0]:
+            with self._timed(Fate.PROBING):
+                # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
+                if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
+                    raise _Refused(Fate.PROBING, findings[0].reason)
+        if rung == "micro":
+            with self._timed(Fate.MICRO):
+                self._pass("micro", "micro")
+            return {"micro": self._score(self.out["loss"]["micro"], self.out["accuracy"]["micro"])}
+        if rung in ("", "quality"):
+            self._everywhere(Fate.QUALITY)
+        if rung == "stability" or (not rung and self.config.stability.steps):
+            self._everywhere(Fate.STABILITY)
+        if not rung and self.config.early.keep < 1:
             with self._timed(Fate.EARLY):
-                for network in networks:
+                for network in self.config.networks.use:
                     self._pass("halfway", network)
                 self._stop_early()
-        for network in networks:
-            with self._timed(Fate.FULL):
-                self._pass("full", network)
-        return self._scores()
+        if rung in ("", "full"):
+            self._everywhere(Fate.FULL)
+            return self._scores()
+        short = {n: self.pieces[f"quality/{n}"]["short"] for n in self.config.networks.use} if rung == "quality" else {}
+        return {n: self._score(loss, self.out["accuracy"][n]) for n, loss in short.items()}
+
+    def _everywhere(self, stage: Fate) -> None:
+        for network in self.config.networks.use:
+            with self._timed(stage):
+                self._pass(stage.value, network)
 
     def train(self) -> dict[str, float]:
         """Train to the end alone, on every network, and judge on the held-out and the test images too.
@@ -133,15 +163,32 @@ class Evaluation:
 
     # -- stages: each returns its piece
 
+    def _micro(self, network: str) -> Piece:
+        rules, recipe = self.config.ladder.micro, micro_recipe(self.config)
+        training = self.setup.training("plain", recipe, self.task.repeat)
+        self.trainings[network] = training
+        training.advance(rules.look)
+        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
+        most = rules.begun * math.log(self.data.classes)
+        if not loss <= most:
+            raise _Refused(Fate.MICRO, f"validation loss {loss:.3f} after {training.done} steps, above {most:.3f}")
+        training.advance(rules.steps)
+        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
+        if not math.isfinite(loss):
+            raise _Refused(Fate.MICRO, f"the validation loss is {loss} after {training.done} steps")
+        return {"loss": loss, "accuracy": accuracy}
+
     def _quality(self, network: str) -> Piece:
         rules, training = self.config.quality, self.training(network)
         training.advance(rules.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
             raise _Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
-        threshold = rules.threshold / self.data.classes
+        threshold = least_accuracy(rules.threshold, self.data.classes)
         reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {threshold:.1%}"
-        return {"accuracy": accuracy} | ({} if accuracy >= threshold else {"refused": [Fate.QUALITY, reason]})
+        return {"accuracy": accuracy, "short": loss} | (
+            {} if accuracy >= threshold else {"refused": [Fate.QUALITY, reason]}
+        )
 
     def _stability(self, network: str) -> Piece:
         rules, part = self.config.stability, self.data.train
@@ -173,7 +220,6 @@ class Evaluation:
         loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
             raise _Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
-        del self.trainings[network]
         return {"loss": loss, "accuracy": accuracy}
 
     def _final(self, network: str) -> Piece:
@@ -204,6 +250,7 @@ class Evaluation:
     def _small_batch(self, network: str) -> Piece:
         recipe = self.recipe.model_copy(update={"batch": self.config.objectives.small_batch})
         training = self.setup.training(network, recipe, self.task.repeat)
+        self.trainings[f"small_batch/{network}"] = training
         training.advance(recipe.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):
@@ -217,18 +264,25 @@ class Evaluation:
 
     def piece(self, stage: str, network: str) -> Piece:
         """The piece of a stage on a network, from the cache if it is there. A refusal is a piece too, with the key
-        `refused`: fate and reason."""
+        `refused`: fate and reason. Where the stage trains, `steps` are those that its training has done by then."""
         key = f"{stage}/{network}"
+        self.used.append(key)
         if key in self.pieces:
             self.cached += 1
-        else:
-            try:
-                self.pieces[key] = getattr(self, f"_{stage}")(network)
-            except _Refused as refused:
-                self.pieces[key] = {"refused": [refused.fate, str(refused)]}
-            except Diverged as diverged:
-                self.pieces[key] = {"refused": [_FATES[stage], str(diverged)]}
-        return self.pieces[key]
+            return self.pieces[key]
+        try:
+            piece: Piece = getattr(self, f"_{stage}")(network)
+        except _Refused as refused:
+            piece = {"refused": [refused.fate, str(refused)]}
+        except Diverged as diverged:
+            piece = {"refused": [_FATES[stage], str(diverged)]}
+        name = _training_of(key)
+        if stage in _FATES and name in self.trainings:
+            piece["steps"] = self.trainings[name].done
+            if stage in _ENDS:
+                del self.trainings[name]
+        self.pieces[key] = piece
+        return piece
 
     def _pass(self, stage: str, network: str) -> None:
         """Go through a stage on a network."""
@@ -246,6 +300,13 @@ class Evaluation:
             self.trainings[network] = self.setup.training(network, self.recipe, self.task.repeat)
         return self.trainings[network]
 
+    def _trained(self) -> float:
+        steps: dict[str, int] = {}
+        for key in self.used:  # stages of one training go on from one another
+            name = _training_of(key)
+            steps[name] = max(steps.get(name, 0), self.pieces.get(key, {}).get("steps", 0))
+        return equivalents(self.config, load_data(self.config.data), steps) if any(steps.values()) else 0.0
+
     def _outcome(self, fate: Fate, reason: str, scores: dict[str, float] | None = None) -> Outcome:
         peak = peak_memory(self.device)
         return Outcome(
@@ -254,6 +315,8 @@ class Evaluation:
             scores or {},
             **self.out,
             seconds=self.seconds,
+            rung=self.task.rung if fate in (Fate.PASSED, Fate.SCORED) else "",
+            trained=self._trained(),
             peak=peak,
             cached=self.cached,
             pieces=self.pieces,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from normforge.errors import RunError
 from normforge.search import space
+from normforge.search.config import RUNGS
 from normforge.search.funnel import Outcome
 from normforge.search.space import Genotype
 from normforge.search.store import Record, Store
@@ -161,6 +162,10 @@ class Candidate(Asked):
         """The keys by which later candidates are duplicates of this one."""
         return {k: v for k, v in (("hash", self.hash), ("fingerprint", self.fingerprint)) if v}
 
+    def after(self, promoted: Promoted) -> Candidate:
+        """The candidate after a promotion, with what all its rungs have found."""
+        return replace(self, elapsed=promoted.elapsed, outcome=promoted.outcome.after(self.outcome))
+
     @property
     def seconds(self) -> float:
         """Seconds spent on the candidate, all stages together."""
@@ -178,6 +183,40 @@ class Candidate(Asked):
         _check_fields(data, cls.FIELDS)
         texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint")}
         return cls(**_made(record), outcome=Outcome.from_json(data), **texts)
+
+
+@dataclass(frozen=True)
+class Promoted(Event):
+    """The event that a candidate was evaluated on a higher rung of the ladder.
+
+    Attributes:
+        index: of the candidate.
+        rung: its name.
+        elapsed: seconds of search.
+        outcome: of that rung alone.
+    """
+
+    TYPE: ClassVar[str] = "promoted"
+    index: int
+    rung: str
+    elapsed: float
+    outcome: Outcome
+
+    @property
+    def key(self) -> str:
+        """The key of the event, and of its task: 17/full."""
+        return f"{self.index}/{self.rung}"
+
+    def record(self) -> Record:
+        """The event as it is stored."""
+        return Record(self.TYPE, self.key, self.elapsed, self.outcome.to_json())
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The event of a record; the inverse of `record`."""
+        _check_fields(record.data, _OUTCOME)
+        index, _, rung = record.key.partition("/")
+        return cls(int(index), rung, record.elapsed, Outcome.from_json(record.data))
 
 
 @dataclass(frozen=True)
@@ -218,7 +257,7 @@ class Compared(Trained):
 
 
 _E = TypeVar("_E", bound=Event)
-_CLASSES: tuple[type[Event], ...] = (Began, Asked, Candidate, Reranked, Compared)
+_CLASSES: tuple[type[Event], ...] = (Began, Asked, Candidate, Promoted, Reranked, Compared)
 _BY_TYPE = {c.TYPE: c for c in _CLASSES}
 
 
@@ -242,6 +281,31 @@ def each(store: Store, cls: type[_E]) -> Iterator[_E]:
         RunError: the file is damaged, or an event is of another version.
     """
     return (_read(cls, record, store) for record in store.records(cls.TYPE))
+
+
+def candidates(store: Store) -> list[Candidate]:
+    """All candidates, each with what all its rungs have found, in the order in which they were stored.
+
+    Raises:
+        RunError: the file is damaged, or an event is of another version.
+    """
+    found = {c.index: c for c in each(store, Candidate)}
+    for promoted in each(store, Promoted):
+        found[promoted.index] = found[promoted.index].after(promoted)
+    return list(found.values())
+
+
+def candidate(store: Store, index: int) -> Candidate | None:
+    """The candidate with that index, with what all its rungs have found, if there is one.
+
+    Raises:
+        RunError: the file is damaged, or the event is of another version.
+    """
+    found = find(store, Candidate, str(index))
+    for rung in RUNGS if found else ():
+        if found and (promoted := find(store, Promoted, f"{index}/{rung}")):
+            found = found.after(promoted)
+    return found
 
 
 def find(store: Store, cls: type[_E], key: str) -> _E | None:

@@ -16,11 +16,19 @@ from normforge.streams import stream
 
 @dataclass(frozen=True)
 class Member:
-    """A scored layer. `scores`: one for each objective, smaller is better."""
+    """A scored layer.
+
+    Attributes:
+        index: of the candidate.
+        genotype: of the layer.
+        scores: one for each objective of the rung, smaller is better.
+        rung: number of the highest rung of the ladder that it came through; 0 without a ladder.
+    """
 
     index: int
     genotype: Genotype
     scores: tuple[float, ...]
+    rung: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,21 +80,34 @@ class TournamentEvolution:
     def tell(self, member: Member) -> None:
         """Add a scored layer; when the window is full the oldest leaves, or under NSGA-II the last of its order.
 
+        A layer that came through a higher rung takes the place that it had, if it has not left; its age stays.
         Non-finite scores never enter.
         """
         if not all(math.isfinite(s) for s in member.scores):
+            return
+        if member.rung:
+            self.population = [member if m.index == member.index else m for m in self.population]
             return
         self.population.append(member)
         if len(self.population) > self.rules.window:
             oldest = 0
             if self.rules.selection == "nsga2":
-                oldest = nsga2_ranking([m.scores for m in self.population])[-1]
+                lowest = min(m.rung for m in self.population)
+                low = [i for i, m in enumerate(self.population) if m.rung == lowest]
+                oldest = low[nsga2_ranking([self.population[i].scores for i in low])[-1]]
             del self.population[oldest]
 
     def winner(self, rng: np.random.Generator) -> Member:
-        """The winner of a tournament among a random subset of the population."""
+        """The winner of a tournament among a random subset of the population.
+
+        A layer that came through a higher rung beats those that did not, whatever their scores: it was among the best
+        of each rung below, and was measured better. Layers on one rung compare by its scores. So there is one order
+        of all members; a layer that a higher rung refused keeps its place on the rung below.
+        """
         share = math.ceil(self.rules.tournament * len(self.population))
         size = min(len(self.population), max(share, self.rules.tournament_least))
         drawn = [self.population[i] for i in rng.choice(len(self.population), size, replace=False)]
+        highest = max(m.rung for m in drawn)
+        drawn = [m for m in drawn if m.rung == highest]
         chosen: Member = drawn[WINNER[self.rules.selection]([m.scores for m in drawn], rng)]
         return chosen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from normforge.errors import ParseError
@@ -23,6 +23,7 @@ class Fate(enum.StrEnum):
     DEGENERATE = "degenerate"  # by its types, by dependence, by range or by form, without numbers
     DUPLICATE = "duplicate"  # the same function as an earlier candidate, or the same numbers
     PROBING = "probing"  # the layer alone and in a stack of convolutions: not finite, dead or exploding
+    MICRO = "micro"  # the micro training of the ladder: has not begun to learn
     QUALITY = "quality"  # short training
     STABILITY = "stability"  # gradient ascent on the gradient norm
     EARLY = "early"  # on the way, among the worst on every network
@@ -31,6 +32,7 @@ class Fate(enum.StrEnum):
     CRASHED = "crashed"  # its worker died
     TIMEOUT = "timeout"  # its worker was stopped at the time limit
     MEMORY = "memory"  # its worker was stopped at the memory limit
+    PASSED = "passed"  # came through a rung of the ladder, and was not promoted to the next
     SCORED = "scored"  # came through
 
 
@@ -45,7 +47,9 @@ class Outcome:
     Attributes:
         fate: where its way ended.
         reason: one sentence for a refusal, empty for a scored layer.
-        scores: by objective, smaller is better: the networks, then the further objectives; of a scored layer alone.
+        scores: by objective, smaller is better: the networks, then the further objectives; `micro` on that rung. Of a
+            layer that came through, or through a rung.
+        rung: of the ladder, the highest that it came through.
         loss: validation cross-entropy at the end, in nats.
         accuracy: validation accuracy at the last evaluation.
         holdout: held-out cross-entropy; of the final trainings alone.
@@ -53,6 +57,7 @@ class Outcome:
         halfway: validation cross-entropy at `early.at`.
         gradient: largest gradient norm under attack.
         seconds: by stage, all networks together.
+        trained: steps, weighted by their cost, in full trainings of the first rung; see `search.cost`.
         peak: most memory that its worker held meanwhile, in MiB: resident, or on the GPU; 0 where it is not known.
         cached: pieces that came from the cache.
         pieces: what each stage found on each network, for the cache; not stored with the run.
@@ -68,9 +73,28 @@ class Outcome:
     halfway: dict[str, float] = field(default_factory=dict)
     gradient: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    rung: str = ""
+    trained: float = 0.0
     peak: float = 0.0
     cached: int = 0
     pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def after(self, before: Outcome) -> Outcome:
+        """The outcome of a layer that was promoted: this one, with what the rungs before it have found."""
+        by_name = ("loss", "accuracy", "gradient")
+        merged: dict[str, Any] = {name: getattr(before, name) | getattr(self, name) for name in by_name}
+        stages = before.seconds.keys() | self.seconds.keys()
+        summed = {s: round(before.seconds.get(s, 0.0) + self.seconds.get(s, 0.0), 5) for s in sorted(stages)}
+        return replace(
+            self,
+            **merged,
+            scores=self.scores or before.scores,
+            rung=self.rung or before.rung,
+            seconds=summed,
+            trained=round(before.trained + self.trained, 4),
+            peak=max(before.peak, self.peak),
+            cached=before.cached + self.cached,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The outcome as JSON values; empty fields and pieces are left out."""
@@ -93,6 +117,12 @@ def out_of_memory(error: Exception) -> bool:
     """True where memory is what was missing; torch and C++ say so in words."""
     said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
     return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def least_accuracy(times: float, classes: int) -> float:
+    """The accuracy of `times` chance, but no more than halfway from chance to 1: of two classes, where twice chance
+    would be every image right, 75 %."""
+    return min(times / classes, (1 + 1 / classes) / 2)
 
 
 class Seen:

@@ -10,7 +10,9 @@ from normforge.search.config import Config
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """The objectives of a run, in order: its networks, then the further ones."""
+    """The objectives of a run, in order: its networks, then the further ones; `micro` where no rung goes further."""
+    if config.ladder.use in (("micro",), ("micro", "stability")):
+        return config.ladder.use[:1]
     return (*config.networks.use, *config.objectives.also)
 
 

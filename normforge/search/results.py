@@ -16,12 +16,12 @@ from normforge.passes import simplify
 from normforge.search import events
 from normforge.search.config import Config, unflat
 from normforge.search.events import Began, Candidate, Compared, Reranked
-from normforge.search.funnel import Fate, Outcome, formula
+from normforge.search.funnel import Fate, Outcome, formula, least_accuracy
 from normforge.search.selection import best_first, mean_ranks
 from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 
-FAILED = 2.0  # a training that ends below this many times chance has failed
+FAILED = 2.0  # a training that ends below this many times chance has failed; see `least_accuracy`
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Row:
         return [o for o in self.outcomes if o.accuracy.get(network, 0.0) >= self.least and network in o.test]
 
     def failures(self, network: str) -> int:
-        """The number of trainings that ended early, or below twice chance."""
+        """The number of trainings that ended early, or below the least accuracy."""
         return len(self.outcomes) - len(self.good(network))
 
     def mean(self, what: str, network: str) -> tuple[float, float]:
@@ -64,8 +64,9 @@ def settings(store: Store) -> Config:
 
 
 def scored(store: Store) -> list[Candidate]:
-    """The scored candidates, by Pareto front and within a front by their mean rank over objectives."""
-    found = [c for c in events.each(store, Candidate) if c.outcome.fate is Fate.SCORED]
+    """The scored candidates, on a ladder those that came through its last rung: by Pareto front, and within a front by
+    their mean rank over objectives."""
+    found = [c for c in events.candidates(store) if c.outcome.fate is Fate.SCORED]
     return [found[i] for i in best_first([list(c.outcome.scores.values()) for c in found])]
 
 
@@ -93,10 +94,11 @@ def reranked(store: Store, top: Iterable[Candidate], count: int) -> list[Candida
     and layers that were not ranked again are left out."""
     found: list[Candidate] = []
     losses: list[list[float]] = []
+    networks = settings(store).networks.use
     for layer in top:
         if again := events.find(store, Reranked, layer.name):
             found.append(layer)
-            losses.append([again.outcome.holdout.get(n, math.inf) for n in layer.outcome.accuracy])
+            losses.append([again.outcome.holdout.get(n, math.inf) for n in networks])
     if not found:
         return []
     ranks = mean_ranks(losses)
@@ -112,7 +114,7 @@ def final_layers(found: Sequence[Candidate], baselines: Sequence[str], drawn: Se
 def comparison(store: Store, found: Sequence[Candidate], config: Config) -> list[Row]:
     """The rows of the final comparison, fewest failures first and then the least mean rank of validation losses."""
     began, drawn = events.find(store, Began, "0"), SearchSpace(config.space)
-    least = FAILED / began.classes if began else 0.0
+    least = least_accuracy(FAILED, began.classes) if began else 0.0
     rows = {c.name: Row(c.name, formula(simplify(drawn.to_graph(c.genotype))), True, least) for c in found}
     rows |= {name: Row(name, CATALOGUE[name].formula, False, least) for name in config.final.baselines}
     for trained in events.each(store, Compared):
@@ -159,7 +161,7 @@ def candidate_of(store: Store, which: str, drawn: SearchSpace) -> Candidate:
         if not top:
             raise RunError(f"{directory} has no scored layer yet: let the search go on")
         which = str((reranked(store, top, 1) or top)[0].index)
-    found = events.find(store, Candidate, which)
+    found = events.candidate(store, int(which))
     if found is None:
         raise UnknownNameError(f"{directory} has no candidate #{which}: give a smaller number, or #best")
     return found

@@ -22,7 +22,7 @@ FILE = "search.db"
 _TABLES = """
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,       -- event type: session, asked, candidate, rerank, final
+    kind TEXT NOT NULL,       -- event type: session, asked, candidate, promoted, rerank, final
     key TEXT NOT NULL,        -- which of its type: the candidate's index, ...
     time REAL NOT NULL,       -- seconds since the epoch, for people
     elapsed REAL NOT NULL,    -- seconds of search up to this event, all sessions together

@@ -20,10 +20,12 @@ class Task:
     """A layer to evaluate.
 
     Attributes:
-        key: of the event that will hold the outcome: a candidate's index, or `name/repeat` in the final.
+        key: of the event that will hold the outcome: a candidate's index, `index/rung` on a higher rung of the ladder,
+            or `name/repeat` in the final.
         graph: the layer.
         config: of the run.
         repeat: which initial weights and batches; 0 in the search.
+        rung: of the ladder; empty for all stages at once.
         final: full training alone on the longer recipe, judged on held-out and test images, instead of the funnel.
         limits: by network, the loss at `early.at` above which, on every network, the training is stopped.
         known: pieces that need not be computed again, by `stage/network`.
@@ -33,6 +35,7 @@ class Task:
     graph: Graph
     config: Config
     repeat: int = 0
+    rung: str = ""
     final: bool = False
     limits: dict[str, float] = field(default_factory=dict)
     known: dict[str, Piece] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """The turns in which evolution hears of evaluations, and what a proposal waits for.
 
-Candidates that need numbers take slots in the order in which they are drawn. Evolution is told their outcomes one
-after the other; `next` says whose turn it is, `may_ask` whether a proposal may be made with what was told so far.
+Evaluations, named by the keys of their tasks, take slots in the order in which they are decided on: candidates that
+need numbers as they are drawn, and promotions on the ladder. Evolution is told their outcomes one after the other;
+`next` says whose turn it is, `may_ask` whether a slot may be filled with what was told so far.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Protocol
 class Turns(Protocol):
     """The turns: whose outcome evolution is told next, and when it may propose."""
 
-    def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
-        """The candidate to tell now, before `index` is drawn, given how many were told; None while there is none."""
+    def next(self, index: int, slots: Sequence[str], told: int, outcomes: Container[str]) -> str | None:
+        """The evaluation to tell now, before `index` is drawn, given how many were told; None while there is none."""
 
-    def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
-        """True when candidate `index` may be drawn now."""
+    def may_ask(self, index: int, slots: Sequence[str], told: int) -> bool:
+        """True when candidate `index` may be drawn now, or a layer promoted before it."""
 
-    def ended(self, index: int) -> None:
-        """Note that the evaluation of a candidate with a slot has ended."""
+    def ended(self, key: str) -> None:
+        """Note that an evaluation with a slot has ended."""
 
 
 @dataclass
@@ -31,18 +32,18 @@ class FixedTurns:
 
     lag: int
 
-    def _known(self, slots: Sequence[int]) -> int:
+    def _known(self, slots: Sequence[str]) -> int:
         return max(0, len(slots) - self.lag + 1)
 
-    def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
-        """The next slot's candidate, up to the last that the next proposal may know."""
+    def next(self, index: int, slots: Sequence[str], told: int, outcomes: Container[str]) -> str | None:
+        """The next slot's evaluation, up to the last that the next proposal may know."""
         return slots[told] if told < self._known(slots) and slots[told] in outcomes else None
 
-    def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
+    def may_ask(self, index: int, slots: Sequence[str], told: int) -> bool:
         """True when all that the proposal must know was told."""
         return told == self._known(slots)
 
-    def ended(self, index: int) -> None:
+    def ended(self, key: str) -> None:
         """Do nothing: the turns are known."""
 
 
@@ -51,22 +52,22 @@ class ArrivalTurns:
     """Turns in which whatever has arrived is told at once: no worker waits, and the same seed may go another way.
 
     Attributes:
-        arrived: candidates in the order in which their evaluations ended; the stored ones when a run is continued.
+        arrived: evaluations in the order in which they ended; the stored ones when a run is continued.
     """
 
-    arrived: list[int] = field(default_factory=list)
+    arrived: list[str] = field(default_factory=list)
 
-    def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
+    def next(self, index: int, slots: Sequence[str], told: int, outcomes: Container[str]) -> str | None:
         """The earliest arrival that was not told."""
         return self.arrived[told] if told < len(self.arrived) and self.arrived[told] in outcomes else None
 
-    def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
+    def may_ask(self, index: int, slots: Sequence[str], told: int) -> bool:
         """True when all that arrived was told."""
         return told == len(self.arrived)
 
-    def ended(self, index: int) -> None:
+    def ended(self, key: str) -> None:
         """Note the arrival."""
-        self.arrived.append(index)
+        self.arrived.append(key)
 
 
 @dataclass
@@ -74,22 +75,22 @@ class RecordedTurns:
     """The turns of another run.
 
     Attributes:
-        arrived: candidates in the order in which they were told.
+        arrived: evaluations in the order in which they were told.
         known: how many had been told when a candidate was drawn, by candidate.
     """
 
-    arrived: Sequence[int]
+    arrived: Sequence[str]
     known: Mapping[int, int]
 
-    def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
-        """The candidate whose turn it was, as long as it came before `index` was drawn."""
+    def next(self, index: int, slots: Sequence[str], told: int, outcomes: Container[str]) -> str | None:
+        """The evaluation whose turn it was, as long as it came before `index` was drawn."""
         if told >= self.known.get(index, len(self.arrived)):
             return None
         return self.arrived[told] if self.arrived[told] in outcomes else None
 
-    def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
+    def may_ask(self, index: int, slots: Sequence[str], told: int) -> bool:
         """True when as many were told as then; never for a candidate that the other run had not drawn."""
         return self.known.get(index) == told
 
-    def ended(self, index: int) -> None:
+    def ended(self, key: str) -> None:
         """Do nothing: the turns are known."""

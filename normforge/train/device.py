@@ -17,12 +17,13 @@ def device_of(asked: str) -> str:
 
 
 def on_device(data: Data, device: torch.device) -> Data:
-    """The data on a device; a process moves them once, and keeps one data set there."""
+    """The data on a device; a process moves them once, and keeps two data sets there."""
     if device.type == "cpu":
         return data
     key = data.digest, device
     if key not in _MOVED:
-        _MOVED.clear()
+        if len(_MOVED) > 1:
+            _MOVED.clear()
         _MOVED[key] = replace(
             data,
             train=data.train.to(device),

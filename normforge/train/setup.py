@@ -7,7 +7,7 @@ from torch import nn
 
 from normforge.streams import stream, torch_seed
 from normforge.train.config import DataConfig, Networks, Recipe
-from normforge.train.data import Data, load_data
+from normforge.train.data import Data, load_data, shrunk
 from normforge.train.device import device_of, on_device
 from normforge.train.loop import Training, memory_format
 from normforge.train.networks import LayerFactory, build
@@ -23,15 +23,24 @@ class Setup:
         networks: options of the networks.
         data: which images, and how they are cropped and flipped.
         device: `cpu`, `cuda` or `auto`.
+        side: to which images are averaged down, whole and not cropped; None leaves them.
 
     Raises:
         OptionError: data that cannot be read.
     """
 
-    def __init__(self, layer: LayerFactory, networks: Networks, data: DataConfig, device: str = "auto") -> None:
-        self._layer, self._networks, self._options = layer, networks, data
+    def __init__(
+        self,
+        layer: LayerFactory,
+        networks: Networks,
+        data: DataConfig,
+        device: str = "auto",
+        side: int | None = None,
+    ) -> None:
+        self._layer, self._networks = layer, networks
+        self._options = data if side is None else data.model_copy(update={"crop": None, "pad": 0})
         self.device = torch.device(device_of(device))
-        self.data: Data = on_device(load_data(data), self.device)
+        self.data: Data = on_device(load_data(data) if side is None else shrunk(data, side), self.device)
 
     def model(self, network: str, recipe: Recipe, repeat: int = 0) -> nn.Module:
         """A network with the layer in it, from the weights of a repeat, on the device.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from normforge.errors import OptionError, RunError
 from normforge.search import events
-from normforge.search.events import Candidate
+from normforge.search.events import Candidate, Promoted
 from normforge.search.funnel import Fate
 from normforge.search.reports.summary import Summary, summarise
 from normforge.search.space import INITIAL, SearchSpace
@@ -58,27 +58,35 @@ def to_tensorboard(directory: Path, out: Path) -> None:
 
 def _scalars(store: Store) -> Iterator[tuple[str, float, int, float]]:
     """Name, value, step and time."""
-    times = store.times("candidate")
+    times = {cls.TYPE: store.times(cls.TYPE) for cls in (Candidate, Promoted)}
     best: dict[str, float] = {}
     fates: Counter[Fate] = Counter()
     changed: set[Fate] = set()
     step = 0
-    for candidate in events.each(store, Candidate):
-        outcome, at = candidate.outcome, times[str(candidate.index)]
+    fate_of: dict[int, Fate] = {}
+    for event in events.every(store):
+        if not isinstance(event, (Candidate, Promoted)):
+            continue
+        outcome, at = event.outcome, times[event.TYPE][event.record().key]
+        if event.index in fate_of:  # it was promoted
+            fates[fate_of[event.index]] -= 1
+            changed.add(fate_of[event.index])
         fates[outcome.fate] += 1
         changed.add(outcome.fate)
-        if not candidate.evaluated:
+        if isinstance(event, Candidate) and not event.evaluated:
             continue
+        fate_of[event.index] = outcome.fate
         step += 1
         for fate in sorted(changed):
             yield f"fates/{fate}", fates[fate], step, at
         changed.clear()
-        for name, score in outcome.scores.items():
+        rung = "" if outcome.fate is Fate.SCORED else f" on {outcome.rung}"  # losses of other rungs do not compare
+        for name, score in ((name + rung, score) for name, score in outcome.scores.items()):
             best[name] = min(score, best.get(name, score))
             yield f"score/{name}", score, step, at
             yield f"best/{name}", best[name], step, at
         for network, accuracy in outcome.accuracy.items() if outcome.scores else ():
-            yield f"accuracy/{network}", accuracy, step, at
+            yield f"accuracy/{network}{rung}", accuracy, step, at
     for fate in sorted(changed):  # refused after the last evaluation
         yield f"fates/{fate}", fates[fate], step, at
 

@@ -33,7 +33,7 @@ _INITIAL_NAMES = ("x", "0", "v0", "v1")
 def ancestors(store: Store, index: int) -> list[Candidate]:
     """A candidate, its parents, theirs, and so on, each once, the nearest first; empty where there is none."""
 
-    return list(ancestry(index, lambda i: events.find(store, Candidate, str(i))))
+    return list(ancestry(index, lambda i: events.candidate(store, i)))
 
 
 def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Candidate]:
@@ -156,7 +156,8 @@ def _show_numbers(console: Console, outcome: Outcome, config: Config, again: Out
         "largest gradient norm under attack": outcome.gradient,
         "held-out loss when ranked again": again.holdout if again else {},
     }
-    columns = [n for n in (*config.networks.use, *config.objectives.also) if any(n in v for v in by_name.values())]
+    known = ("micro", *config.networks.use, *config.objectives.also)
+    columns = [n for n in known if any(n in v for v in by_name.values())]
     if not columns:
         return
     table = Table("", *columns, box=None, pad_edge=False)

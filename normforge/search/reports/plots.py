@@ -50,9 +50,17 @@ def best_so_far(scores: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
-    """Draw each scored layer, and the best so far, by evaluation, on some of the objectives."""
-    at = [k for k, c in enumerate(summary.evaluated, 1) if c.outcome.fate is Fate.SCORED]
-    scored = [summary.evaluated[k - 1].outcome.scores for k in at]
+    """Draw each scored layer, and the best so far, by trainings, on some of the objectives.
+
+    A run of an earlier version did not count trainings: by evaluation.
+    """
+    counted = summary.trained > 0
+    if counted:
+        at = [s.trained for s in summary.curve]
+        scored, end = [s.candidate.outcome.scores for s in summary.curve], summary.trained
+    else:
+        at = [float(k) for k, c in enumerate(summary.evaluated, 1) if c.outcome.fate is Fate.SCORED]
+        scored, end = [summary.evaluated[int(k) - 1].outcome.scores for k in at], float(len(summary.evaluated))
 
     def draw(axes: Axes) -> None:
         for name in names if scored else ():
@@ -61,13 +69,14 @@ def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
             axes.plot(*_thin(at, scores), ".", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
             best = best_so_far(scores)
             steps = np.flatnonzero(np.diff(best, prepend=np.inf))  # a step line needs no more
-            x, y = np.append(np.array(at)[steps], len(summary.evaluated)), np.append(best[steps], best[-1])
+            x, y = np.append(np.array(at)[steps], end), np.append(best[steps], best[-1])
             axes.step(x, y, where="post", color=color, label=name)
         _logarithmic_if_wide(axes, "y", np.array([[s[name] for name in names] for s in scored]))
         if len(names) > 1 and scored:
             axes.legend(loc="upper right")
         what = _axis(summary, names[0]) if len(names) == 1 else f"validation {summary.config.objectives.score}"
-        axes.set(title="Best so far", xlabel="evaluation", ylabel=what)
+        by = "full trainings of the first rung" if counted else "evaluation"
+        axes.set(title="Best so far", xlabel=by, ylabel=what)
 
     return draw
 

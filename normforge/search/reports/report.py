@@ -33,11 +33,7 @@ def report(directory: Path, console: Console, *, html: bool = True) -> None:
     from normforge.search.reports.plots import picture
 
     summary = summary_of(directory)
-    _print_funnel(console, summary)
-    if not summary.ranked:
-        say(console, "No layer came through the funnel: give the search more minutes (--budget-minutes).")
-    else:
-        _print_best(console, summary)
+    _print_search(console, summary)
     if summary.rows:
         _print_comparison(console, summary)
     picture(summary, directory / PLOT)
@@ -47,12 +43,34 @@ def report(directory: Path, console: Console, *, html: bool = True) -> None:
         say(console, f"Page: {directory / html_page.FILE}")
 
 
+def print_so_far(directory: Path, console: Console) -> None:
+    """Print what an interrupted run has found, and write nothing.
+
+    Raises:
+        RunError: the directory holds no readable run.
+    """
+    _print_search(console, summary_of(directory))
+
+
+def _print_search(console: Console, summary: Summary) -> None:
+    _print_funnel(console, summary)
+    if not summary.ranked:
+        way = "ladder" if summary.config.ladder.use else "funnel"
+        say(console, f"No layer came through the {way}: give the search more minutes (--budget-minutes).")
+    else:
+        _print_best(console, summary)
+
+
 def _print_funnel(console: Console, summary: Summary) -> None:
     evaluated, scored = len(summary.evaluated), summary.fates[Fate.SCORED]
+    trained = ""
+    if summary.trained:  # a run of an earlier version did not count it
+        what = "a layer's way up the first rung" if summary.config.ladder.use else "a layer's full training"
+        trained = f" {summary.trained:.1f} eq trained in {clock(summary.seconds)} of workers; 1 eq is {what}."
     say(
         console,
         f"{summary.drawn} layers drawn in {clock(summary.elapsed)} of search, {summary.rate(summary.drawn):.0f} an "
-        f"hour; {evaluated} evaluated, {summary.rate(evaluated):.0f} an hour; {scored} scored.",
+        f"hour; {evaluated} evaluated, {summary.rate(evaluated):.0f} an hour; {scored} scored.{trained}",
     )
     table = Table("ended as", "layers", "share", "left", "", "seconds", box=None, pad_edge=False)
     for column in table.columns[1:4]:

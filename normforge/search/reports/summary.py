@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from normforge.errors import RunError
 from normforge.search import events, objectives
 from normforge.search.config import Config, unflat
-from normforge.search.events import Began, Candidate, Compared, Reranked, Trained
+from normforge.search.events import Began, Candidate, Compared, Promoted, Reranked, Trained
 from normforge.search.funnel import Fate
 from normforge.search.results import Row, best_distinct, comparison, reranked
 from normforge.search.selection import best_first, front
@@ -22,6 +23,7 @@ from normforge.search.store import Store
 STAGE = {
     Fate.DEGENERATE: "static",
     Fate.PROBING: "probing",
+    Fate.MICRO: "micro",
     Fate.QUALITY: "quality",
     Fate.STABILITY: "stability",
     Fate.EARLY: "early",
@@ -50,6 +52,20 @@ class Step(NamedTuple):
     seconds: float | None
 
 
+class Scored(NamedTuple):
+    """A layer when it was scored, and what had been spent by then.
+
+    Attributes:
+        candidate: the layer.
+        trained: in full trainings of the first rung; 0 in a run that did not count them.
+        seconds: of workers.
+    """
+
+    candidate: Candidate
+    trained: float
+    seconds: float
+
+
 @dataclass
 class Summary:
     """The summary of a run, as far as it has come.
@@ -62,6 +78,9 @@ class Summary:
         elapsed: seconds of search, all sessions together.
         fates: candidates by fate.
         costs: by stage, in the order of the funnel, then those of the end.
+        trained: in the search, in full trainings of the first rung; 0 in a run that did not count them.
+        seconds: of workers, in the search.
+        curve: scored layers in the order in which they were scored.
         evaluated: candidates that came to the stages with numbers, in the order in which they ended.
         cached: pieces of evaluations that came from the cache.
         ranked: the scored ones, by Pareto front and within a front by mean rank.
@@ -75,6 +94,9 @@ class Summary:
     elapsed: float = 0.0
     fates: Counter[Fate] = field(default_factory=Counter)
     costs: dict[str, Cost] = field(default_factory=dict)
+    trained: float = 0.0
+    seconds: float = 0.0
+    curve: list[Scored] = field(default_factory=list)
     evaluated: list[Candidate] = field(default_factory=list)
     cached: int = 0
     ranked: list[Candidate] = field(default_factory=list)
@@ -111,6 +133,13 @@ class Summary:
             members.setdefault(tuple(round(s, 6) for s in rows[i]), []).append(self.ranked[i])
         return [(same[0], len(same) - 1) for same in members.values()]
 
+    def spent(self, seconds: Mapping[str, float], trained: float) -> None:
+        """Add what an evaluation took: seconds by stage, and its training."""
+        for stage, taken in seconds.items():
+            self.costs[stage] = self.costs.get(stage, Cost()).plus(taken)
+        self.seconds += sum(seconds.values())
+        self.trained += trained
+
     def rate(self, count: int) -> float:
         """The rate an hour of search, of something that came `count` times in all of it."""
         return 3600 * count / self.elapsed if self.elapsed else 0.0
@@ -128,31 +157,33 @@ def summarise(store: Store) -> Summary:
     """
     directory = store.path.parent
     sessions: list[Began] = []
-    fates: Counter[Fate] = Counter()
-    costs: dict[str, Cost] = {}
-    evaluated: list[Candidate] = []
-    elapsed = 0.0
+    summary = Summary(directory, Config())
+    evaluated: dict[int, Candidate] = {}
     for event in events.every(store):
-        elapsed = max(elapsed, event.elapsed)
+        summary.elapsed = max(summary.elapsed, event.elapsed)
         if isinstance(event, Began):
             sessions.append(event)
-        elif isinstance(event, Candidate):
-            fates[event.outcome.fate] += 1
-            for stage, seconds in event.outcome.seconds.items():
-                costs[stage] = costs.get(stage, Cost()).plus(seconds)
-            if event.evaluated:  # most are refused without numbers, and would only take memory
-                evaluated.append(event)
+        elif isinstance(event, (Candidate, Promoted)):
+            summary.spent(event.outcome.seconds, event.outcome.trained)
+            candidate = event if isinstance(event, Candidate) else evaluated[event.index].after(event)
+            summary.fates[candidate.outcome.fate] += 1
+            if isinstance(event, Promoted):
+                summary.fates[evaluated[event.index].outcome.fate] -= 1
+            if candidate.evaluated:  # most are refused without numbers, and would only take memory
+                evaluated[candidate.index] = candidate
+            if candidate.outcome.fate is Fate.SCORED:
+                summary.curve.append(Scored(candidate, summary.trained, summary.seconds))
         elif isinstance(event, Trained):
             stage = _ENDS[type(event)]
-            costs[stage] = costs.get(stage, Cost()).plus(sum(event.outcome.seconds.values()))
+            summary.costs[stage] = summary.costs.get(stage, Cost()).plus(sum(event.outcome.seconds.values()))
     if not sessions:
         raise RunError(f"{directory} holds a run that has not begun: start it with normforge search")
-    last = sessions[-1]
-    summary = Summary(directory, unflat(last.settings), len(sessions), last.classes, elapsed, fates)
-    summary.evaluated = evaluated
+    last, costs = sessions[-1], summary.costs
+    summary.config, summary.sessions, summary.classes = unflat(last.settings), len(sessions), last.classes
+    summary.evaluated = list(evaluated.values())
     summary.costs = {stage: costs[stage] for stage in (*STAGE.values(), *_ENDS.values()) if stage in costs}
-    summary.cached = sum(c.outcome.cached for c in evaluated)
-    scored = [c for c in evaluated if c.outcome.fate is Fate.SCORED]
+    summary.cached = sum(c.outcome.cached for c in summary.evaluated)
+    scored = [c for c in summary.evaluated if c.outcome.fate is Fate.SCORED]
     summary.ranked = [scored[i] for i in best_first([list(c.outcome.scores.values()) for c in scored])]
     top = summary.best(summary.config.final.candidates)
     found = reranked(store, top, summary.config.final.best)

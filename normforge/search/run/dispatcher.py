@@ -84,7 +84,7 @@ class Dispatcher:
         if self._cache is None:
             return task
         if task.key not in self._keys:
-            self._keys[task.key] = self._cache.keys(task.graph, task.repeat, task.final)
+            self._keys[task.key] = self._cache.keys(task.graph, task.repeat, task.final, task.rung)
         keys = self._keys[task.key]
         return dataclasses.replace(task, known=self._cache.find(keys)) if self._cache.lease(keys.values()) else None
 

@@ -1,4 +1,4 @@
-"""The search: propose, refuse, dispatch, tell, record."""
+"""The search: propose or promote, refuse, dispatch, tell, record."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 from normforge.errors import RunError
 from normforge.ir.graph import Graph
-from normforge.search import events, objectives
-from normforge.search.events import Asked, Candidate
+from normforge.search import events
+from normforge.search.events import Asked, Candidate, Promoted
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
+from normforge.search.ladder import Ladder
 from normforge.search.run.dispatcher import Dispatcher
 from normforge.search.run.session import Session
 from normforge.search.space import Genotype
@@ -47,7 +48,9 @@ class _Drawn:
 
 
 class SearchPhase:
-    """The phase in which layers are drawn.
+    """The phase in which layers are drawn, and promoted from rung to rung where there is a ladder.
+
+    A slot that is free is filled with a promotion, if one is due by what was told so far, else with a new layer.
 
     Args:
         session: of the run.
@@ -60,15 +63,18 @@ class SearchPhase:
         self._session, self._dispatcher, self._turns = session, dispatcher, turns
         config = session.config
         self._by_arrival = config.evolution.order == "arrival"
-        self._objectives = objectives.names(config)
+        self._ladder = Ladder(config.ladder.use or ("",), config.ladder.promote)
         self._evolution = TournamentEvolution(config.evolution, session.space, config.seed, self._identity, start)
         self._index = 0  # of the next candidate
-        self._slots: list[int] = []  # candidate of each slot
-        self._told = 0  # slots that evolution knows
+        self._slots: list[str] = []  # evaluation of each slot, by the key of its task
+        self._evaluated = 0  # candidates that have taken a slot
+        self._told = 0  # slots that evolution and the ladder know
+        self._trained = 0.0  # in those, in eq
         self._halfways: list[dict[str, float]] = []  # of those, as far as they were scored
-        self._under_way: dict[int, _Drawn] = {}
-        self._ended: dict[int, Candidate] = {}  # evaluated, and not told yet
-        self._unstored: set[int] = set()  # of those
+        self._members: dict[int, Member] = {}  # of those, the layers that came through a rung
+        self._under_way: dict[str, _Drawn] = {}
+        self._ended: dict[str, Candidate | Promoted] = {}  # evaluated, and not told yet
+        self._unstored: set[str] = set()  # of those
         self._seen = Seen()
 
     def step(self) -> bool:
@@ -79,29 +85,40 @@ class SearchPhase:
         """
         session, turns, progress = self._session, self._turns, self._session.progress
         progress.elapsed = session.elapsed
-        while (index := turns.next(self._index, self._slots, self._told, self._ended)) is not None:
-            self._tell(index)
-        stored_left = self._index <= session.last_stored
+        while (key := turns.next(self._index, self._slots, self._told, self._ended)) is not None:
+            self._tell(key)
+        stored_left = self._index <= session.last_stored or len(self._slots) < len(session.arrived)
         late = progress.elapsed >= progress.limit and not stored_left
         if late:
             self._dispatcher.drop()  # asked for again if the run is continued with a larger budget
         # What is stored needs no proposal, nor does what was asked for; with fixed turns a gap between does.
         may_ask = (stored_left and self._by_arrival) or turns.may_ask(self._index, self._slots, self._told)
-        may_draw = may_ask and not late and self._within_budget()
-        if may_draw and not self._dispatcher.queued:
-            self._draw()
-            return True
+        may_fill = may_ask and not late and (progress.eq is None or self._trained < progress.eq)
+        if may_fill and not self._dispatcher.queued:
+            if self._fill():
+                return True
+            may_fill = False
         if not self._dispatcher.busy:
             self._check_followed()
             return False
-        for task, outcome in self._dispatcher.exchange(more=may_draw):
-            self._end(int(task.key), outcome)
+        for task, outcome in self._dispatcher.exchange(more=may_fill):
+            self._end(task, outcome)
+        return True
+
+    def _fill(self) -> bool:
+        """Promote a layer or draw one; False where none may be."""
+        if promotion := self._ladder.next():
+            self._promote(*promotion)
+        elif self._within_budget():
+            self._draw()
+        else:
+            return False
         return True
 
     def _within_budget(self) -> bool:
         p = self._session.progress
         drawn = p.candidates is None or self._index < p.candidates
-        return drawn and (p.evaluations is None or len(self._slots) < p.evaluations)
+        return drawn and (p.evaluations is None or self._evaluated < p.evaluations)
 
     def _check_followed(self) -> None:
         if isinstance(self._turns, RecordedTurns) and self._told < len(self._turns.arrived):
@@ -124,15 +141,25 @@ class SearchPhase:
         refused, keys = refuse_static(graph, self._seen)
         drawn = _Drawn(asked, graph, keys, round(time.perf_counter() - start, 5))
         if refused is not None:
-            self._store(drawn.candidate(refused, self._session.progress.elapsed))
+            self._session.record(drawn.candidate(refused, self._session.progress.elapsed))
             return
         limits = before.limits if before else self._limits()
         if self._by_arrival and not before:
             drawn = replace(drawn, asked=replace(asked, limits=limits))
             store.append([drawn.asked.record()])
-        self._under_way[index] = drawn
+        self._under_way[str(index)] = drawn
         self._take_slot(index, keys)
-        self._dispatcher.put([Task(str(index), graph, self._session.config, limits=limits)])
+        rung = self._ladder.rungs[0]
+        self._dispatcher.put([Task(str(index), graph, self._session.config, rung=rung, limits=limits)])
+
+    def _promote(self, index: int, rung: str) -> None:
+        key = f"{index}/{rung}"
+        self._slots.append(key)
+        if key in self._session.promoted and (stored := events.find(self._session.store, Promoted, key)):
+            self._ended[key] = stored
+            return
+        graph = self._session.space.to_graph(self._members[index].genotype)
+        self._dispatcher.put([Task(key, graph, self._session.config, rung=rung)])
 
     def _ask(self, index: int) -> Asked:
         proposal = self._evolution.ask(index)
@@ -140,17 +167,14 @@ class SearchPhase:
         return Asked(index, self._session.progress.elapsed, proposal.genotype, proposal.parents, known)
 
     def _take_stored(self, candidate: Candidate) -> None:
-        progress = self._session.progress
-        progress.count(candidate)
         if candidate.evaluated:
-            self._ended[candidate.index] = candidate
+            self._ended[str(candidate.index)] = candidate
             self._take_slot(candidate.index, candidate.keys)
-        progress.before = (progress.elapsed, progress.evaluated)
 
     def _take_slot(self, index: int, keys: dict[str, str]) -> None:
-        self._slots.append(index)
+        self._slots.append(str(index))
+        self._evaluated += 1
         self._seen.add(index, keys)
-        self._session.progress.evaluated += 1
 
     def _limits(self) -> dict[str, float]:
         """By network, the halfway loss of the worst layer that is among the share to keep."""
@@ -164,32 +188,41 @@ class SearchPhase:
         # A network on which even those to keep have no finite loss stops nothing.
         return limits if all(map(math.isfinite, limits.values())) else {}
 
-    def _end(self, index: int, outcome: Outcome) -> None:
-        """An evaluation has ended."""
-        candidate = self._under_way.pop(index).candidate(outcome, self._session.progress.elapsed)
-        self._ended[index] = candidate
-        self._turns.ended(index)
-        if isinstance(self._turns, RecordedTurns):  # events have the order in which outcomes are told
-            self._unstored.add(index)
+    def _end(self, task: Task, outcome: Outcome) -> None:
+        """Note that an evaluation has ended."""
+        key, elapsed = task.key, self._session.progress.elapsed
+        event: Candidate | Promoted
+        if key in self._under_way:
+            event = self._under_way.pop(key).candidate(outcome, elapsed)
         else:
-            self._store(candidate)
+            event = Promoted(int(key.partition("/")[0]), task.rung, elapsed, outcome)
+        self._ended[key] = event
+        self._turns.ended(key)
+        if isinstance(self._turns, RecordedTurns):  # events have the order in which outcomes are told
+            self._unstored.add(key)
+        else:
+            self._session.record(event)
 
-    def _tell(self, index: int) -> None:
-        candidate = self._ended.pop(index)
-        if index in self._unstored:
-            self._unstored.remove(index)
-            self._store(replace(candidate, elapsed=self._session.progress.elapsed))
-        outcome = candidate.outcome
-        if outcome.fate is Fate.SCORED:
-            scores = tuple(outcome.scores[name] for name in self._objectives)
-            self._evolution.tell(Member(index, candidate.genotype, scores))
-            self._halfways.append(outcome.halfway)
+    def _tell(self, key: str) -> None:
+        event = self._ended.pop(key)
+        if key in self._unstored:
+            self._unstored.remove(key)
+            self._session.record(replace(event, elapsed=self._session.progress.elapsed))
+        index, outcome = event.index, event.outcome
+        rung = self._ladder.rungs.index(event.rung) if isinstance(event, Promoted) else 0
         self._told += 1
-
-    def _store(self, candidate: Candidate) -> None:
-        """Store what became of a candidate."""
-        self._session.store.append([candidate.record()])
-        self._session.progress.count(candidate)
+        self._trained += outcome.trained
+        if outcome.fate not in (Fate.SCORED, Fate.PASSED):
+            self._ladder.tell(rung, index, None)
+            return
+        if isinstance(event, Candidate):
+            self._members[index] = Member(index, event.genotype, ())
+        # A rung that only refuses leaves the scores of the one below.
+        scores = tuple(outcome.scores.values()) or self._members[index].scores
+        self._members[index] = replace(self._members[index], scores=scores, rung=rung)
+        self._ladder.tell(rung, index, scores)
+        self._evolution.tell(self._members[index])
+        self._halfways.append(outcome.halfway)
 
     def _identity(self, genotype: Genotype) -> str:
         graph = self._session.space.to_graph(genotype)

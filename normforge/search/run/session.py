@@ -11,7 +11,8 @@ from pathlib import Path
 from normforge.errors import RunError
 from normforge.search import events
 from normforge.search.config import Config, check_same, flat
-from normforge.search.events import Asked, Began, Candidate, Trained
+from normforge.search.events import Asked, Began, Candidate, Promoted, Trained
+from normforge.search.funnel import Fate
 from normforge.search.progress import Progress
 from normforge.search.provenance import Provenance
 from normforge.search.space import SearchSpace
@@ -35,7 +36,8 @@ class Session:
     Attributes:
         notes: what the user should know.
         last_stored: the last candidate whose fate is stored; -1 for none.
-        arrived: evaluated candidates in the order in which they were stored.
+        arrived: evaluations in the order in which they were stored, by the keys of their tasks.
+        promoted: of these, those on higher rungs of the ladder.
         trained: the trainings after the search that are stored, by event type and key.
         progress: for the display.
 
@@ -57,24 +59,42 @@ class Session:
         self.replay = str(replay.resolve()) if replay else ""
         self.notes: list[str] = []
         self.last_stored = -1
-        self.arrived: list[int] = []
+        self.arrived: list[str] = []
+        self.promoted: set[str] = set()
+        self._passed: dict[int, Candidate] = {}  # that may be promoted, or were
         self.trained: set[tuple[str, str]] = set()
+        budget = config.budget
+        limits: tuple[float, int | None, int | None, float | None]
+        limits = budget.minutes * 60, budget.candidates, budget.evaluations, budget.trained
+        if recorded:  # it ends where the other run did
+            limits = math.inf, 1 + max(recorded.known, default=-1), None, None
+        self.progress = Progress(*limits)
         number, self._offset = self._read()
+        self.progress.goes_on(self._offset)
         began = Began(number, self._offset, dict(flat(config)), **dataclasses.asdict(origin), replay=self.replay)
         store.append([began.record()])
         (self.directory / CONFIG_FILE).write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
         self._start = time.monotonic()
-        budget = config.budget
-        limits: tuple[float, int | None, int | None] = (budget.minutes * 60, budget.candidates, budget.evaluations)
-        if recorded:  # it ends where the other run did
-            limits = (math.inf, 1 + max(recorded.known, default=-1), None)
-        self.progress = Progress(*limits, elapsed=self._offset, before=(self._offset, 0))
         self._note_idle_workers()
 
     @property
     def elapsed(self) -> float:
         """The seconds of search, earlier sessions included."""
         return self._offset + time.monotonic() - self._start
+
+    def record(self, event: Candidate | Promoted) -> None:
+        """Store what became of a candidate, on its first rung or a higher one."""
+        self.store.append([event.record()])
+        self._count(event)
+
+    def _count(self, event: Candidate | Promoted) -> None:
+        before = None
+        if isinstance(event, Promoted):
+            before = self._passed[event.index]
+            event = before.after(event)
+        if event.outcome.fate is Fate.PASSED or before:
+            self._passed[event.index] = event
+        self.progress.count(event, before)
 
     def _read(self) -> tuple[int, float]:
         """How many sessions there were, and seconds of search in all of them."""
@@ -88,7 +108,12 @@ class Session:
             elif isinstance(event, Candidate):
                 self.last_stored = max(self.last_stored, event.index)
                 if event.evaluated:
-                    self.arrived.append(event.index)
+                    self.arrived.append(str(event.index))
+                self._count(event)
+            elif isinstance(event, Promoted):
+                self.arrived.append(event.key)
+                self.promoted.add(event.key)
+                self._count(event)
             elif isinstance(event, Trained):
                 self.trained.add((event.TYPE, event.key))
         return sessions, offset
@@ -140,7 +165,7 @@ def recorded_turns(replay: Path, config: Config, origin: Provenance) -> Recorded
     Raises:
         RunError: it has not begun, or with other settings or data.
     """
-    arrived: list[int] = []
+    arrived: list[str] = []
     known: dict[int, int] = {}
     last = -1
     store = Store(replay)
@@ -155,7 +180,7 @@ def recorded_turns(replay: Path, config: Config, origin: Provenance) -> Recorded
             if isinstance(event, Candidate):
                 last = max(last, event.index)
                 if event.evaluated:
-                    arrived.append(event.index)
+                    arrived.append(str(event.index))
     finally:
         store.close()
     # What was asked for last, and not evaluated for lack of time, is no part of the run.
