@@ -51,9 +51,9 @@ def contents(directory: Path) -> dict[tuple[str, str], dict]:
     return dict(events(directory))
 
 
-def start(directory: Path, *settings: str) -> subprocess.Popen:
-    """The tiny run, with one faulty candidate, in a process of its own: exit code 0 when finished, 130 when stopped."""
-    arguments = json.dumps([str(directory), *TINY, *settings])
+def start(directory: Path, *settings: str, work: str = FAULTY) -> subprocess.Popen:
+    """The tiny run in a process of its own, with one faulty candidate: exit code 0 when finished, 130 when stopped."""
+    arguments = json.dumps([str(directory), work, *TINY, *settings])
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     return subprocess.Popen(
         [sys.executable, __file__, arguments],
@@ -78,5 +78,5 @@ def wait_for_candidates(directory: Path, evaluated: int) -> None:
 
 
 if __name__ == "__main__":
-    out, *options = json.loads(sys.argv[1])
-    sys.exit(0 if run(load("demo", options), Path(out), Console(), work=FAULTY) else 130)
+    out, work, *options = json.loads(sys.argv[1])
+    sys.exit(0 if run(load("demo", options), Path(out), Console(), work=work) else 130)
