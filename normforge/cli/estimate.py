@@ -38,8 +38,17 @@ def estimate(
     settings = read_settings(config, preset, seed, workers, budget_minutes, override)
     console = Console()
     load_data(settings.data, download)
-    with console.status(f"evaluating {sample} random candidates and bn-relu"):
-        lines = measure(settings, sample).lines()
+    what = f"evaluating {sample} random candidates and bn-relu"
+    with console.status(what) as status:
+        if not console.is_terminal:  # where a status is not drawn: a line for each, so that a log shows life
+            print(what, file=sys.stderr, flush=True)
+
+        def report(text: str) -> None:
+            status.update(f"{what}: {text}")
+            if not console.is_terminal:
+                print(text, file=sys.stderr, flush=True)
+
+        lines = measure(settings, sample, report).lines()
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -59,6 +59,8 @@ def _print_search(console: Console, summary: Summary) -> None:
         say(console, f"No layer came through the {way}: give the search more minutes (--budget-minutes).")
     else:
         _print_best(console, summary)
+        best = next((row.name for row in summary.rows if row.found), summary.ranked[0].name)
+        say(console, f'next: normforge show "{summary.directory}{best}"', "dim")
 
 
 def _print_funnel(console: Console, summary: Summary) -> None:
