@@ -108,7 +108,9 @@ class Micro(Section):
     rate: float = Field(default=0.1, gt=0, description="learning rate at the first step; its schedule is a cosine")
     look: int = Field(default=30, ge=1, description="step after which a layer that has not begun to learn is stopped")
     begun: float = Field(
-        default=0.95, gt=0, description="largest validation loss at `look`, as a share of that of guessing"
+        default=1.5,
+        ge=0,
+        description="least validation accuracy at `look` in multiples of chance, but at most a tenth of the way to 1",
     )
 
 

@@ -168,10 +168,12 @@ class Evaluation:
         training = self.setup.training("plain", recipe, self.task.repeat)
         self.trainings[network] = training
         training.advance(rules.look)
-        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
-        most = rules.begun * math.log(self.data.classes)
-        if not loss <= most:
-            raise _Refused(Fate.MICRO, f"validation loss {loss:.3f} after {training.done} steps, above {most:.3f}")
+        # By accuracy: running statistics are so young then that the loss of a good batch layer may be above chance's.
+        _, accuracy = evaluate(training.model, self.data.validation, recipe)
+        least = least_accuracy(rules.begun, self.data.classes, way=0.1)
+        if accuracy < least:
+            reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {least:.1%}"
+            raise _Refused(Fate.MICRO, reason)
         training.advance(rules.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):

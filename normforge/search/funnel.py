@@ -119,10 +119,10 @@ def out_of_memory(error: Exception) -> bool:
     return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
-def least_accuracy(times: float, classes: int) -> float:
-    """The accuracy of `times` chance, but no more than halfway from chance to 1: of two classes, where twice chance
-    would be every image right, 75 %."""
-    return min(times / classes, (1 + 1 / classes) / 2)
+def least_accuracy(times: float, classes: int, way: float = 0.5) -> float:
+    """The accuracy of `times` chance, but no more than a share of the way from chance to 1: of two classes, where twice
+    chance would be every image right, 75 %."""
+    return min(times / classes, (1 + (classes - 1) * way) / classes)
 
 
 class Seen:

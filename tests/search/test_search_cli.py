@@ -52,7 +52,8 @@ def test_show_tells_a_candidates_life(finished):
 def test_an_estimate_evaluates_real_candidates():
     done = normforge("estimate", "--sample", "1", *settings("budget.candidates=none", "budget.evaluations=40"))
     assert done.returncode == 0, done.stderr
-    assert "about 40 evaluations" in done.stdout
+    assert "about 40 evaluations" in done.stdout and "eq trained" in done.stdout
+    assert "1 of 2 evaluated" in done.stderr  # a sign of life where there is no terminal
     assert "GiB" in done.stdout and "MiB" in done.stdout and "bn-relu" in done.stdout
 
 

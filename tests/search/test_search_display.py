@@ -31,7 +31,7 @@ def test_the_display_tells_fates_front_and_pace():
     with Display(console, p) as display:
         display.update(force=True)
     text = printed(console)
-    assert "99 layers, 60 evaluated, 1800 an hour, 8:00 left" in text
+    assert "99 layers, 60 evaluated, 0.0 eq trained, 1800 an hour, 8:00 left" in text
     assert "memory" in text and "timeout" not in text and "stopped at the memory limit" in text
     for k, scores in ((0, (2.0, 2.0)), (2, (1.0, 3.0)), (3, (3.0, 1.0))):
         assert f"#{k}: resnet {scores[0]:.3f}, mobilenet {scores[1]:.3f}: x * {k} [bold]" in text

@@ -194,7 +194,7 @@ def test_further_objectives():
     [
         ("exp(exp(exp(square(x * 3)))) * gamma + beta", [], Fate.PROBING, "not finite"),
         ("x * 0 * gamma + beta", [], Fate.PROBING, "dx is zero"),
-        ("bn-relu", ["quality.threshold=10"], Fate.QUALITY, "below 100"),
+        ("bn-relu", ["quality.threshold=10"], Fate.QUALITY, "below 55"),
         ("bn-relu", ["stability.threshold=1e-9"], Fate.STABILITY, "gradient norm"),
         ("relu(x) * gamma + beta", ["recipe.rate=1e4"], Fate.QUALITY, "loss"),
     ],

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import re
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,13 +21,16 @@ from normforge.search import results
 from normforge.search.config import Config, load
 from normforge.search.cost import equivalents
 from normforge.search.evaluate import Evaluation, run_task
-from normforge.search.events import candidate, candidates
+from normforge.search.events import Began, candidate, candidates, find
 from normforge.search.evolution import Member, TournamentEvolution
-from normforge.search.funnel import Fate, Outcome
+from normforge.search.funnel import Fate, Outcome, least_accuracy
 from normforge.search.ladder import Ladder
-from normforge.search.reports.report import report
+from normforge.search.provenance import Provenance
+from normforge.search.reports.lineage import show
+from normforge.search.reports.report import print_so_far, report
 from normforge.search.reports.summary import summary_of
 from normforge.search.run import run
+from normforge.search.run.session import Session
 from normforge.search.space import PAPER
 from normforge.search.store import Store
 from normforge.search.tasks import Task
@@ -49,7 +55,7 @@ REAL = [
     "ladder.micro.steps=4",
     "ladder.micro.look=2",
     "ladder.micro.batch=8",
-    "ladder.micro.begun=9",
+    "ladder.micro.begun=0",
     "networks.plain.channels=4,8",
 ]
 
@@ -109,18 +115,12 @@ def test_a_layer_of_a_higher_rung_wins_a_tournament_and_keeps_its_age():
         evolution.tell(Member(index, (), (score,)))
     evolution.tell(Member(1, (), (7.0, 8.0), rung=1))
     assert [m.index for m in evolution.population] == [0, 1, 2]
-    assert evolution.winner(torch_free_rng()).index == 1
+    assert evolution.winner(np.random.default_rng(0)).index == 1
     evolution.tell(Member(3, (), (0.2,)))  # 0 leaves
     evolution.tell(Member(0, (), (0.2,), rung=2))  # it has left
     assert [m.index for m in evolution.population] == [1, 2, 3]
     evolution.tell(Member(4, (), (0.2,)))  # 1 leaves
-    assert evolution.winner(torch_free_rng()).scores == (0.2,)
-
-
-def torch_free_rng():
-    import numpy as np
-
-    return np.random.default_rng(0)
+    assert evolution.winner(np.random.default_rng(0)).scores == (0.2,)
 
 
 # -- runs of fabricated evaluations
@@ -206,6 +206,34 @@ def test_a_larger_budget_goes_on(finished, tmp_path):
     assert {k for k in before if k[0] in searched} < {k for k in after if k[0] in searched}
 
 
+def test_a_session_that_goes_on_counts_from_what_is_stored(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config, summary = load("demo", FABRICATED), summary_of(finished)
+    store = Store(tmp_path / "run", write=True)
+    began = find(store, Began, "0")
+    origin = Provenance(began.digest, began.classes, began.device, began.machine, began.code)
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"device": began.device})})
+    progress = Session(config, store, origin, PAPER).progress
+    store.close()
+    assert +progress.fates == +summary.fates and progress.drawn == summary.drawn
+    assert progress.evaluated == len(summary.evaluated)
+    assert progress.promoted == sum(kind == "promoted" for kind, _ in contents(finished))
+    assert progress.trained == pytest.approx(summary.trained)
+    assert progress.before == (progress.elapsed, progress.evaluated) and progress.rate == 0
+    assert {c.index for c in progress.leaders} <= {c.index for c in summary.ranked} and progress.leaders
+
+
+def test_an_interrupted_run_says_what_it_has_and_how_to_look_at_it(finished):
+    console = quiet()
+    print_so_far(finished, console)
+    text = printed(console)
+    assert "layers drawn" in text and "scored" in text
+    reference = re.search(r'next: normforge show "(.+)"', text)[1]
+    shown = quiet()
+    show(reference, shown)
+    assert "scored" in printed(shown) and "micro" in printed(shown)
+
+
 # -- evaluations
 
 
@@ -237,9 +265,9 @@ def test_rungs_are_stages_of_the_funnel_and_count_what_they_train():
 
 @pytest.mark.usefixtures("one_thread")
 def test_what_has_not_begun_to_learn_is_stopped_at_the_look():
-    config = load("demo", [*REAL, "ladder.micro.begun=0.01"])
+    config = load("demo", [*REAL, "ladder.micro.begun=10"])
     outcome = run_task(task("gn-silu", config, "micro"))
-    assert outcome.fate is Fate.MICRO and "after 2 steps, above 0.023" in outcome.reason
+    assert outcome.fate is Fate.MICRO and "after 2 steps, below 19.0%" in outcome.reason
     assert outcome.trained == 0.5 and not outcome.rung and not outcome.scores
     evaluation = Evaluation(task("gn-silu", config, "micro", repeat=3))
     evaluation.run()
@@ -296,8 +324,7 @@ def test_a_ladder_that_cannot_be_is_refused(overrides, message):
         load("demo", overrides)
 
 
-def test_a_score_is_worth_what_chance_is_not():
-    from normforge.search.funnel import least_accuracy
-
+def test_the_least_accuracy_makes_sense_for_two_classes_and_for_many():
     assert least_accuracy(2.0, 10) == 0.2 and least_accuracy(2.0, 1000) == 0.002
+    assert least_accuracy(1.5, 2, way=0.1) == pytest.approx(0.55) and least_accuracy(1.5, 10, way=0.1) == 0.15
     assert least_accuracy(2.0, 2) == 0.75 and math.isclose(least_accuracy(2.0, 3), 2 / 3)

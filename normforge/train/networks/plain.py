@@ -31,7 +31,8 @@ def plain(config: Plain, *, in_channels: int, classes: int, size: int) -> nn.Mod
     channels = in_channels
     for i, out in enumerate(config.channels):
         conv = create_conv2d(channels, out, 3, stride=2 if i and i % 2 == 0 else 1)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+        # Unit variance in is unit variance out, so that a layer which keeps it needs nothing from the weights.
+        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="linear")
         body |= {f"conv{i}": conv, f"norm{i}": Place(out)}
         channels = out
     head = ClassifierHead(channels, classes)
