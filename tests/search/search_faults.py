@@ -137,7 +137,7 @@ def made_up(task: Task) -> Outcome:
     rung = rungs.index(task.rung)
     trained = (1.0, 2.0, 4.0, 0.0)[rung]
     refused = (Fate.MICRO, Fate.QUALITY, Fate.FULL, Fate.STABILITY)[rung]
-    if drawn.random(4)[rung] < 0.3:
+    if drawn.random(4)[rung] < 0.25:
         return Outcome(refused, "made up", seconds={refused.value: trained}, trained=trained)
     fate = Fate.SCORED if task.rung == rungs[-1] else Fate.PASSED
     own = ({"micro": scores["micro"]}, *[{n: scores[n] for n in networks}] * 2, {})[rung]

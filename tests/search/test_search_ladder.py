@@ -43,7 +43,7 @@ MADE_UP = "search_faults:made_up"
 FABRICATED = [
     *TINY,
     "ladder.use=micro,quality,full,stability",
-    "ladder.promote=0.5,0.4,0.7",
+    "ladder.promote=0.5,0.5,1",
     "networks.use=resnet,mobilenet",
     "evolution.lag=5",
     "budget.candidates=600",
