@@ -234,6 +234,16 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_look_at_it(finished):
     assert "scored" in printed(shown) and "micro" in printed(shown)
 
 
+def test_a_ladder_of_one_rung_scores_by_it(tmp_path):
+    settings = [*FABRICATED, "ladder.use=micro", "ladder.promote=0.5", "budget.trained=8"]
+    assert run(load("demo", settings), tmp_path / "micro", quiet(), work=MADE_UP)
+    summary = summary_of(tmp_path / "micro")
+    assert summary.objectives == ("micro",) and len(summary.curve) == len(summary.ranked) > 0
+    assert not any(kind == "promoted" for kind, _ in contents(tmp_path / "micro"))
+    report(tmp_path / "micro", quiet())
+    assert len(summary.rows) == 2
+
+
 # -- evaluations
 
 

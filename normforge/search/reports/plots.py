@@ -35,7 +35,8 @@ def picture(summary: Summary, path: Path) -> None:
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     progress, fates, final = figure.subplots(1, 3)
-    draw_progress(summary, summary.config.networks.use)(progress)
+    losses = [name for name in summary.objectives if name not in summary.config.objectives.also]
+    draw_progress(summary, losses)(progress)
     draw_fates(summary)(fates)
     draw_comparison(summary)(final)
     try:
@@ -155,7 +156,8 @@ def _logarithmic_if_wide(axes: Axes, which: Literal["x", "y"], values: np.ndarra
 
 def _axis(summary: Summary, objective: str) -> str:
     score = f"validation {summary.config.objectives.score}"
-    return f"{score}, {objective}" if objective in summary.config.networks.use else objective.replace("_", " ")
+    further = objective in summary.config.objectives.also
+    return objective.replace("_", " ") if further else f"{score}, {objective}"
 
 
 def _thin(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
