@@ -121,7 +121,7 @@ class Ladder(Section):
         default=(), description="rungs, in this order; none sends every layer through all stages at once"
     )
     promote: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.25,), min_length=1, description="share of the results of each rung but the last; one holds for all"
+        default=(0.25,), min_length=1, description="share of what comes through each rung but the last; one for all"
     )
     micro: Micro = Micro()
 
@@ -143,7 +143,9 @@ class Budget(Section):
     candidates: int | None = Field(default=None, ge=1, description="layers drawn, refused ones included")
     evaluations: int | None = Field(default=None, ge=1, description="layers that came to the stages with numbers")
     trained: float | None = Field(
-        default=None, gt=0, description="trained steps, weighted by their cost, in full trainings of the first rung"
+        default=None,
+        gt=0,
+        description="trained steps by their cost, in full trainings of the first rung, after which none is drawn",
     )
 
 

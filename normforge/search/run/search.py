@@ -93,7 +93,7 @@ class SearchPhase:
             self._dispatcher.drop()  # asked for again if the run is continued with a larger budget
         # What is stored needs no proposal, nor does what was asked for; with fixed turns a gap between does.
         may_ask = (stored_left and self._by_arrival) or turns.may_ask(self._index, self._slots, self._told)
-        may_fill = may_ask and not late and (progress.eq is None or self._trained < progress.eq)
+        may_fill = may_ask and not late
         if may_fill and not self._dispatcher.queued:
             if self._fill():
                 return True
@@ -106,7 +106,7 @@ class SearchPhase:
         return True
 
     def _fill(self) -> bool:
-        """Promote a layer or draw one; False where none may be."""
+        """Promote a layer, or draw one as far as the budget goes; False where none may be."""
         if promotion := self._ladder.next():
             self._promote(*promotion)
         elif self._within_budget():
@@ -116,7 +116,10 @@ class SearchPhase:
         return True
 
     def _within_budget(self) -> bool:
+        """True while a layer may be drawn: by counts, and by what was trained in slots that were told."""
         p = self._session.progress
+        if p.eq is not None and self._trained >= p.eq:
+            return False
         drawn = p.candidates is None or self._index < p.candidates
         return drawn and (p.evaluations is None or self._evaluated < p.evaluations)
 
@@ -213,7 +216,6 @@ class SearchPhase:
         self._told += 1
         self._trained += outcome.trained
         if outcome.fate not in (Fate.SCORED, Fate.PASSED):
-            self._ladder.tell(rung, index, None)
             return
         if isinstance(event, Candidate):
             self._members[index] = Member(index, event.genotype, ())
