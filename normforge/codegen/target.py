@@ -24,6 +24,7 @@ from typing import ClassVar
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import DTYPES, Plan, make_plan
 from normforge.codegen.registry import find_target
+from normforge.codegen.schedule import Schedule, one_call
 from normforge.codegen.shapes import Dims, plan_dims, slab_bytes
 from normforge.errors import DtypeError
 from normforge.ir.ops import Op
@@ -98,9 +99,9 @@ class Target(ABC):
         """Does a slab stay on chip between its uses?"""
         return slab_bytes(plan, shape) <= self.on_chip_bytes
 
-    def launches(self, plan: Plan) -> int:
-        """Kernels, or calls of a compiled function, that one call of a plan takes."""
-        return 1
+    def schedule(self, plan: Plan) -> Schedule:
+        """What one call of a plan launches: a function of the plan alone, so that it can be told without emitting."""
+        return one_call(keeps_workspace=self.keeps_workspace)
 
     @abstractmethod
     def emit(self, plan: Plan, title: str = "") -> str:
@@ -112,7 +113,7 @@ class Target(ABC):
 
     def workspace(self, plan: Plan, dims: Dims) -> int:
         """Bytes of partial sums that a call is given memory for, written by one kernel and read by another."""
-        return 0
+        return plan.schedule.workspace(dims)
 
 
 def place(plan: Plan, shape: Sequence[int] | None) -> Plan:
