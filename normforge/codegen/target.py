@@ -5,7 +5,8 @@ A target is added by a class and two lines; nothing else asks for its name:
 1. Derive from `Target`. `emit` is all that has no default: from a `Plan` to source. It reads what the plan says in
    this order: `prologue`; then of each sweep its `sums`, after it the small values of its stage; the `stores` of the
    last sweep; `epilogue` (see `normforge.codegen.plan`). Each node is an entry of `code_for_op`, a leaf, or a
-   reduction. A target that chooses between several kinds of plan says which in `kinds`, and how in `plan`.
+   reduction. A target that chooses between several kinds of plan says which in `kinds`, and how in `plan`; one that
+   launches several kernels a call says which in `schedule`.
 2. `register(MyTarget())`. From here on `normforge.plan`, `normforge.source` and `explain` know it.
 3. To run it, `normforge.kernels.backends.RUNNERS[name] = Runner(load, devices)`, where `load` makes a callable of a
    plan. It is called with operands and outputs as the plan names them, and N, groups, channels a group, positions; it

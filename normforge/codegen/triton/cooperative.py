@@ -44,12 +44,12 @@ def channel_block(plan: Plan, tiled: Tiled) -> tuple[str, str]:
 # -- text
 
 
-def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointers: Sequence[str]) -> Launch:
+def cooperative_launch(plan: Plan, kernel: str, launches: Sequence[Launch], pointers: Sequence[str]) -> Launch:
     """The one launch of a plan.
 
     Args:
         plan: of kind "cooperative".
-        name: starts the name of the kernel.
+        kernel: its name.
         launches: those of the multi-launch kind.
         pointers: every pointer of the text, in the order of arguments.
 
@@ -64,7 +64,7 @@ def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointe
     sizes = tuple(dict.fromkeys(name for stage in stages for name in stage.size_names))
     blocks = tuple(part_block(block, i) for i, stage in enumerate(stages) for block in stage.blocks)
     parts = tuple(launches)
-    return Launch(f"{name}_cooperative", None, given, (*sizes, "TILE"), blocks, parts, cooperative=True)
+    return Launch(kernel, None, given, (*sizes, "TILE"), blocks, parts, cooperative=True)
 
 
 def cooperative_text(plan: Plan, launch: Launch) -> Stage:

@@ -68,7 +68,7 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
         if plan.kind != "cooperative":
             texts.append(_kernel_text(launches[-1]))
     if plan.kind == "cooperative":
-        whole = cooperative_launch(plan, name, launches, tuple(storage.shapes))
+        whole = cooperative_launch(plan, f"{name}_{schedule.launches[-1].name}", launches, tuple(storage.shapes))
         body = cooperative_text(plan, whole)
         functions |= body.functions
         texts.append(str(body))
