@@ -11,7 +11,7 @@ from normforge.ir.layers import as_layer
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 
 if TYPE_CHECKING:
     from normforge.probing.probe import Propagation

@@ -22,9 +22,8 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, FloatClass, S, axes_name
-from normforge.passes.factor import Factor, is_full
-from normforge.passes.pipeline import run_passes
-from normforge.passes.products import Collect, Share
+from normforge.passes.factor import is_full
+from normforge.passes.pipeline import factored
 
 LAYOUTS = ("nchw", "nhwc")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -171,11 +170,7 @@ def is_sweep_sum(node: Node) -> bool:
 @lru_cache(maxsize=4096)
 def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
     """Plan a program for a target. No shape enters: one plan serves every shape."""
-    graph = program.graph
-    if program.order:  # forward stays as written: x² · k² for (x·k)² would overflow where x·k does not
-        graph = run_passes(graph, Collect(), Factor(expand=True), Collect(), Share())
-    else:
-        graph = run_passes(graph, Factor(expand=False))
+    graph = factored(program.graph, program.order)
     level: dict[Node, int] = {}
     for node in graph.nodes:
         level[node] = max((level[a] for a in node.args), default=0) + is_sweep_sum(node)

@@ -38,12 +38,12 @@ class Device:
     Attributes:
         processors: streaming multiprocessors, or compute units.
         l2_bytes: of the level-2 cache.
-        half_tiles: compilers for it spill registers at the largest tiles of resident plans, which others can have.
+        capability: NVIDIA's compute capability, 10 times the major number plus the minor one; 0 for other makers.
     """
 
     processors: int
     l2_bytes: int
-    half_tiles: bool = False
+    capability: int = 90
 
 
 class Target(ABC):

@@ -16,7 +16,7 @@ from normforge.codegen.shapes import resolve_groups
 from normforge.ir.graph import Graph
 from normforge.passes.degeneracy import Check, Finding, describe_node
 from normforge.passes.differentiate import CT, Differentiate
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 from normforge.probing.reproducible import (
     Array,
     convolve,

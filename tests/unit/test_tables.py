@@ -27,9 +27,9 @@ from normforge.ir.types import FULL, S
 from normforge.passes.algebra import SYMPY, Algebra
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.differentiate import VJP, Differentiate
-from normforge.passes.keys import lower
 from normforge.passes.legalise import LOWER
 from normforge.passes.normal_form.identity import FUNCTIONS, MOMENTS, Identity
+from normforge.passes.pipeline import lower
 from normforge.passes.properties import homogeneity, is_bounded, monotony
 from normforge.passes.ranges import FINITE, INTERVALS, Ranges
 from normforge.passes.running import BUFFERS

@@ -63,7 +63,7 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
 def _holds(plan: Plan, dims: Dims, device: Device) -> bool:
     slabs = slabs_of(plan)
     blocks = slabs.blocks(dims)
-    return blocks is not None and blocks.rung in slabs.rungs_of(half=device.half_tiles)
+    return blocks is not None and blocks.rung in slabs.rungs_on(device.capability)
 
 
 def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from normforge.codegen.index import Ceil, Count, extents
 from normforge.codegen.shapes import Dims
-from normforge.codegen.triton.tiles import ALIGNMENTS, LADDERS, LOOPS, RAGGED, Rung
+from normforge.codegen.triton.tiles import ALIGNMENTS, LADDERS, LOOPS, RAGGED, Rung, share
 from normforge.ir.types import FULL, B, C, G, K, S
 
 # Of programs that walk slab after slab: each writes a row of partial sums, which is read once, all together at most a
@@ -242,9 +242,10 @@ class Slabs:
         ladder = LOOPS["partials" if self.partials and isinstance(self.walk, SlabPositions) else self.walk.name]
         return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in ladder if r.a * self.tile >= r.elements)
 
-    def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
-        """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
-        return tuple(r for r in self.rungs if not half or r == self.rungs[0] or 2 * r.elements <= self.tile)
+    def rungs_on(self, capability: int) -> tuple[Rung, ...]:
+        """The tiles that a device may hold a slab in, by its compute capability; always the smallest."""
+        limit = share(capability) * self.tile
+        return tuple(r for r in self.rungs if r == self.rungs[0] or r.elements <= limit)
 
     def blocks(self, dims: Dims) -> Blocks | None:
         """The smallest rung that holds a slab; None where none does.
