@@ -26,6 +26,7 @@ from normforge.search.store import Store
 BEST = 10
 _WORDS = re.compile(r"\w+(?:\.\w+)?(?:\[[^\]]*\])?\s*|.\s*", re.DOTALL)
 _MOST_WORDS = 4000  # the time that a comparison takes grows with the square
+_MOST_GENES = 3
 _STYLE = {"-": "red strike", "+": "green", "=": ""}
 _INITIAL_NAMES = ("x", "0", "v0", "v1")
 
@@ -72,9 +73,13 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def gene_changes(parent: Genotype, child: Genotype) -> list[str]:
-    """The nodes that differ: `n9: sigmoid(n5) → tanh(v0)`; nodes are numbered as in the search space."""
+    """The nodes that differ: `n9: sigmoid(n5) → tanh(v0)`; nodes are numbered as in the search space.
+
+    None where many do: a move on the active graph numbers nodes anew, and the formulas say what it did.
+    """
     pairs = enumerate(zip(parent, child, strict=False), INITIAL)
-    return [f"n{k}: {_gene(old)} → {_gene(new)}" for k, (old, new) in pairs if old != new]
+    found = [f"n{k}: {_gene(old)} → {_gene(new)}" for k, (old, new) in pairs if old != new]
+    return found if len(found) <= _MOST_GENES else []
 
 
 def _gene(gene: Gene) -> str:
@@ -85,7 +90,7 @@ def _gene(gene: Gene) -> str:
 def origin(candidate: Candidate, config: Config) -> str:
     """How it was made, in words."""
     if candidate.parents:
-        how = "mutated from" if len(candidate.parents) == 1 else "mixed and mutated from"
+        how = "mutated from" if len(candidate.parents) == 1 else "made from"
         return f"{how} {' and '.join(f'#{p}' for p in candidate.parents)}"
     return "given by evolution.start" if candidate.index < len(config.evolution.start) else "fresh"
 
@@ -182,7 +187,8 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
         if k + 1 == len(steps):
             say(console, f"      {formulas[k]}")
             break
-        say(console, f"      {'; '.join(gene_changes(steps[k + 1].genotype, step.genotype))}", "dim")
+        if genes := gene_changes(steps[k + 1].genotype, step.genotype):
+            say(console, f"      {'; '.join(genes)}", "dim")
         text = Text("      ")
         for kind, words in changes(formulas[k + 1], formulas[k]):
             marked = words if kind == "=" else f"[-{words}-]" if kind == "-" else f"{{+{words}+}}"
