@@ -1,8 +1,9 @@
 """Moves on the active graph of a genotype: the genes that its output reads.
 
 Of a random layer's ten genes about two are active, so most redraws of a gene change nothing. Here a move changes the
-graph itself, and the genes that the output does not read are the room to insert into: they are drawn anew and come
-first, as in `SearchSpace.encode`. All draws are uniform and come from the generator that is passed.
+graph itself, and never to one that does not read x. The genes that the output does not read are the room to insert
+into: they are drawn anew and come first, as in `SearchSpace.encode`. All draws are uniform and come from the generator
+that is passed.
 
 Subtree crossover and single-node moves are those of genetic programming (Koza, "Genetic Programming", 1992, chapter 6).
 """
@@ -21,6 +22,8 @@ LEAST, MOST = 2, 6
 
 _T = TypeVar("_T")
 _OUTPUT = "output"
+_X = 0  # its number
+_ATTEMPTS = 50
 _Body = list[Gene]  # the active genes, numbered without gaps, and one more that reads the output
 _Move = Callable[[np.random.Generator, SearchSpace, _Body], _Body | None]
 
@@ -32,7 +35,7 @@ def active(genotype: Genotype) -> Genotype:
 
 def grown(rng: np.random.Generator, space: SearchSpace) -> Genotype:
     """A random layer that depends on x: the node x, and 2 to 6 insertions, as far as the space has nodes."""
-    body = [Gene(_OUTPUT, (0,))]
+    body = [Gene(_OUTPUT, (_X,))]
     for _ in range(min(int(rng.integers(LEAST, MOST + 1)), space.nodes)):
         body = _insert(rng, space, body)
     layer = _layer(rng, space, body)
@@ -41,15 +44,17 @@ def grown(rng: np.random.Generator, space: SearchSpace) -> Genotype:
 
 
 def move(rng: np.random.Generator, space: SearchSpace, parent: Genotype) -> Genotype:
-    """The parent after one move, of a random kind among those that fit; of as many nodes as the parent."""
-    while True:  # an operand can always be swapped, so some kind fits
+    """The parent after one move of a random kind, of those that fit; in a space where hardly any does, one gene drawn
+    anew. Of as many nodes as the parent."""
+    for _ in range(_ATTEMPTS):
         if child := apply(_one_of(rng, list(MOVES)), rng, space, parent):
             return child
+    return space.mutate(rng, parent)
 
 
 def apply(kind: str, rng: np.random.Generator, space: SearchSpace, parent: Genotype) -> Genotype | None:
-    """The parent after a move of this kind, a key of `MOVES`; None where it does not fit, such as an insertion into a
-    layer that reads all of its nodes."""
+    """The parent after a move of this kind, a key of `MOVES`; None where it does not fit: an insertion where all nodes
+    are read, or what would no longer read x."""
     made = MOVES[kind](rng, space, _body(parent))
     return _layer(rng, space, made) if made else None
 
@@ -134,9 +139,10 @@ def _compact(genes: Sequence[Gene]) -> _Body:
 
 
 def _layer(rng: np.random.Generator, space: SearchSpace, body: _Body) -> Genotype | None:
-    """A body as a genotype; None where it is empty or has more nodes than the space."""
+    """A body as a genotype; None where it is empty, has more nodes than the space, or does not read x."""
     genes = body[:-1]
-    return space.padded(rng, genes) if 0 < len(genes) <= space.nodes else None
+    fits = 0 < len(genes) <= space.nodes and any(_X in gene.inputs for gene in genes)
+    return space.padded(rng, genes) if fits else None
 
 
 def _put(body: _Body, at: int, new: Sequence[Gene]) -> _Body:

@@ -180,7 +180,7 @@ def test_what_a_mutation_changes(mutation, least, most):
 def test_the_share_of_grafts_names_two_parents():
     evolution = make(grafts=0.5, fresh=0.0, mutation="moves")
     for i in range(6):
-        evolution.tell(member(i, float(i)))
+        evolution.tell(Member(i, moves.grown(stream(0, "grown", i), PAPER), (float(i),)))
     children = [evolution.ask(i) for i in range(100)]
     grafted = [c for c in children if len(c.parents) == 2]
     assert 35 < len(grafted) < 65
@@ -271,12 +271,12 @@ def test_niches_need_a_behaviour():
 
 
 def test_the_structural_protocol_is_decided_by_seed_index_and_what_was_told():
-    rules = load("demo", ["evolution.protocol=structural", "evolution.niche=0.9"]).evolution
+    rules = load("demo", ["evolution.protocol=structural", "evolution.niche=0.9", "evolution.grafts=0.5"]).evolution
 
     def proposals() -> list[Proposal]:
         evolution = TournamentEvolution(rules, PAPER, 3, identity, behaviour=angle)
         made = []
-        for i in range(30):
+        for i in range(25):
             made.append(evolution.ask(i))
             evolution.tell(Member(i, made[-1].genotype, (float(stream(0, "score", i).random()),) * 2))
         return made

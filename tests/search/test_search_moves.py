@@ -36,6 +36,10 @@ def words(genotype: Genotype) -> Counter[str]:
     return Counter(gene.primitive for gene in active(genotype))
 
 
+def reads_x(genotype: Genotype) -> bool:
+    return any(0 in gene.inputs for gene in active(genotype))
+
+
 def unrolled(genotype: Genotype) -> str:
     """The active graph as one text, whatever the numbers of its nodes."""
     texts = ["x", "0", "v0", "v1"]
@@ -60,10 +64,9 @@ def test_moved_layers_are_valid_and_decided_by_stream_and_parent(kind, space, se
     child = moves.apply(kind, stream(seed, "move", 0), space, parent)
     assert child == moves.apply(kind, stream(seed, "move", 0), space, parent)
     if child is None:
-        fits = {"insert": len(active(parent)) < space.nodes, "swap": True}
-        assert not fits.get(kind, False)
+        assert kind != "insert" or len(active(parent)) == space.nodes or not reads_x(parent)
         return
-    assert len(child) == space.nodes
+    assert len(child) == space.nodes and reads_x(child)
     verify(space.to_graph(child))
 
 
@@ -73,7 +76,7 @@ def test_grown_layers_are_valid_and_read_x(space, seed):
     assert genotype == moves.grown(stream(seed, "grow", 0), space)
     assert len(genotype) == space.nodes
     assert min(moves.LEAST, space.nodes) <= len(active(genotype)) <= min(moves.MOST, space.nodes)
-    assert "x" in unrolled(genotype)
+    assert reads_x(genotype)
     verify(space.to_graph(genotype))
 
 
@@ -83,7 +86,7 @@ def test_grafted_layers_are_valid_and_decided_by_stream_and_parents(space, seed,
     child = moves.graft(stream(seed, "graft", 0), space, one, two)
     assert child == moves.graft(stream(seed, "graft", 0), space, one, two)
     if child is not None:
-        assert len(child) == space.nodes
+        assert len(child) == space.nodes and reads_x(child)
         verify(space.to_graph(child))
         assert sum(words(child).values()) <= space.nodes
         assert not words(child) - (words(one) + words(two))
@@ -91,10 +94,9 @@ def test_grafted_layers_are_valid_and_decided_by_stream_and_parents(space, seed,
 
 @given(seeds)
 def test_an_insertion_adds_one_node_and_keeps_all_others(seed):
-    parent = layer(PAPER, seed)
+    parent = moves.grown(stream(seed, "grow", 0), PAPER)
     child = moves.apply("insert", stream(seed, "move", 0), PAPER, parent)
-    if len(active(parent)) < PAPER.nodes:
-        assert sum((words(child) - words(parent)).values()) == 1 and not words(parent) - words(child)
+    assert sum((words(child) - words(parent)).values()) == 1 and not words(parent) - words(child)
 
 
 @given(seeds)
@@ -107,7 +109,7 @@ def test_a_deletion_adds_nothing(seed):
 
 @given(seeds)
 def test_a_change_is_of_one_primitive_to_one_of_as_many_operands(seed):
-    parent = layer(PAPER, seed)
+    parent = moves.grown(stream(seed, "grow", 0), PAPER)
     child = moves.apply("change", stream(seed, "move", 0), PAPER, parent)
     parent, child = active(parent), active(child)
     ((old, new),) = [(a, b) for a, b in zip(parent, child, strict=True) if a != b]
@@ -118,13 +120,14 @@ def test_a_change_is_of_one_primitive_to_one_of_as_many_operands(seed):
 def test_a_swap_is_of_one_operand(seed):
     parent = layer(PAPER, seed)
     child = moves.apply("swap", stream(seed, "move", 0), PAPER, parent)
-    assert unrolled(child) != unrolled(parent) and not words(child) - words(parent)
-    assert child[-1].primitive == parent[-1].primitive
+    if child:
+        assert unrolled(child) != unrolled(parent) and not words(child) - words(parent)
+        assert child[-1].primitive == parent[-1].primitive
 
 
-def reached(kind: str, parent: Genotype, draws: int = 400) -> set[str]:
+def reached(kind: str, parent: Genotype, space: SearchSpace = PAPER) -> set[str]:
     rng = stream(0, "reached", 0)
-    return {unrolled(child) for _ in range(draws) if (child := moves.apply(kind, rng, PAPER, parent))}
+    return {unrolled(child) for _ in range(400) if (child := moves.apply(kind, rng, space, parent))}
 
 
 def test_all_single_changes_of_a_moment_are_reached():
@@ -134,9 +137,9 @@ def test_all_single_changes_of_a_moment_are_reached():
 
 def test_half_of_the_changes_of_a_moment_are_of_its_index_set():
     rng, parent = stream(0, "half", 0), encoded("rms[w,h](x)")
-    names = Counter(words(moves.apply("change", rng, PAPER, parent)).most_common(1)[0][0] for _ in range(1000))
+    names = Counter(words(moves.apply("change", rng, PAPER, parent)).most_common(1)[0][0] for _ in range(300))
     of_the_moment = sum(n for name, n in names.items() if name.startswith("rms["))
-    assert 500 < of_the_moment < 700  # half, and 3 in 19 of the others
+    assert 150 < of_the_moment < 210  # half, and 3 in 19 of the others
 
 
 def test_all_single_deletions_and_swaps_are_reached():
@@ -147,19 +150,27 @@ def test_all_single_deletions_and_swaps_are_reached():
     assert len(found) == 3 + 4 + 5 + 5  # operands of tanh, rms and div; one order of tanh and rms is there
 
 
-def test_insertions_reach_every_edge_and_primitive():
-    found = reached("insert", encoded("tanh(x)"), 4000)
-    unary = [name for name, p in PAPER.primitives.items() if p.arity == 1]
-    assert {f"{name}(tanh(x))" for name in unary} | {f"tanh({name}(x))" for name in unary} <= found
-    for name in ("add", "mul", "div", "max"):
-        assert {f"{name}(x, tanh(x))", f"{name}(tanh(x), x)", f"tanh({name}(v1, x))"} <= found
+def test_insertions_reach_every_edge_operand_and_primitive():
+    space = SearchSpace(SMALL)
+    found = reached("insert", (*space.random(stream(0, "room", 0))[:3], Gene("tanh", (0,))), space)
+    for u in ("tanh", "mean[w,h]", "mean[w,h,c]"):
+        assert {f"{u}(tanh(x))", f"tanh({u}(x))"} <= found
+    above = {f"add({o}, tanh(x))" for o in ("x", "0", "v0", "v1")} | {
+        f"add(tanh(x), {o})" for o in ("x", "0", "v0", "v1")
+    }
+    below = {f"tanh(add({o}, x))" for o in ("x", "0", "v0", "v1")} | {
+        f"tanh(add(x, {o}))" for o in ("x", "0", "v0", "v1")
+    }
+    assert above | below | {"add(tanh(x), tanh(x))"} <= found
+    assert len(found) == 6 + 9 + 8 - 2  # tanh(tanh(x)) and tanh(add(x, x)) are reached in two ways
 
 
 def test_a_graft_takes_a_subtree_of_the_donor():
     rng = stream(0, "graft", 1)
-    one, two = encoded("tanh(x)"), encoded("x / rms[w,h](v0)")
+    one, two = encoded("tanh(x)"), encoded("x / rms[w,h](v1 + -x)")
+    subtrees = ["neg(x)", "add(v1, neg(x))", "rms[w,h](add(v1, neg(x)))", "div(x, rms[w,h](add(v1, neg(x))))"]
     found = {unrolled(moves.graft(rng, PAPER, one, two)) for _ in range(200)}
-    assert found == {"rms[w,h](v0)", "tanh(rms[w,h](v0))", "tanh(div(x, rms[w,h](v0)))"}
+    assert found == {*subtrees[:3], *(f"tanh({tree})" for tree in subtrees)}
 
 
 def test_what_does_not_fit():
@@ -167,12 +178,10 @@ def test_what_does_not_fit():
     full, rng = (Gene("tanh", (0,)), Gene("neg", (4,))), stream(0, "full", 0)
     assert moves.apply("insert", rng, space, full) is None
     assert moves.apply("delete", rng, space, (Gene("tanh", (0,)), Gene("neg", (0,)))) is None
-    one = SearchSpace(Space(nodes=1, operations=("tanh",)))
-    assert moves.apply("change", rng, one, (Gene("tanh", (0,)),)) is None
-    assert moves.graft(rng, one, (Gene("tanh", (0,)),), (Gene("tanh", (2,)),)) is None
-    assert {moves.move(rng, one, (Gene("tanh", (0,)),)) for _ in range(30)} == {
-        (Gene("tanh", (i,)),) for i in (1, 2, 3)
-    }
+    one, tanh = SearchSpace(Space(nodes=1, operations=("tanh",))), (Gene("tanh", (0,)),)
+    assert all(moves.apply(kind, rng, one, tanh) is None for kind in MOVES)
+    assert moves.graft(rng, one, tanh, (Gene("tanh", (2,)),)) is None
+    assert {moves.move(rng, one, tanh) for _ in range(30)} == {(Gene("tanh", (i,)),) for i in (1, 2, 3)}  # redrawn
 
 
 @pytest.mark.parametrize("space", SPACES[:3])

@@ -178,7 +178,7 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
         return
     say(console, "\nback to its first ancestor; [-gone-] and {+new+} since the parent:", "bold")
     if further := len(found) - len(steps):
-        say(console, f"along first parents; {further} further ancestors came in by crossover", "dim")
+        say(console, f"along first parents; {further} further ancestors came in as second parents", "dim")
     formulas = [c.formula or formula(drawn.to_graph(c.genotype)) for c in steps]
     for k, step in enumerate(steps):
         scores = ", ".join(f"{s:.4g}" for s in step.outcome.scores.values())
