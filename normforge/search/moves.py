@@ -1,6 +1,6 @@
 """Moves on the active graph of a genotype: the genes that its output reads.
 
-Of a random layer's ten genes about two are active, so most redraws of a gene change nothing. Here a move changes the
+Of a random layer's ten genes two or three are active, so most redraws of a gene change nothing. Here a move changes the
 graph itself, and never to one that does not read x. The genes that the output does not read are the room to insert
 into: they are drawn anew and come first, as in `SearchSpace.encode`. All draws are uniform and come from the generator
 that is passed.
