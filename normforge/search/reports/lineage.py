@@ -26,7 +26,6 @@ from normforge.search.store import Store
 BEST = 10
 _WORDS = re.compile(r"\w+(?:\.\w+)?(?:\[[^\]]*\])?\s*|.\s*", re.DOTALL)
 _MOST_WORDS = 4000  # the time that a comparison takes grows with the square
-_MOST_GENES = 3
 _STYLE = {"-": "red strike", "+": "green", "=": ""}
 _INITIAL_NAMES = ("x", "0", "v0", "v1")
 
@@ -72,14 +71,15 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def gene_changes(parent: Genotype, child: Genotype) -> list[str]:
+def gene_changes(parent: Genotype, child: Genotype, config: Config) -> list[str]:
     """The nodes that differ: `n9: sigmoid(n5) → tanh(v0)`; nodes are numbered as in the search space.
 
-    None where many do: a move on the active graph numbers nodes anew, and the formulas say what it did.
+    None in a run with moves or grafts, which number nodes anew: formulas say what they did.
     """
+    if config.evolution.mutation != "redraw" or config.evolution.grafts:
+        return []
     pairs = enumerate(zip(parent, child, strict=False), INITIAL)
-    found = [f"n{k}: {_gene(old)} → {_gene(new)}" for k, (old, new) in pairs if old != new]
-    return found if len(found) <= _MOST_GENES else []
+    return [f"n{k}: {_gene(old)} → {_gene(new)}" for k, (old, new) in pairs if old != new]
 
 
 def _gene(gene: Gene) -> str:
@@ -187,7 +187,7 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
         if k + 1 == len(steps):
             say(console, f"      {formulas[k]}")
             break
-        if genes := gene_changes(steps[k + 1].genotype, step.genotype):
+        if genes := gene_changes(steps[k + 1].genotype, step.genotype, config):
             say(console, f"      {'; '.join(genes)}", "dim")
         text = Text("      ")
         for kind, words in changes(formulas[k + 1], formulas[k]):
