@@ -144,7 +144,7 @@ class TournamentEvolution:
         if not self.rules.ties:
             return best
         limits = [s + self.rules.ties for s in best.scores]
-        level = [m for m in others if m is not best and all(map(float.__le__, m.scores, limits))]
+        level = (m for m in others if all(s <= limit for s, limit in zip(m.scores, limits, strict=True)))
         return min([best, *level], key=lambda m: self._cost(m.genotype))
 
     def _cleared(self) -> list[Member]:
