@@ -20,7 +20,7 @@ from normforge.errors import OptionError
 from normforge.search import moves
 from normforge.search.config import Evolution
 from normforge.search.objectives import traffic
-from normforge.search.selection import ORDER, WINNER, nsga2_order
+from normforge.search.selection import RANKING, WINNER, nsga2_ranking
 from normforge.search.space import Genotype, SearchSpace
 from normforge.streams import stream
 
@@ -44,7 +44,7 @@ class Proposal:
 
 @dataclass
 class TournamentEvolution:
-    """Proposals depend on (seed, index) and on what was told before, and on nothing else.
+    """Evolution by tournament: proposals depend on (seed, index) and on what was told before, and on nothing else.
 
     Attributes:
         rules: how layers are drawn and mutated, and who can be a parent.
@@ -111,7 +111,7 @@ class TournamentEvolution:
         if len(self.population) > self.rules.window:
             oldest = 0
             if self.rules.selection == "nsga2":
-                oldest = nsga2_order([m.scores for m in self.population])[-1]
+                oldest = nsga2_ranking([m.scores for m in self.population])[-1]
             del self.population[oldest], self._vectors[oldest : oldest + 1]
 
     def parents(self) -> list[Member]:
@@ -149,7 +149,7 @@ class TournamentEvolution:
 
     def _cleared(self) -> list[Member]:
         """The best layer of the window with all that behave alike is a niche; then the best of the rest, and so on."""
-        left = ORDER[self.rules.selection]([m.scores for m in self.population])
+        left = RANKING[self.rules.selection]([m.scores for m in self.population])
         length = max((v.size for v in self._vectors if v is not None), default=1)
         vectors = np.array([np.zeros(length) if v is None else v for v in self._vectors], dtype=np.float64)
         kept = []
