@@ -70,16 +70,17 @@ class Propagation:
         return self.forward_ok and len(self.gradient) == self.depth + 1
 
 
-class _Layer:
+class Layer:
     """A layer with its parameters at their starts, and its gradient, in reproducible arithmetic.
 
     Args:
         graph: the layer.
         channels: C.
+        groups: divides C; None as in `compile`.
     """
 
-    def __init__(self, graph: Graph, channels: int) -> None:
-        self.groups = resolve_groups(None, channels)
+    def __init__(self, graph: Graph, channels: int, groups: int | None = None) -> None:
+        self.groups = resolve_groups(groups, channels)
         self.start = {p.name: np.full(channels if p.axes else (), p.attr[2], np.float32) for p in graph.params}
         self._forward = lower(graph)
         self._backward = lower(Differentiate().run(graph))
@@ -105,12 +106,19 @@ class _Layer:
 
 @np.errstate(all="ignore")
 def propagate(
-    graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, size: int = SIZE, batch: int = BATCH, seed: int = 0
+    graph: Graph,
+    *,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    size: int = SIZE,
+    batch: int = BATCH,
+    groups: int | None = None,
+    seed: int = 0,
 ) -> Propagation:
     """Noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance 2 / fan-in)
     and the layer, in float32, and a random cotangent back. The numbers do not depend on the machine (`reproducible`).
     """
-    layer = _Layer(graph, width)
+    layer = Layer(graph, width, groups)
     rng = stream(seed, "propagation", width)
     signal, gradient = (_noise(rng, (batch, width, size, size)) for _ in range(2))
     deviation = (2 / (9 * width)) ** 0.5
@@ -217,7 +225,7 @@ def _inputs(seed: int) -> dict[str, Array]:
 
 def trials(graph: Graph, seed: int = 0) -> dict[str, str]:
     """What is wrong with the layer alone, by input: values or gradients not finite, or zero; empty for a good one."""
-    layer = _Layer(graph, SHAPE[1])
+    layer = Layer(graph, SHAPE[1])
     cotangent = _noise(stream(seed, "cotangent", 0), SHAPE)
     out = {}
     for name, x in _inputs(seed).items():
