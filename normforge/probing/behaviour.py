@@ -9,11 +9,13 @@ batches, since on a single one what is divided by a moment over the batch differ
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from normforge.ir.graph import Graph
+from normforge.ir.layers import layers
 from normforge.passes.keys import lower
 from normforge.probing.reproducible import Array, evaluate, mean, variance
 from normforge.streams import stream
@@ -59,8 +61,52 @@ def behaviour(graph: Graph) -> Vector | None:
 
 
 def cosines(vectors: npt.NDArray[np.float32], vector: Vector) -> npt.NDArray[np.float64]:
-    """Of each row of `vectors` (n, LENGTH) with a vector: the same bits everywhere, in whatever order sums are taken."""
-    return np.asarray(vectors.astype(np.float64) @ vector.astype(np.float64))
+    """Absolute cosines of the rows of `vectors` (n, LENGTH) with a vector: (n,), the same bits in any order of sums."""
+    return np.abs(np.einsum("nk,k->n", vectors.astype(np.float64), vector.astype(np.float64)))
+
+
+class Near(NamedTuple):
+    """A layer beside another one.
+
+    Attributes:
+        name: of a known layer, or of a candidate of a run (#17).
+        cosine: of the two behaviours, absolute.
+        same: whether it is the same function, by `Graph.hash`.
+    """
+
+    name: str
+    cosine: float
+    same: bool = False
+
+    def __str__(self) -> str:
+        what = next(words for least, words in _WORDS if self.cosine >= least)
+        return f"{self.name}, cosine {self.cosine:.3f}: {'the same function' if self.same else what}"
+
+
+_WORDS = (
+    (0.999, "does the same"),
+    (0.98, "the same up to a bend"),
+    (0.9, "akin"),
+    (0.0, "does something else"),
+)
+
+
+def nearest_known(graph: Graph, count: int = 2) -> tuple[Near, ...]:
+    """The named layers that a layer is nearest to by behaviour, the nearest first; none where it has no behaviour."""
+    vector = behaviour(graph)
+    if vector is None:
+        return ()
+    names, vectors = _known()
+    found = cosines(vectors, vector)
+    order = np.argsort(-found, kind="stable")[:count]
+    return tuple(Near(names[i], float(found[i]), layers[names[i]].hash == graph.hash) for i in order)
+
+
+@lru_cache(maxsize=1)
+def _known() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    found = {name: behaviour(graph) for name, graph in layers.items()}
+    rows = {name: v for name, v in found.items() if v is not None}
+    return tuple(rows), np.stack(list(rows.values()))
 
 
 @lru_cache(maxsize=1)
