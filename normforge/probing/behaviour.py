@@ -62,7 +62,7 @@ def behaviour(graph: Graph) -> Vector | None:
 
 def cosines(vectors: npt.NDArray[np.float32], vector: Vector) -> npt.NDArray[np.float64]:
     """Absolute cosines of the rows of `vectors` (n, LENGTH) with a vector: (n,), the same bits in any order of sums."""
-    return np.abs(np.einsum("nk,k->n", vectors.astype(np.float64), vector.astype(np.float64)))
+    return np.asarray(np.abs(np.einsum("nk,k->n", vectors.astype(np.float64), vector.astype(np.float64))))
 
 
 class Near(NamedTuple):

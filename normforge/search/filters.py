@@ -111,7 +111,8 @@ class Filters:
             graph: the layer.
             stored: `Keys.stored` of then.
         """
-        return Keys(**stored, behaviour=behaviour(graph) if self._rules.behaviour else None)
+        named = (stored.get(name, "") for name in ("hash", "fingerprint", "family"))
+        return Keys(*named, behaviour=behaviour(graph) if self._rules.behaviour else None)
 
     def _distinct(self, graph: Graph, keys: Keys) -> None:
         """Fill in the keys, one after the other, each dearer than the one before.

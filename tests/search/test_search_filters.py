@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 from run_tools import TINY, contents, quiet
 
 from normforge.ir import parse
+from normforge.passes import Degeneracy
 from normforge.probing.behaviour import LENGTH, behaviour, cosines
 from normforge.search import events
 from normforge.search.behaviours import FEWEST, Behaviours
-from normforge.search.config import load
+from normforge.search.config import Space, load
 from normforge.search.events import Candidate
 from normforge.search.filters import Filters, Keys
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.run import run
+from normforge.search.space import SearchSpace
 from normforge.search.store import Store
+from normforge.streams import stream
 
 ALL = ["filters.family=true", "filters.behaviour=0.995", "filters.signal=1.5", "filters.probing=true"]
 
@@ -80,22 +83,38 @@ def test_a_restored_candidate_is_an_earlier_one() -> None:
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
-    """By one worker and by two; what was refused before it stopped and after."""
-    settings = [*TINY, *ALL, "evolution.fresh=0.5", "evolution.start=tanh(x) * gamma + beta;evonorm-b0;evonorm-s0"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(load("demo", [*settings, "budget.candidates=200"]), whole, quiet())
-    for budget, workers in (("90", 1), ("200", 2)):
+    """Also with more workers; what it refuses depends on what was stored before it stopped."""
+    start = "evolution.start=tanh(x) * gamma + beta;evonorm-b0;evonorm-s0"
+    common, whole, parts = [*TINY, *ALL, start, "evolution.fresh=0.2"], tmp_path / "whole", tmp_path / "parts"
+    for directory, budget, workers in ((whole, 120, 1), (parts, 40, 1), (parts, 120, 2)):
         more = [f"budget.candidates={budget}", f"workers.count={workers}"]
-        assert run(load("demo", settings + more), parts, quiet())
+        assert run(load("demo", [*common, *more]), directory, quiet(), work="search_faults:at_once")
     one, other = ({k: v for k, v in contents(d).items() if k[0] == "candidate"} for d in (whole, parts))
     assert one == other
-    fates = {data["fate"] for data in one.values()}
-    assert {"scored", "signal", "duplicate"} <= fates
     store = Store(whole)
     found = list(events.each(store, Candidate))
     store.close()
+    reasons = [c.outcome.reason.partition(":")[0] for c in found if c.index >= 40]
+    assert {"family", "behaviour"} <= set(reasons)
     assert all(c.family for c in found if c.evaluated)
-    assert all("signal" in c.outcome.seconds for c in found if c.outcome.fate is Fate.GATE)
+    gated = [c for c in found if c.outcome.fate is Fate.GATE]
+    assert gated and all("signal" in c.outcome.seconds for c in gated)
+
+
+def test_one_family_does_the_same() -> None:
+    """Random layers of one family, of which one has no parameter but gamma and beta: so these absorb all others."""
+    small, families, checked = SearchSpace(Space(nodes=6)), {}, 0
+    for index in range(900):
+        graph = small.to_graph(small.random(stream(77, "family", index)))
+        if not Degeneracy().run(graph) and (vector := behaviour(graph)) is not None:
+            families.setdefault(graph.family_hash, {})[graph.hash] = (graph, vector)
+    for members in families.values():
+        plain = next((v for g, v in members.values() if {p.name for p in g.params} <= {"gamma", "beta"}), None)
+        for graph, vector in members.values() if plain is not None else ():
+            assert cosines(vector[None], plain)[0] > 0.9999, graph
+            checked += 1
+        checked -= plain is not None
+    assert checked >= 10
 
 
 # -- the search among behaviours
