@@ -111,8 +111,8 @@ class Filters:
             graph: the layer.
             stored: `Keys.stored` of then.
         """
-        named = (stored.get(name, "") for name in ("hash", "fingerprint", "family"))
-        return Keys(*named, behaviour=behaviour(graph) if self._rules.behaviour else None)
+        vector = behaviour(graph) if self._rules.behaviour else None
+        return Keys(stored["hash"], stored.get("fingerprint", ""), stored.get("family", ""), vector)
 
     def _distinct(self, graph: Graph, keys: Keys) -> None:
         """Fill in the keys, one after the other, each dearer than the one before.

@@ -109,6 +109,7 @@ ABSORBED = [
     ("tanh(x) / v1 * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * sqrt(v1) * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * (v0 + v1) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * tanh(v1) * exp(v0) / sigmoid(v1) * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * rms[w,h,c](v0) * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * mean[w,h,c](v1) * gamma", "tanh(x) * gamma"),
     ("rms[w,h](v1 * x) * tanh(x) * gamma", "rms[w,h](x) * tanh(x) * gamma"),

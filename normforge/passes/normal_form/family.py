@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import islice, product
-from math import gcd, prod
+from math import erf, exp, gcd, prod, tanh
 
 from normforge.ir.graph import Graph
 from normforge.ir.ops import Op
@@ -34,13 +34,24 @@ MAX_SIGNS = 4  # parameters whose signs are tried
 NOTHING = 1e-4  # a factor this small when training starts counts as zero
 
 
+# Parameters start at one value for all channels, so a mean of them is that value.
+_AT_START: dict[Op, Callable[[float], float]] = {
+    Op.ABS: abs,
+    Op.ROOT: lambda a: abs(a) ** 0.5,
+    Op.MEAN: float,
+    Op.TANH: tanh,
+    Op.ERF: erf,
+    Op.EXP: lambda a: exp(min(a, 100.0)),
+}
+
+
 def family_key(graph: Graph) -> Key:
     """The digest of a layer's family; that of its function where a budget of `identity` is passed on the way."""
     for scales in (True, False):
         try:
             if key := _family(graph, Identity(graph.eps, scales=scales)):
                 return key
-        except TooLarge:
+        except (TooLarge, OverflowError):  # the latter where an interval's ends are beyond float64
             pass
     return Identity(graph.eps).value(graph).key
 
@@ -186,13 +197,12 @@ def _at_start(space: Identity, key: Key, starts: Mapping[Key, float]) -> float |
     f = space.factor[key]
     if key in starts:
         return starts[key]
-    if f.op in (Op.ABS, Op.ROOT, Op.MEAN) and f.name != OPAQUE:
+    if f.op in _AT_START and f.name != OPAQUE:
         (inside,) = f.args
         parts = [(_at_start(space, k, starts), p) for k, p in inside.powers]
         if any(v is None or (v == 0 and p < 0) for v, p in parts):
             return None
-        out = float(inside.number) * prod(v**p for v, p in parts if v is not None)
-        return out if f.op is Op.MEAN else abs(out) if f.op is Op.ABS else abs(out) ** 0.5
+        return _AT_START[f.op](float(inside.number) * prod(v**p for v, p in parts if v is not None))
     if f.op is not None:
         return None
     total = 0.0
