@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_tools import TINY, contents, quiet
 
-from normforge.ir import parse
+from normforge.ir import Graph, parse
 from normforge.passes import Degeneracy
 from normforge.probing.behaviour import LENGTH, behaviour, cosines
 from normforge.search import events
@@ -86,7 +86,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
     """Also with more workers; what it refuses depends on what was stored before it stopped."""
     start = "evolution.start=tanh(x) * gamma + beta;evonorm-b0;evonorm-s0"
     common, whole, parts = [*TINY, *ALL, start, "evolution.fresh=0.2"], tmp_path / "whole", tmp_path / "parts"
-    for directory, budget, workers in ((whole, 120, 1), (parts, 40, 1), (parts, 120, 2)):
+    for directory, budget, workers in ((whole, 40, 1), (parts, 15, 1), (parts, 40, 2)):
         more = [f"budget.candidates={budget}", f"workers.count={workers}"]
         assert run(load("demo", [*common, *more]), directory, quiet(), work="search_faults:at_once")
     one, other = ({k: v for k, v in contents(d).items() if k[0] == "candidate"} for d in (whole, parts))
@@ -94,27 +94,37 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
     store = Store(whole)
     found = list(events.each(store, Candidate))
     store.close()
-    reasons = [c.outcome.reason.partition(":")[0] for c in found if c.index >= 40]
-    assert {"family", "behaviour"} <= set(reasons)
+    reasons = [c.outcome.reason.partition(":")[0] for c in found if c.index >= 15]
+    assert "behaviour" in reasons
     assert all(c.family for c in found if c.evaluated)
     gated = [c for c in found if c.outcome.fate is Fate.GATE]
     assert gated and all("signal" in c.outcome.seconds for c in gated)
 
 
 def test_one_family_does_the_same() -> None:
-    """Random layers of one family, of which one has no parameter but gamma and beta: so these absorb all others."""
-    small, families, checked = SearchSpace(Space(nodes=6)), {}, 0
-    for index in range(900):
+    """Random layers, and each with more that gamma and beta absorb: also what falls together by chance."""
+    small, layers = SearchSpace(Space(nodes=5)), {}
+    for index in range(700):
         graph = small.to_graph(small.random(stream(77, "family", index)))
-        if not Degeneracy().run(graph) and (vector := behaviour(graph)) is not None:
-            families.setdefault(graph.family_hash, {})[graph.hash] = (graph, vector)
+        if graph.hash not in layers and not Degeneracy().run(graph):
+            layers[graph.hash] = graph
+            body = str(graph).removesuffix(" * gamma + beta")
+            twin = parse(f"(({body}) * -3 * sqrt(v1) + abs(v0)) * gamma + beta")
+            layers[twin.hash] = twin
+    families: dict[str, list[Graph]] = {}
+    for graph in layers.values():
+        families.setdefault(graph.family_hash, []).append(graph)
+    assert len(families) < 0.6 * len(layers)
+    checked = 0
     for members in families.values():
-        plain = next((v for g, v in members.values() if {p.name for p in g.params} <= {"gamma", "beta"}), None)
-        for graph, vector in members.values() if plain is not None else ():
-            assert cosines(vector[None], plain)[0] > 0.9999, graph
-            checked += 1
-        checked -= plain is not None
-    assert checked >= 10
+        # A parameter beside gamma and beta may be written anew too, and is not where behaviour has moved it to.
+        plain = next((g for g in members if {p.name for p in g.params} <= {"gamma", "beta"}), None)
+        reference = behaviour(plain) if plain else None
+        for graph in members if reference is not None else ():
+            vector = behaviour(graph)
+            assert vector is not None and cosines(vector[None], reference)[0] > 0.9999, graph
+            checked += graph is not plain
+    assert checked > 20
 
 
 # -- the search among behaviours
@@ -125,10 +135,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (np.rint(scaled * 2**20) / 2**20).astype(np.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    count=st.integers(1, 3 * FEWEST),
+    count=st.integers(1, 2 * FEWEST + 40),
     rank=st.sampled_from([1, 2, 8, 40, LENGTH]),
     noise=st.sampled_from([0.0, 1e-4, 0.01, 0.3]),
     least=st.sampled_from([0.0, 0.5, 0.9, 0.995, 0.9999]),

@@ -16,7 +16,8 @@ f(-x), which convolutions before the layer would absorb, and it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import islice, product
@@ -30,6 +31,7 @@ from normforge.passes.normal_form.polynomial import Key, Monomial, Poly
 from normforge.passes.normal_form.values import OPAQUE, TooLarge, Value
 
 MAX_ROUNDS = 16
+MAX_TURNS = 2  # of one parameter's scale: in some forms, each asks for another
 MAX_SIGNS = 4  # parameters whose signs are tried
 NOTHING = 1e-4  # a factor this small when training starts counts as zero
 
@@ -66,19 +68,22 @@ def _family(graph: Graph, space: Identity) -> Key | None:
     names = {key: name for key, name in names.items() if key in used}
     start_of = {p.name: p.attr[2] for p in graph.params}
     starts = {key: start_of[name] for key, name in names.items()}
+    turned: list[str] = []
     for _ in range(MAX_ROUNDS):
         shift, value, left = _absorbed(space, graph, scale, names, starts)
-        scales = ((names[atom], _scale(space, value, atom)) for atom in left)
+        often = Counter(turned)
+        scales = ((names[atom], _scale(space, value, atom)) for atom in left if often[names[atom]] < MAX_TURNS)
         name, factor = next(((n, s) for n, s in scales if s != 1), ("", Fraction(1)))
         if factor == 1:
             break
         # One at a time: two that are measured by each other would turn around each other.
         scale[name] = scale.get(name, Fraction(1)) * factor
+        turned.append(name)
     # A sign inside an odd function has gone outside: every choice of signs is tried.
     inside = sorted(names[key] for key in left)[:MAX_SIGNS]
     for signs in islice(product((1, -1), repeat=len(inside)), 1, None):
-        turned = scale | {n: s * scale.get(n, Fraction(1)) for n, s in zip(inside, signs, strict=True)}
-        other_shift, other, _ = _absorbed(space, graph, turned, names, starts)
+        signed = scale | {n: s * scale.get(n, Fraction(1)) for n, s in zip(inside, signs, strict=True)}
+        other_shift, other, _ = _absorbed(space, graph, signed, names, starts)
         if (other_shift, other.key) < (shift, value.key):
             shift, value = other_shift, other
     return blake2b(shift + value.key, digest_size=16).digest()
@@ -122,14 +127,15 @@ def _without_shift(
         axes = space.factor[shift].axes
         # f + n·p, if it is that, moves by n·p when p is doubled.
         double, triple = (_value(space, graph, scale, **{name: n}) for n in (2, 3))
-        step, again = (_filled(space, space.sub(*pair), starts) for pair in ((double, plain), (triple, double)))
+        poles = {key for key, p in plain.powers if p < 0}  # where it is not finite anyway
+        step, again = (_filled(space, space.sub(*pair), starts, poles) for pair in ((double, plain), (triple, double)))
         if step.powers != ((shift, 1),) or step.holes or again.key != step.key:
             continue
 
         def absorbed(v: Value, axes: int = axes) -> bool:
             return not space.depends(v) and not space.axes(v) & ~axes
 
-        rest = _filled(space, space.sub(plain, step), starts)
+        rest = _filled(space, space.sub(plain, step), starts, poles)
         for other in sorted(set(names.values()) - {name}):
             twice = space.sub(_value(space, graph, scale, **{other: 2}), step)
             constant = space.sub(space.add(rest, rest), twice)  # c of p·f + c
@@ -164,10 +170,10 @@ def _without_scale(
     return value, b""
 
 
-def _filled(space: Identity, v: Value, starts: Mapping[Key, float]) -> Value:
-    """The value without the holes where a parameter is zero that is far from it when training starts."""
-    open_ = {h for h in v.holes if space.factor[h].depends or not _away_from_zero(space, h, starts)}
-    return Value(v.number, v.powers, frozenset(open_))
+def _filled(space: Identity, v: Value, starts: Mapping[Key, float], poles: Collection[Key] = ()) -> Value:
+    """The value without the holes at `poles`, and where a parameter is zero that is not when training starts."""
+    left = {h for h in v.holes if space.factor[h].depends or not _away_from_zero(space, h, starts)}
+    return Value(v.number, v.powers, frozenset(left.difference(poles)))
 
 
 def _atoms(space: Identity, key: Key) -> set[Key]:

@@ -194,9 +194,11 @@ def absolute(space: Algebra, v: Value) -> Value:
 def sqrt(space: Algebra, v: Value) -> Value:
     """v / root(|v| + ε)."""
     size, outside = absolute(space, v), UNIT
-    if space.scales and space.depends(size):
+    if space.scales and v.number:
         fixed = tuple((k, p) for k, p in size.powers if not space.factor[k].depends)
         outside = plain_root(space, Value(size.number, fixed))
+        if not space.depends(size):
+            return space.div(v, outside)
         size = space.build(UNIT_NUMBER, {k: p for k, p in size.powers if space.factor[k].depends}, size.holes)
     inside = space.add(size, Value(space.exact_eps))
     return space.div(v, space.mul(outside, root(space, inside)))
