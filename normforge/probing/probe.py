@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -104,6 +105,10 @@ class Layer:
         return np.broadcast_to(value, (n, self.groups, c // self.groups, height * width)).reshape(x.shape)
 
 
+# Several questions are asked of one layer in turn, and deriving it takes as long as an answer.
+layer_of = lru_cache(maxsize=4)(Layer)
+
+
 @np.errstate(all="ignore")
 def propagate(
     graph: Graph,
@@ -114,11 +119,13 @@ def propagate(
     batch: int = BATCH,
     groups: int | None = None,
     seed: int = 0,
+    back: bool = True,
 ) -> Propagation:
     """Noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance 2 / fan-in)
-    and the layer, in float32, and a random cotangent back. The numbers do not depend on the machine (`reproducible`).
+    and the layer, in float32, and, with `back`, a random cotangent back. The numbers do not depend on the machine
+    (`reproducible`).
     """
-    layer = Layer(graph, width, groups)
+    layer = layer_of(graph, width, groups)
     rng = stream(seed, "propagation", width)
     signal, gradient = (_noise(rng, (batch, width, size, size)) for _ in range(2))
     deviation = (2 / (9 * width)) ** 0.5
@@ -138,7 +145,7 @@ def propagate(
         inputs.append(convolve(signal, weights[len(inputs)]))
         signal = layer.forward(inputs[-1])
     norms: list[float] = []
-    while _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
+    while back and _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
         norms.insert(0, math.sqrt(square))
         if not inputs:
             break
@@ -225,7 +232,7 @@ def _inputs(seed: int) -> dict[str, Array]:
 
 def trials(graph: Graph, seed: int = 0) -> dict[str, str]:
     """What is wrong with the layer alone, by input: values or gradients not finite, or zero; empty for a good one."""
-    layer = Layer(graph, SHAPE[1])
+    layer = layer_of(graph, SHAPE[1])
     cotangent = _noise(stream(seed, "cotangent", 0), SHAPE)
     out = {}
     for name, x in _inputs(seed).items():

@@ -10,12 +10,13 @@ signal any size as long as it keeps it. R² says how much of the layer is a stra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from normforge.ir.graph import Graph
-from normforge.probing.probe import DEPTH, Layer, propagate
+from normforge.probing.probe import DEPTH, layer_of, propagate
 from normforge.probing.reproducible import Array, mean, variance
 from normforge.streams import stream
 
@@ -27,7 +28,7 @@ LINEAR = 0.95  # R² above which a layer counts as linear in part
 
 @dataclass(frozen=True)
 class Signal:
-    """What `signal` found; infinite where it did not come through.
+    """What `signal` found; infinite where a signal did not come through.
 
     Attributes:
         variance: |Δ log10| of the channels' variance, from the first layer's output to the last's.
@@ -52,25 +53,31 @@ class Signal:
 
 
 @np.errstate(all="ignore")
-def signal(graph: Graph, *, depth: int = DEPTH, seed: int = 0) -> Signal:
+def signal(
+    graph: Graph, *, depth: int = DEPTH, seed: int = 0, enough: Callable[[Signal], bool] | None = None
+) -> Signal:
     """z and R² of a layer with its parameters at their starts. The numbers do not depend on the machine.
 
     Args:
         graph: a layer.
         depth: convolutions in the stack.
         seed: of noise and weights.
+        enough: asked of the layer alone, and of the signals forward, whether what is known suffices; what was not
+            measured then is 0.
     """
-    s = propagate(graph, depth=depth, width=WIDTH, groups=GROUPS, seed=seed)
-    layer = Layer(graph, WIDTH, GROUPS)
+    layer, every = layer_of(graph, WIDTH, GROUPS), (0, 1, 2, 3)
     x = stream(seed, "signal", WIDTH).standard_normal(SHAPE).astype(np.float32)
     y, far = layer.forward(x), layer.forward(np.float32(10) * x)
-    every = (0, 1, 2, 3)
-    return Signal(
-        variance=_change(s.variance[1], s.variance[-1]) if s.forward_ok else math.inf,
-        gradient=_change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf,
-        scale=_change(variance(y, every).item(), variance(far, every).item()) / 2,
-        linearity=_linearity(x, y),
-    )
+    scale = _change(variance(y, every).item(), variance(far, every).item()) / 2
+    found = Signal(0.0, 0.0, scale, _linearity(x, y))
+    for back in (False, True) if enough else (True,):
+        if enough and enough(found):
+            break
+        s = propagate(graph, depth=depth, width=WIDTH, groups=GROUPS, seed=seed, back=back)
+        forward = _change(s.variance[1], s.variance[-1]) if s.forward_ok else math.inf
+        backward = _change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf
+        found = replace(found, variance=forward, gradient=backward if back else 0.0)
+    return found
 
 
 def _change(a: float, b: float) -> float:

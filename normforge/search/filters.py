@@ -139,12 +139,13 @@ class Filters:
         return key
 
     def _gate(self, graph: Graph) -> None:
-        found = signal(graph)
-        gated = found.gated(self._rules.linearity)
-        if gated > self._rules.signal:
+        rules = self._rules
+        found = signal(graph, enough=lambda s: s.gated(rules.linearity) > rules.signal)
+        gated = found.gated(rules.linearity)
+        if gated > rules.signal:
             parts = f"variance {found.variance:.2f}, gradient {found.gradient:.2f}, 2 × scale {found.scale:.2f}"
             linear = f", and {gated - found.z:.2f} for R² {found.linearity:.3f} on x" if gated > found.z else ""
-            raise _Refused(Fate.GATE, f"z {found.z:.2f} ({parts}){linear}: above {self._rules.signal:g}")
+            raise _Refused(Fate.GATE, f"z of at least {found.z:.2f} ({parts}){linear}: above {rules.signal:g}")
 
 
 @contextmanager
