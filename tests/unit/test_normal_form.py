@@ -112,6 +112,8 @@ ABSORBED = [
     ("tanh(x) * tanh(v1) * exp(v0) / sigmoid(v1) * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * rms[w,h,c](v0) * gamma + beta", "tanh(x) * gamma + beta"),
     ("tanh(x) * mean[w,h,c](v1) * gamma", "tanh(x) * gamma"),
+    ("tanh(x) * v0 * v1 * gamma", "tanh(x) * v0 * gamma"),
+    ("param a scalar = 2; tanh(x) * a * v1", "tanh(x) * v1"),
     ("rms[w,h](v1 * x) * tanh(x) * gamma", "rms[w,h](x) * tanh(x) * gamma"),
     ("x / std[w,h](4 * x) * gamma", "x / std[w,h](x) * gamma"),
     # constants that beta absorbs

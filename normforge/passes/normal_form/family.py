@@ -157,17 +157,17 @@ def _without_scale(
     powers = dict(value.powers)
     inside = [(k, f) for f in powers for k in _atoms(space, f) if k in names]
     holders = [k for k in names if abs(powers.get(k, 0)) == 1 and sum(j == k for j, _ in inside) == 1]
-    for holder in sorted(holders, key=lambda k: (names[k] != "gamma", names[k])):
-        axes = space.factor[holder].axes
-        free = {
-            key
-            for key in powers
-            if key != holder and not space.factor[key].depends and not space.factor[key].axes & ~axes
-        }
-        if value.number and all(_away_from_zero(space, key, starts) for key in free):
-            kept = space.build(Fraction(1), {k: p for k, p in powers.items() if k not in free}, value.holes)
-            return _filled(space, kept, starts), holder
-    return value, b""
+    if not holders or not value.number:
+        return value, b""
+    holder = min(holders, key=lambda k: (names[k] != "gamma", -space.factor[k].axes.bit_count(), names[k]))
+    axes = space.factor[holder].axes
+
+    def absorbed(key: Key) -> bool:
+        f = space.factor[key]
+        return key != holder and not f.depends and not f.axes & ~axes and _away_from_zero(space, key, starts)
+
+    kept = {k: p for k, p in powers.items() if not absorbed(k)}
+    return _filled(space, space.build(Fraction(1), kept, value.holes), starts), holder
 
 
 def _filled(space: Identity, v: Value, starts: Mapping[Key, float], poles: Collection[Key] = ()) -> Value:
