@@ -80,7 +80,6 @@ def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = No
     from normforge.probing.behaviour import nearest_known
     from normforge.probing.probe import probe as run_probe
     from normforge.probing.signal import signal
-    from normforge.search.results import nearest_stored
 
     probed = run_probe(graph)
     seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
@@ -88,7 +87,11 @@ def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = No
     found = signal(graph)
     seconds["signal"], start = time.perf_counter() - start, time.perf_counter()
     known = nearest_known(graph)
-    stored = None if run is None else nearest_stored(graph, str(run))
+    stored = None
+    if run is not None:
+        from normforge.search.results import nearest_stored
+
+        stored = nearest_stored(graph, str(run))
     seconds["behaviour"] = time.perf_counter() - start
     return Report(probed.findings, properties, probed.remarks, probed.propagation, found, known, stored, seconds)
 
