@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from normforge.ir.graph import Graph
-from normforge.passes import Degeneracy, Stage
+from normforge.passes import Check, Degeneracy
 from normforge.search.config import Config
 from normforge.search.space import PAPER, Genotype, from_json, to_json
 from normforge.streams import stream
 
-FIRST = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
+FIRST = Degeneracy((Check.TYPE, Check.DEPENDENCE))
 PASS = Config().quality.threshold / 10  # of ten classes
 RESULTS = Path(__file__).parent / "results" / "honesty.jsonl"
 
@@ -73,7 +73,7 @@ def verdict(graph: Graph) -> str:
     """The later stage that refuses a layer, or "kept"."""
     from normforge.probing.probe import probe
 
-    findings = Degeneracy((Stage.RANGE, Stage.FORM)).run(graph) or probe(graph).findings
+    findings = Degeneracy((Check.RANGE, Check.FORM)).run(graph) or probe(graph).findings
     return findings[0].stage.value if findings else "kept"
 
 

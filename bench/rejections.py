@@ -36,13 +36,13 @@ from rich.table import Table
 
 import normforge as nf
 from normforge.ir.graph import Graph
-from normforge.passes import Degeneracy, Stage
+from normforge.passes import Check, Degeneracy
 from normforge.search.config import load
 from normforge.search.funnel import UNDECIDED
 from normforge.search.space import PAPER, from_json, to_json
 from normforge.streams import stream
 
-DEPENDS = Degeneracy((Stage.TYPE, Stage.DEPENDENCE))
+DEPENDS = Degeneracy((Check.TYPE, Check.DEPENDENCE))
 RESULTS = Path(__file__).parent / "results" / "rejections.jsonl"
 NAMED = (
     "bn-relu", "bn-silu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-b1", "evonorm-b2", "evonorm-s0", "evonorm-s1",
@@ -90,7 +90,7 @@ def job(layer: str, genes: list[list[Any]] | None, data: str, network: str, repe
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     refused: dict[str, str] = {}
-    if findings := [*Degeneracy((Stage.RANGE, Stage.FORM)).run(graph), *probe(graph).findings]:
+    if findings := [*Degeneracy((Check.RANGE, Check.FORM)).run(graph), *probe(graph).findings]:
         refused["probing"] = findings[0].reason
     seconds["probing"] = time.perf_counter() - start
     for stage in ("quality", "stability", "full"):

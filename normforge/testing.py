@@ -66,7 +66,7 @@ _NUMBERS = (0.0, 1.0, 2.0, -1.0, 0.5, 3.0, 0.1, -2.5)
 
 @st.composite
 def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, smooth: bool = False) -> Graph:
-    """Layers: surface graphs of one input `x`, which shrink to fewer nodes. Many are degenerate; nothing is filtered.
+    """A strategy of layers: surface graphs of one input `x`, which shrink to fewer nodes. Many are degenerate.
 
     Args:
         space: `paper`: EvoNorm's (arXiv 2004.02967, section 3): x, 0, v0 and v1, its primitives and index sets, and
@@ -99,7 +99,7 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
 
 
 def shapes(*, max_spatial: int = 3) -> st.SearchStrategy[Shape]:
-    """Shapes (N, C, *spatial) with up to `max_spatial` spatial axes, or none; one third are `EXAMPLE_SHAPES`."""
+    """A strategy of shapes (N, C, *spatial) with up to `max_spatial` spatial axes; one third are `EXAMPLE_SHAPES`."""
     known = st.sampled_from([s for s in EXAMPLE_SHAPES if len(s) - 2 <= max_spatial])
     batch, channels = st.sampled_from((1, 2, 3, 5)), st.sampled_from((1, 2, 3, 6, 8, 12, 33, 48))
     space = st.lists(st.sampled_from((1, 2, 3, 5, 7)), max_size=max_spatial)
@@ -108,7 +108,7 @@ def shapes(*, max_spatial: int = 3) -> st.SearchStrategy[Shape]:
 
 
 def group_counts(channels: int) -> st.SearchStrategy[int]:
-    """Numbers of groups that divide `channels`."""
+    """A strategy of numbers of groups that divide `channels`."""
     return st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0])
 
 
@@ -169,7 +169,7 @@ def assert_close(actual: Any, expected: Any, dtype: str = "float64", length: int
 
 
 def any_layers() -> st.SearchStrategy[Graph]:
-    """What the passes of this package are tested on: layers of both spaces, up to twelve operations."""
+    """A strategy of what passes are tested on: layers of both spaces, up to twelve operations."""
     return st.one_of(layer_graphs(max_nodes=12), layer_graphs(space="paper", max_nodes=12))
 
 
@@ -209,7 +209,7 @@ _inherited = settings(suppress_health_check=[HealthCheck.differing_executors], d
 
 
 class PassProperties:
-    """Four properties that every pass from layer to layer owes, as tests. Derive a class and give it `run`.
+    """The four properties that every pass from layer to layer owes, as tests. Derive a class and give it `run`.
 
     Attributes:
         exact: NaN and infinities stay where they are. False for a pass that is right where everything is finite.
@@ -221,13 +221,13 @@ class PassProperties:
     never_dearer = True
 
     def run(self, graph: Graph) -> Graph:
-        """The pass."""
+        """The graph that the pass makes of a layer."""
         raise NotImplementedError("give the class a method run(self, graph) that calls the pass")
 
     @_inherited
     @given(layer=any_layers(), shape=shapes())
     def test_meaning_is_kept(self, layer: Graph, shape: Shape) -> None:
-        """The same numbers on random inputs of many shapes."""
+        """The pass gives the same numbers on random inputs of many shapes."""
         groups = 1 if shape[1] % 3 else 3
         after = self.run(layer)
         assert_same_meaning(layer, after, shape, groups=groups, exact=self.exact, what=type(self).__name__)
@@ -242,7 +242,7 @@ class PassProperties:
     @_inherited
     @given(layer=any_layers())
     def test_the_result_verifies(self, layer: Graph) -> None:
-        """Every type follows from its operands, and the inputs are those of the layer."""
+        """In the result every type follows from its operands, and the inputs are those of the layer."""
         after = self.run(layer)
         verify(after)
         assert after.inputs == layer.inputs
@@ -251,7 +251,7 @@ class PassProperties:
     @_inherited
     @given(layer=any_layers())
     def test_nothing_gets_dearer(self, layer: Graph) -> None:
-        """The cost model sees no loss."""
+        """The cost model sees no loss in the result."""
         if self.never_dearer:
             from normforge.passes.simplify import cost
 

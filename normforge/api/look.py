@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """The report of `check` on one layer.
 
     Attributes:
         findings: why it is degenerate, each with stage, node and reason.
         properties: facts about it, by name: those of `normforge.passes.Describe`, and `traffic`: full tensors read and
             written by each order's kernels, when slabs stay on chip.
-        remarks: what the probing stage saw on inputs that it does not refuse for, by input.
+        remarks: what probing saw on inputs that it does not refuse for, by input.
         propagation: signals by depth in a stack of convolutions (see `normforge.probing.probe`); None where no
             number was computed.
         signal: whether a signal keeps its size on its way through the layer, and how linear it is (see
@@ -37,7 +37,7 @@ class Report:
         known: the two named layers that it is nearest to by behaviour (see `normforge.probing.behaviour`), the nearest
             first; none where no number was computed or the layer's are not finite.
         stored: the nearest candidate of the run that was asked about; None without one.
-        seconds: by stage.
+        seconds: by check.
     """
 
     findings: tuple[Finding, ...]
@@ -56,9 +56,9 @@ class Report:
 
 
 def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = None) -> Report:
-    """Is the layer degenerate, and what is it like?
+    """Ask whether a layer is degenerate, and describe it.
 
-    The stages in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
+    The checks in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
 
     Args:
         layer: a graph, a layer's name, or a formula.

@@ -41,7 +41,7 @@ def parse_dtype(text: str) -> str:
 
 
 def parse_shape(text: str) -> tuple[int, ...] | None:
-    """N,C,H,W as numbers; None of nothing.
+    """The numbers of a text such as N,C,H,W; None for an empty text.
 
     Raises:
         ShapeError: not whole numbers.

@@ -61,7 +61,7 @@ def check(
         print("nothing to draw: the layer was refused before it met a stack of convolutions\n")
     for finding in report.findings:
         print(f"refused by {finding.stage}: {finding.reason}\n  at {finding.node}")
-    took = ", ".join(f"{stage} {t * 1e3:.1f} ms" for stage, t in report.seconds.items())
+    took = ", ".join(f"{check} {t * 1e3:.1f} ms" for check, t in report.seconds.items())
     if not report.ok:
         print(f"({took})")
         raise typer.Exit(1)

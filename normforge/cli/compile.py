@@ -14,7 +14,7 @@ from normforge.errors import OptionError
 
 
 class Emit(StrEnum):
-    """What is written."""
+    """The languages that generated code can be shown in."""
 
     c = "c"
     triton = "triton"

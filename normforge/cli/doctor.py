@@ -32,7 +32,7 @@ def doctor() -> None:
 
 
 def examine() -> Iterator[Line]:
-    """Findings in the order in which they are made."""
+    """All findings about this system, in the order in which they are made."""
     yield Line("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("normforge", "torch", "triton", "timm", "scikit-learn"):
         try:

@@ -11,8 +11,8 @@ from normforge.api.load import load
 from normforge.cli.arguments import DtypeOption, LayerArgument, Layout, LayoutOption, parse_dtype, parse_shape
 
 
-class Target(StrEnum):
-    """What a plan is for."""
+class TargetName(StrEnum):
+    """The targets that a layer can be explained for."""
 
     c = "c"
     triton = "triton"
@@ -23,7 +23,7 @@ def explain(
     shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...): show what fits on chip and the bytes moved.")] = "",
     dtype: DtypeOption = "float32",
     layout: LayoutOption = Layout.nchw,
-    target: Annotated[Target, typer.Option(help="What the kernels are for.")] = Target.triton,
+    target: Annotated[TargetName, typer.Option(help="What the kernels are for.")] = TargetName.triton,
     ir: Annotated[bool, typer.Option("--ir", help="Print the typed SSA of each order too.")] = False,
 ) -> None:
     """Print how a layer is computed: kernels, sweeps over memory, bytes moved and the least possible, saved tensors."""

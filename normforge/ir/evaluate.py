@@ -23,13 +23,13 @@ Array = npt.NDArray[np.float64]
 
 
 def sigmoid(a: Array) -> Array:
-    """1 / (1 + e^-a) without overflow: e^a / (1 + e^a) for negative a."""
+    """The function 1 / (1 + e^-a) without overflow: e^a / (1 + e^a) for negative a."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1 / (1 + e), e / (1 + e))
 
 
 def softplus(a: Array) -> Array:
-    """ln(1 + e^a) without overflow, and with all digits where it is small."""
+    """The function ln(1 + e^a) without overflow, and with all digits where it is small."""
     return np.asarray(np.maximum(a, 0) + np.log1p(np.exp(-np.abs(a))))
 
 
@@ -39,7 +39,7 @@ def erf(a: Array) -> Array:
 
 
 def gate(a: Array, b: Array, t: Array) -> Array:
-    """t where a > b or unordered, t/2 where a == b, 0 where a < b."""
+    """The operation gate(a, b, t): t where a > b or unordered, t/2 where a == b, 0 where a < b."""
     return np.where(a == b, t * 0.5, np.where(a < b, 0.0, t))
 
 
@@ -73,7 +73,7 @@ EVALUATE: Table[Callable[..., Any]] = Table(
 
 
 def axes_of(axes: int) -> tuple[int, ...]:
-    """Positions in the four-axis shape of a set of axes."""
+    """The positions of a set of axes in a shape of four."""
     return tuple(i for i, bit in enumerate((B, G, K, S)) if axes & bit)
 
 

@@ -84,7 +84,7 @@ class Graph:
 
     @property
     def structure_without_eps(self) -> str:
-        """The same digest without ε, for core graphs, whose constants hold it where it is used."""
+        """Hex digest of exactly this graph but for ε, for core graphs, whose constants hold it where it is used."""
         return self._digest("")
 
     def _digest(self, head: str) -> str:
@@ -107,7 +107,7 @@ class Graph:
 
     @cached_property
     def family_hash(self) -> str:
-        """Like `hash`, up to what trainable parameters absorb."""
+        """Hex identity of the function, as `hash`, up to what trainable parameters absorb."""
         return _key("family_hash", self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ class Graph:
         return self
 
     def with_outputs(self, *outputs: tuple[str, Node]) -> Graph:
-        """The same inputs and ε with other outputs."""
+        """A graph of the same inputs and ε with other outputs."""
         return Graph(outputs, self.inputs, self.eps)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from normforge.errors import GraphError
-from normforge.ir.ops import Kind, Level, Op, no_row
+from normforge.ir.ops import Category, Level, Op, no_row
 from normforge.ir.types import FULL, INDEX_NAMES, C, FloatClass, Type, axes_name, valid_axes
 
 Attr = tuple[Any, ...]
@@ -82,12 +82,12 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
     Raises:
         GraphError: an operand count, an axis set or an attribute that the operation does not allow.
     """
-    traits, kind = op.traits, op.traits.kind
+    traits, category = op.traits, op.traits.category
     if len(args) != traits.arity:
         raise GraphError(f"{op} takes {traits.arity} operands, not {len(args)}")
-    if kind is Kind.LEAF:
+    if category is Category.LEAF:
         return _infer_leaf(op, attr)
-    if kind is Kind.ELEMENTWISE:
+    if category is Category.ELEMENTWISE:
         if attr:
             raise GraphError(f"{op} has no attributes, so {attr} means nothing")
         axes, cls = 0, FloatClass.STAT
@@ -96,7 +96,7 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
             if a.type.cls is FloatClass.DATA:
                 cls = FloatClass.DATA
         return Type(axes, cls)
-    if kind is Kind.REDUCTION:
+    if category is Category.REDUCTION:
         over = attr[0] if len(attr) == 1 else None
         if type(over) is not int or not 0 < over <= FULL:
             raise GraphError(f"{op} needs one set of axes, not {attr}")
@@ -208,7 +208,7 @@ def toposort(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
     `operands` says where to go from a node: nowhere, where the walk should stop.
     """
     done: set[Node] = set()
-    order: list[Node] = []
+    found: list[Node] = []
     for root in roots:
         stack: list[tuple[Node, Iterator[Node]]] = []
         if root not in done:
@@ -222,9 +222,9 @@ def toposort(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
                     stack.append((a, iter(operands(a))))
                     break
             else:
-                order.append(node)
+                found.append(node)
                 stack.pop()
-    return order
+    return found
 
 
 def preorder(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
@@ -233,16 +233,16 @@ def preorder(roots: Iterable[Node], operands: Operands = _args) -> list[Node]:
     `operands` as of `toposort`.
     """
     seen: set[Node] = set()
-    order: list[Node] = []
+    found: list[Node] = []
     stack = list(reversed(list(roots)))
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        order.append(node)
+        found.append(node)
         stack.extend(reversed(operands(node)))
-    return order
+    return found
 
 
 def substitute(roots: Iterable[Node], replace: dict[Node, Node]) -> dict[Node, Node]:

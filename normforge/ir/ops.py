@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 from normforge.errors import MissingOperationError
 
 
-class Kind(enum.Enum):
-    """How an operation takes its operands."""
+class Category(enum.Enum):
+    """The way in which an operation takes its operands."""
 
     LEAF = enum.auto()
     ELEMENTWISE = enum.auto()
@@ -26,7 +26,7 @@ class Kind(enum.Enum):
 
 
 class Level(enum.Enum):
-    """Where an operation occurs."""
+    """The graphs in which an operation occurs."""
 
     BOTH = enum.auto()
     SURFACE = enum.auto()  # `legalise` removes it
@@ -34,7 +34,7 @@ class Level(enum.Enum):
 
 
 class Bounds(NamedTuple):
-    """Between which numbers results lie, whatever the operand is; finite ends are reached if `closed`."""
+    """The numbers between which results lie, whatever the operand is; finite ends are reached if `closed`."""
 
     low: int
     high: float
@@ -43,10 +43,10 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Traits:
-    """What passes ask about an operation.
+    """The traits of an operation, which passes ask about.
 
     Attributes:
-        kind, level: see there.
+        category, level: see `Category` and `Level`.
         arity: how many operands it takes.
         cost: of one element in a fused kernel, in additions, roughly; of a moment, with its sweep over memory. It
             chooses among equal forms, never what is hashed.
@@ -61,7 +61,7 @@ class Traits:
         at_zero: the f(0) of such a function, where that is one number on every machine.
     """
 
-    kind: Kind
+    category: Category
     arity: int
     level: Level = Level.BOTH
     cost: float = 1.0
@@ -79,13 +79,13 @@ class Traits:
 
 SWEEP = 40.0  # the cost of a moment: one more pass over memory
 _BOTH, _SURFACE, _CORE = Level
-_LEAF, _EACH, _ALONG, _DELIVERY = Kind
+_LEAF, _EACH, _ALONG, _DELIVERY = Category
 _UNIT, _SIGNED, _CLOSED = Bounds(0, 1), Bounds(-1, 1), Bounds(-1, 1, closed=True)
 _POSITIVE, _NONNEGATIVE = Bounds(0, math.inf), Bounds(0, math.inf, closed=True)
 
 
 class Op(enum.StrEnum):
-    """One row a meaning. `sqrt` and `log` are the signed, ε-guarded surface forms; `root` and `ln` the plain ones."""
+    """An operation, one row a meaning. `sqrt` and `log` are signed and ε-guarded, `root` and `ln` plain."""
 
     traits: Traits
 
@@ -143,8 +143,8 @@ class Op(enum.StrEnum):
     # fmt: on
 
 
-def _of_kind(*kinds: Kind) -> frozenset[Op]:
-    return frozenset(op for op in Op if op.traits.kind in kinds)
+def _of_category(*categories: Category) -> frozenset[Op]:
+    return frozenset(op for op in Op if op.traits.category in categories)
 
 
 # What `legalise` removes, and what only it and later passes make.
@@ -152,9 +152,9 @@ SURFACE_ONLY = frozenset(op for op in Op if op.traits.level is Level.SURFACE)
 CORE_ONLY = frozenset(op for op in Op if op.traits.level is Level.CORE)
 CORE = frozenset(Op) - SURFACE_ONLY
 SURFACE = frozenset(Op) - CORE_ONLY
-LEAF = _of_kind(Kind.LEAF)
-ELEMENTWISE = _of_kind(Kind.ELEMENTWISE)
-REDUCTION = _of_kind(Kind.REDUCTION)
+LEAF = _of_category(Category.LEAF)
+ELEMENTWISE = _of_category(Category.ELEMENTWISE)
+REDUCTION = _of_category(Category.REDUCTION)
 REDUCE = REDUCTION & CORE
 MOMENT = REDUCTION & SURFACE
 UNARY = tuple(op for op in Op if op in ELEMENTWISE & SURFACE and op.traits.arity == 1)  # in the order of the rows
@@ -167,7 +167,7 @@ Row = TypeVar("Row")
 
 
 class Table(dict[Op, Row]):
-    """One interpretation of operations, each by its row. What has none is refused by name.
+    """An interpretation of operations, each by its row. What has none is refused by name.
 
     Attributes:
         name: of the interpretation, as an error says it.

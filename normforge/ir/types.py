@@ -27,7 +27,7 @@ INDEX_NAMES = {axes: name for name, axes in INDEX_SETS.items()}
 
 
 class FloatClass(enum.StrEnum):
-    """What a value is stored as when it has to be: in the input's dtype, or as a statistic.
+    """The dtype in which a value is stored when it has to be: that of the input, or that of a statistic.
 
     `data` is the dtype of x; `stat` is float32, or float64 under a float64 x.
     """
@@ -47,7 +47,7 @@ class Type(NamedTuple):
 
 
 def axes_name(axes: int) -> str:
-    """`{b,c,s}` for a set of axes; `g` stands for the group where the channel inside it is gone."""
+    """The name of a set of axes: `{b,c,s}`; `g` stands for the group where the channel inside it is gone."""
     channel = "c" if axes & K else "g" if axes & G else ""
     names = ("b" if axes & B else "", channel, "s" if axes & S else "")
     return "{" + ",".join(n for n in names if n) + "}"
@@ -62,7 +62,7 @@ def parse_axes(text: str) -> int | None:
 
 
 def reduced_name(axes: int) -> str:
-    """`b,s,k` for the axes that are summed away; here `k`, the channels of one group, may stand alone."""
+    """The name of the axes that are summed away: `b,s,k`; here `k`, the channels of one group, may stand alone."""
     return ",".join(n for n, bit in zip("bgks", (B, G, K, S), strict=True) if axes & bit)
 
 
@@ -76,5 +76,5 @@ def parse_reduced(text: str) -> int | None:
 
 
 def valid_axes(axes: int) -> bool:
-    """A channel inside a group means nothing without the group."""
+    """True for a set of axes that means something: a channel inside a group needs the group."""
     return 0 <= axes <= FULL and not (axes & K and not axes & G)

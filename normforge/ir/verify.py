@@ -12,7 +12,7 @@ from normforge.ir.ops import Op
 
 
 def verify(graph: Graph) -> None:
-    """Check a graph.
+    """Check that a graph keeps the rules of the IR.
 
     Raises:
         GraphError: with the dump and a marker under the offending node.

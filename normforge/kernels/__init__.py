@@ -1,1 +1,1 @@
-"""What runs: the custom op, the module, compiled objects and their cache."""
+"""The part that runs: the custom op, the module, compiled objects and their cache."""

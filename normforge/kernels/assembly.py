@@ -1,4 +1,4 @@
-"""What the text of a compiled kernel says: how wide its accesses to memory are, and which are atomic."""
+"""The text of compiled kernels, read: how wide accesses to memory are, and which are atomic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REGISTER = re.compile(r"%rd\d+")
 
 @dataclass(frozen=True)
 class Accesses:
-    """Bytes of each instruction that reads or writes some tensors: one thread's share of one access."""
+    """The widths of accesses to some tensors: bytes that one thread moves by each instruction."""
 
     loads: tuple[int, ...]
     stores: tuple[int, ...]
@@ -68,10 +68,10 @@ def ptx_listing(ptx: str, kernel: str, parameters: Collection[int]) -> list[PtxA
         elif row.startswith("$"):
             block += 1
         elif access := _ACCESS.search(row):
-            kind, vector, bits, operands = access.groups()
+            access_op, vector, bits, operands = access.groups()
             address = re.search(r"\[\s*(%rd\d+)", operands)
             size = int(vector or 1) * int(bits) // 8
-            found.append(PtxAccess(kind == "ld", size, line, block, bool(address and address[1] in derived)))
+            found.append(PtxAccess(access_op == "ld", size, line, block, bool(address and address[1] in derived)))
         elif copy := _COPY.search(row):
             found.append(PtxAccess(True, int(copy[2], 0), line, block, copy[1] in derived))
     return found
@@ -86,8 +86,8 @@ def ptx_accesses(ptx: str, kernel: str, parameters: Collection[int]) -> Accesses
 def amdgcn_accesses(text: str) -> Accesses:
     """All accesses to global memory of a kernel; its text does not say through which pointer."""
     found: dict[str, list[int]] = {"load": [], "store": []}
-    for kind, what in _AMD_ACCESS.findall(text):
-        found[kind].append(_AMD_BYTES.get(what, 1 if "byte" in what or "b8" in what else 2))
+    for access, what in _AMD_ACCESS.findall(text):
+        found[access].append(_AMD_BYTES.get(what, 1 if "byte" in what or "b8" in what else 2))
     return Accesses(tuple(found["load"]), tuple(found["store"]))
 
 

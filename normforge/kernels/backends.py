@@ -1,4 +1,4 @@
-"""Which backend serves a call, and how the plans of each target are run: the one place that decides either.
+"""The choice of backend for a call, and the table of how plans of each target are run: one place for either.
 
 A backend is a target (`normforge.codegen.target`) with a `Runner` here, or "eager", which interprets the formula and
 has neither. The layer asks `resolve` at every call and tells the job, which keeps to it.
@@ -28,7 +28,7 @@ Kernel = Callable[[Sequence[Tensor], Dims], None]
 
 
 class Runner(NamedTuple):
-    """How plans of a target are run.
+    """The way in which plans of one target are run.
 
     Attributes:
         load: from a plan, and a title for its source, the kernel, compiled when it is first asked for.
@@ -50,7 +50,7 @@ class Runner(NamedTuple):
 
 @lru_cache(maxsize=64)
 def describe_gpu(device: torch.device) -> Device:
-    """What the choice of a kind of plan needs to know of a GPU."""
+    """The properties of a GPU that decide which kind of plan is best."""
     properties = torch.cuda.get_device_properties(device)
     half_tiles = torch.version.hip is None and properties.major >= 10  # sm_100
     return Device(properties.multi_processor_count, properties.L2_cache_size, half_tiles)
@@ -75,7 +75,7 @@ BEST = {"cpu": "c", "cuda": "triton", "xpu": "triton"}
 
 
 def backend_names() -> tuple[str, ...]:
-    """What `compile` takes."""
+    """The names that `compile` takes as a backend."""
     return (AUTO, *RUNNERS, EAGER)
 
 
@@ -83,7 +83,7 @@ _missing: dict[str, str] = {}  # targets that cannot be had on this machine, and
 
 
 def look_around() -> Mapping[str, str]:
-    """Why a target cannot be had on this machine, of those that cannot. Asked when a layer is made, for its calls:
+    """The reasons why targets cannot be had on this machine, by target. Asked when a layer is made, for its calls:
     torch.compile cannot trace a search of the path."""
     for name, runner in RUNNERS.items():
         if why := runner.missing():

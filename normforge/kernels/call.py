@@ -15,7 +15,7 @@ from normforge.kernels.empty import Allocator
 
 
 class PreparedCall(NamedTuple):
-    """What a call of a job needs that only the first operand's dtype, device, shape and strides decide.
+    """A call of a job, prepared: what the first operand's dtype, device, shape and strides decide.
 
     Attributes:
         device: of all tensors. current: the CUDA device that must be the current one; -1 for none.

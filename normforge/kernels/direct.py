@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from normforge.codegen.triton.cooperative import COUNTERS
-from normforge.codegen.triton.launch import TritonModule, arguments, warps, workspace
+from normforge.codegen.triton.division import COUNTERS
+from normforge.codegen.triton.launch import TritonModule, arguments, warps
 
 ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
 
@@ -42,7 +42,7 @@ class Ready(NamedTuple):
 
 
 class PreparedLaunches:
-    """Everything about a call that only the shape decides.
+    """The launches of a call, prepared: everything about them that only the shape decides.
 
     Attributes:
         launches: sizes, blocks and number of programs of each launch. warps: of a program of each.
@@ -56,16 +56,21 @@ class PreparedLaunches:
     def __init__(self, module: TritonModule, sizes: dict[str, int]) -> None:
         self.launches = [arguments(launch, sizes) for launch in module.launches]
         self.warps = [warps(launch, sizes) for launch in module.launches]
-        self.work, self.total = workspace(module, sizes)
+        self.work, self.total = module.schedule.places(sizes)
         self.offsets = [4 * first for first, _ in self.work]
-        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work), COUNTERS]
+        names = [
+            *module.operands,
+            *module.outputs,
+            *(f"{array.name}_ptr" for array in module.schedule.arrays),
+            COUNTERS,
+        ]
         place = {name: i for i, name in enumerate(names)}
         self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
         self.ready: dict[bool, list[Ready] | None] = {}
 
 
 def ready(kernel: Any, programs: int, slots: tuple[int, ...], tail: tuple[int, ...]) -> Ready | None:
-    """What the front returned, prepared; None where that is no compiled kernel, as under the interpreter.
+    """A compiled kernel, prepared; None where the front returned none, as under the interpreter.
 
     Args:
         kernel: returned by a launch through the front.
@@ -122,7 +127,7 @@ def current_stream(index: int) -> int:
 
 
 def hooked() -> bool:
-    """True when a profiler, say, has hooks that Triton's front calls around launches."""
+    """True when something, such as a profiler, has hooks that Triton's front calls around launches."""
     runtime = _runtime()
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains, or what was put in their place
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -20,10 +20,10 @@ def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     like what they are gradients of, statistics in the arithmetic dtype. Works on fake tensors too."""
     x = inputs[0]
     outputs = []
-    for kind, which in job.specs:
-        if kind == "full":
+    for like, which in job.specs:
+        if like == "full":
             outputs.append(torch.empty_like(x))
-        elif kind == "operand":
+        elif like == "operand":
             outputs.append(torch.empty_like(inputs[which], memory_format=torch.contiguous_format))
         else:
             shape = statistic_shape(which, x, job.groups)

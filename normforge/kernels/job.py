@@ -1,4 +1,4 @@
-"""What a job is: one order of a layer, with a key that says everything about it."""
+"""A job: one order of a layer, with a key that says everything about it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """Text that `Job.parse` reads back."""
+        """The text of the job, which `Job.parse` reads back."""
         masks = ";".join("*" if m is None else ",".join(map(str, m)) for m in self.seeded)
         mode = "train" if self.train else "eval"
         return f"{self.order}|{mode}|{self.groups}|{masks}|{self.target}|{layer_text(self.layer)}"
@@ -59,7 +59,7 @@ class Job:
 
     @cached_property
     def program(self) -> Program:
-        """Graph, operands and outputs.
+        """The graph of the job, its operands and its outputs.
 
         Raises:
             BackendError: derivatives of this order are not generated.
@@ -88,12 +88,12 @@ class Job:
 
     @cached_property
     def full_operands(self) -> tuple[bool, ...]:
-        """For each operand: is it as large as x?"""
+        """For each operand, whether it is as large as x."""
         return tuple(is_data(node) for node in self.program.operands)
 
     @cached_property
     def specs(self) -> tuple[Spec, ...]:
-        """How each output is allocated."""
+        """For each output, how it is allocated."""
         position = {node.name: i for i, node in enumerate(self.program.operands)}
         specs: list[Spec] = []
         for name, node in self.program.graph.outputs:
@@ -113,24 +113,24 @@ class Job:
 
     @cached_property
     def gradients_of(self) -> tuple[int, ...]:
-        """Which operands the outputs are gradients of, in order; none in forward. They have the same places among
-        the operands of the order before, which come first."""
+        """The operands that the outputs are gradients of, by number and in order; none in forward. They have the same
+        places among the operands of the order before, which come first."""
         position = {node: i for i, node in enumerate(self.program.operands)}
         return tuple(position[node] for node in self.program.wrt_before)
 
     @cached_property
     def differentiable(self) -> int:
-        """How many outputs can be given a cotangent: y, and all gradients."""
+        """The number of outputs that can be given a cotangent: y, and all gradients."""
         return len(self.gradients_of) if self.order else 1
 
     @cached_property
     def saved(self) -> int:
-        """How many statistics forward saves; derivatives have them as their last operands."""
+        """The number of statistics that forward saves; derivatives have them as their last operands."""
         return len(self.program.saved)
 
     @cached_property
     def public(self) -> int:
-        """How many outputs there are before those that forward saves."""
+        """The number of outputs before those that forward saves."""
         return len(self.specs) - (0 if self.order else self.saved)
 
     @cached_property
@@ -140,7 +140,7 @@ class Job:
 
     @cached_property
     def compiled_ahead(self) -> set[tuple[torch.dtype, bool]]:
-        """For which dtypes, contiguous or not, kernels were asked for before they were needed."""
+        """The dtypes, contiguous or not, for which kernels were asked for before they were needed."""
         return set()
 
 

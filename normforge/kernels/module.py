@@ -107,7 +107,7 @@ class Layer(nn.Module):
         self._look_around()  # a copy may be on another machine
 
     def reset_parameters(self) -> None:
-        """Back to the start values of parameters and running statistics."""
+        """Set parameters and running statistics to their start values."""
         with torch.no_grad():
             for p in self.graph.params:
                 getattr(self, self._names[p.name]).fill_(p.attr[2])
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """y, like x.
+        """The output y, of x's shape, dtype and layout.
 
         Raises:
             ShapeError, DtypeError: x does not fit.

@@ -56,7 +56,7 @@ _CPU = torch.device("cpu")
 
 
 class Form(NamedTuple):
-    """What a tensor is made like; of equal ones there is one, see `form_of`."""
+    """The form of a tensor: what it is made like. Equal ones are one object, see `form_of`."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -75,7 +75,7 @@ def form_of(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 class Block:
-    """A kept storage.
+    """A storage that the pool keeps.
 
     Attributes:
         tensor: over all of it; what is handed out shares it. form: of the tensor. inference: was the tensor made in
@@ -93,11 +93,11 @@ class Block:
         self.address = self.storage.data_ptr()
 
     def is_free(self, alone: tuple[int, int]) -> bool:
-        """Does nobody else hold the storage, nor its wrapper?"""
+        """True when nobody else holds the storage, nor its wrapper."""
         return _count_owners(self.number) == alone[0] and getrefcount(self.storage) == alone[1]
 
     def is_intact(self) -> bool:
-        """Is the storage still the memory that it was made with?"""
+        """True while the storage is the memory that it was made with."""
         storage = self.storage
         return storage.data_ptr() == self.address and storage.nbytes() == self.nbytes and storage.resizable()
 
@@ -138,7 +138,7 @@ class Shelf(deque[Block]):
 
 
 class Pool:
-    """Kept blocks by size.
+    """The pool: kept blocks by size.
 
     Attributes:
         limit: bytes that are kept at most, handed out or idle; 0 switches the pool off.
@@ -180,11 +180,11 @@ class Pool:
         return idle
 
     def kept(self) -> int:
-        """Bytes of all blocks, those included that somebody holds."""
+        """The bytes of all blocks, those included that somebody holds."""
         return sum(nbytes * len(shelf) for nbytes, shelf in list(self._shelves.items()))
 
     def describe(self) -> str:
-        """Its state in a phrase."""
+        """The state of the pool in a phrase."""
         if self._alone is None:
             return "off: this torch does not count the owners of a storage"
         return f"up to {self.limit / 1e6:.0f} MB" if self.limit else f"off: {VARIABLE} is 0"
@@ -294,7 +294,7 @@ _GROUPS = (
 
 
 def system_memory() -> tuple[int, int]:
-    """Bytes of memory that this process may use, and that are available: the machine's, or its container's."""
+    """The bytes of memory that this process may use, and that are available: the machine's, or its container's."""
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
     for folder, limit, use, cache in _GROUPS:
@@ -309,7 +309,7 @@ def system_memory() -> tuple[int, int]:
 
 
 def default_limit() -> int:
-    """Bytes: what the environment says in megabytes, else a quarter of the memory.
+    """The most bytes that the pool keeps: what the environment says in megabytes, else a quarter of the memory.
 
     Raises:
         OptionError: it says something else.

@@ -1,4 +1,4 @@
-"""What is done once for a job and a form of input: its plan, its kernel, the shapes of its tensors."""
+"""Preparation of a call, done once for a job and a form of input: its plan, its kernel, the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES = {
 
 
 def layout_of(like: Tensor) -> str | None:
-    """How a tensor (N, C, *spatial) lies in memory: "nchw", "nhwc", or None for any other order.
+    """The layout of a tensor (N, C, *spatial) in memory: "nchw", "nhwc", or None for any other order of axes.
 
     Without space, or with one position, both hold; channels are then walked as contiguous.
     """
@@ -43,7 +43,7 @@ def layout_of(like: Tensor) -> str | None:
 
 
 def statistic_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
-    """Shape of a statistic: b, then c or g, then all positions flattened."""
+    """The shape of a statistic: b, then c or g, then all positions flattened."""
     n, c = x.shape[:2]
     shape = [n] if axes & B else []
     if axes & G:
@@ -54,7 +54,7 @@ def statistic_shape(axes: int, x: Tensor, groups: int) -> tuple[int, ...]:
 
 
 def prepare(job: Job, x: Tensor) -> PreparedCall | None:
-    """None where the axes of x lie in memory in an order that no kernel walks."""
+    """A prepared call of a job; None where the axes of x lie in memory in an order that no kernel walks."""
     like = torch.empty_like(x, device="meta")
     layout = layout_of(like)
     if layout is None:
@@ -70,12 +70,12 @@ def prepare(job: Job, x: Tensor) -> PreparedCall | None:
         return tuple(x.shape) if is_data(node) else statistic_shape(node.axes, x, job.groups)
 
     outputs = []
-    for (kind, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
-        if kind == "full":
+    for (like_what, which), (_, node) in zip(job.specs, job.program.graph.outputs, strict=True):
+        if like_what == "full":
             outputs.append((full, shape(node), strides, x.dtype, -1))
         else:
             dense = torch.empty(shape(node), device="meta").stride()
-            outputs.append((empty, shape(node), dense, wide, which if kind == "operand" else -1))
+            outputs.append((empty, shape(node), dense, wide, which if like_what == "operand" else -1))
     return PreparedCall(
         x.device,
         x.device.index if x.is_cuda else -1,
@@ -106,10 +106,12 @@ def kernel_for(job: Job, dtype: torch.dtype, layout: str, device: torch.device, 
 
 
 def compile_ahead(job: Job, x: Tensor) -> None:
-    """Before the first call for inputs like x, of which a gradient may be asked for: start compiling it and what comes
-    after, all at once. After forward comes backward. After a call of backward that may itself be differentiated, and
-    from then on in this process after every forward, comes the gradient of that of x; which other gradients will have
-    a cotangent, nobody knows yet."""
+    """Start compiling for a first call on inputs like x, of which a gradient may be asked for, and for what follows it.
+
+    After forward comes backward. After a call of backward that may itself be differentiated, and from then on in this
+    process after every forward, comes the gradient of that of x; which other gradients will have a cotangent, nobody
+    knows yet. All are compiled at once.
+    """
     form = (x.dtype, x.is_contiguous())
     if form in job.compiled_ahead:
         return

@@ -78,7 +78,7 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, job: Job, statistics: list[Tensor], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Operands in, differentiable outputs out."""
+        """The differentiable outputs of the job, run on its operands."""
         outputs = execute(job, inputs)
         ctx.set_materialize_grads(False)
         ctx.job = job
@@ -90,12 +90,12 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The next order, differentiable in turn."""
+        """The gradients of the operands: the next order, differentiable in turn."""
         return (None, None, *_gradients(ctx, grads, ctx.needs_input_grad[2:], run_plain))
 
 
 def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
-    """`run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
+    """The operator `run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     if is_compiling() or _len_torch_dispatch_stack():
         return run(inputs, key)  # type: ignore[no-any-return]
     tracked = False

@@ -1,5 +1,5 @@
-"""What the machine code of an NVIDIA kernel says: instructions with what they read and write, lines of the emitted text
-that they come from, and loops. Read from nvdisasm, which the triton wheel carries."""
+"""The machine code of NVIDIA kernels, read: instructions with what they read and write, lines of the emitted text that
+they come from, and loops. It is read from nvdisasm, which the triton wheel carries."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Instruction:
 
     @cached_property
     def name(self) -> str:
-        """Without modifiers."""
+        """The operation without modifiers."""
         return self.op.split(".")[0]
 
     @cached_property
     def bytes(self) -> int:
-        """That one thread moves by an access to memory."""
+        """The bytes that one thread moves by an access to memory."""
         return _bytes(self.op)
 
 
@@ -185,9 +185,9 @@ def _is_register(part: str) -> bool:
 
 def _registers(part: str, width: int = 1) -> list[str]:
     found = []
-    for uniform, kind, number, wide in _REGISTER.findall(part):
-        count = max(width, 2 if wide else 1) if kind == "R" else 1
-        found += [f"{uniform}{kind}{int(number) + i}" for i in range(count)]
+    for uniform, file, number, wide in _REGISTER.findall(part):
+        count = max(width, 2 if wide else 1) if file == "R" else 1
+        found += [f"{uniform}{file}{int(number) + i}" for i in range(count)]
     return found
 
 

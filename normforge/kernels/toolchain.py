@@ -48,7 +48,7 @@ INSTALL_HINT = "install one (Debian, Ubuntu: apt install gcc) or name it in the 
 
 @cache
 def find_compiler() -> str | None:
-    """Path of the C compiler: $NORMFORGE_CC, $CC, gcc, clang or cc; None when there is none."""
+    """The path of the C compiler: $NORMFORGE_CC, $CC, gcc, clang or cc; None when there is none."""
     for name in (os.environ.get("NORMFORGE_CC"), os.environ.get("CC"), "gcc", "clang", "cc"):
         if name and (path := shutil.which(name)):
             return path
@@ -57,7 +57,7 @@ def find_compiler() -> str | None:
 
 @cache
 def identity() -> tuple[str, str]:
-    """Path of the compiler, and the first line that it says of its version.
+    """The path of the compiler, and the first line that it says of its version.
 
     Raises:
         BackendError: there is no compiler.
@@ -70,7 +70,7 @@ def identity() -> tuple[str, str]:
 
 
 def flags() -> tuple[str, ...]:
-    """What the compiler is told; macOS calls its clang gcc, so the version decides."""
+    """The flags that the compiler is given; macOS calls its clang gcc, so the version decides."""
     return (*(CLANG_FLAGS if _is_clang() else GCC_FLAGS), *FLAGS)
 
 
@@ -80,7 +80,7 @@ def _is_clang() -> bool:
 
 @cache
 def fingerprint() -> str:
-    """What decides the machine code besides the source: compiler, its version, flags, CPU features.
+    """Everything beside the source that decides the machine code: compiler, its version, flags, CPU features.
 
     Raises:
         BackendError: there is no compiler.

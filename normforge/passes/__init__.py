@@ -1,7 +1,7 @@
 """Graph to graph: frozen dataclasses whose `run` never mutates. Importing this package gives graphs their keys."""
 
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.degeneracy import Degeneracy, Finding, Stage
+from normforge.passes.degeneracy import Check, Degeneracy, Finding
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
 from normforge.passes.fingerprint import fingerprint
@@ -13,6 +13,7 @@ from normforge.passes.simplify import Simplify, simplify
 
 __all__ = [
     "Canonicalise",
+    "Check",
     "Degeneracy",
     "Describe",
     "Differentiate",
@@ -20,7 +21,6 @@ __all__ = [
     "Legalise",
     "Ranges",
     "Simplify",
-    "Stage",
     "fingerprint",
     "inference_graph",
     "lower",

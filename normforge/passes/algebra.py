@@ -61,7 +61,7 @@ class Algebra:
     factor: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        """The rebuilt graph, of any graph."""
+        """The graph with every arithmetic region rebuilt; of any graph."""
         rebuilt = _Regions(Ranges(graph.eps), self.factor)
         for node in graph.nodes:
             rebuilt.add(node)
@@ -217,7 +217,7 @@ class _Builder:
         return self.product(e)
 
     def sum(self, e: Any) -> Node:
-        """Terms without a minus sign first, each kind in the order of the digests."""
+        """Terms without a minus sign first, both in the order of the digests."""
         positive = [self.done[a] for a in e.args if not _negative(a)]
         negative = [self.product(-a) for a in e.args if _negative(a)]
         if not positive:

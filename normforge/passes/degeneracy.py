@@ -1,4 +1,4 @@
-"""degeneracy: the static stages. Each refusal names the stage, the node and the reason."""
+"""degeneracy: the checks that need no numbers. Each refusal names the check, the node and the reason."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from normforge.passes.ranges import Finite, Ranges
 MAX_SHOWN = 2_000  # characters of a formula in a finding
 
 
-class Stage(enum.StrEnum):
-    """The stages, in order of rising cost."""
+class Check(enum.StrEnum):
+    """The checks of a layer, in order of rising cost."""
 
     TYPE = "type"  # by the axes along which values vary
     DEPENDENCE = "dependence"  # x cancels
@@ -31,7 +31,7 @@ class Stage(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Why a layer is degenerate.
+    """A finding: why a layer is degenerate.
 
     Attributes:
         stage: which check found it.
@@ -39,7 +39,7 @@ class Finding:
         reason: one sentence.
     """
 
-    stage: Stage
+    stage: Check
     node: str
     reason: str
 
@@ -49,33 +49,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class Degeneracy:
-    """The stages that need no numbers and no torch: by type, by dependence, by range, by form.
+    """The checks that need no numbers and no torch: by type, by dependence, by range, by form.
 
     Attributes:
-        stages: which of them to ask.
+        checks: which of them to make.
     """
 
-    stages: tuple[Stage, ...] = (Stage.TYPE, Stage.DEPENDENCE, Stage.RANGE, Stage.FORM)
+    checks: tuple[Check, ...] = (Check.TYPE, Check.DEPENDENCE, Check.RANGE, Check.FORM)
 
     def run(self, graph: Graph) -> tuple[Finding, ...]:
-        """Findings of the first stage that has any; empty for a layer that passes."""
+        """Findings of the first check that has any; empty for a layer that passes."""
         return self.timed(graph)[0]
 
     def timed(self, graph: Graph) -> tuple[tuple[Finding, ...], dict[str, float]]:
-        """The same, and the seconds that each stage took. The first to ask for the value of the output pays for it."""
+        """The findings of `run`, and the seconds that each check took; the first to ask for the value pays for it."""
         facts = Facts(graph)
         seconds: dict[str, float] = {}
-        for stage in self.stages:
+        for check in self.checks:
             start = time.perf_counter()
-            found = CHECKS[stage](facts)
-            seconds[stage.value] = time.perf_counter() - start
+            found = CHECKS[check](facts)
+            seconds[check.value] = time.perf_counter() - start
             if found:
                 return found, seconds
         return (), seconds
 
 
 class Facts:
-    """What the stages ask about one layer; each answer is worked out once.
+    """The facts that the checks ask for about one layer; each is worked out once.
 
     Attributes:
         graph: the layer as written.
@@ -86,22 +86,22 @@ class Facts:
 
     @property
     def has_input(self) -> bool:
-        """Does x occur at all?"""
+        """True where x occurs at all."""
         return any(n.op is Op.INPUT for n in self.graph.nodes)
 
     @property
     def value(self) -> Value | None:
-        """What the output is (see `identity`); None for a graph that is too large to ask."""
+        """The value of the output (see `identity`); None for a graph that is too large to ask."""
         return value_of(self.graph)[1] if len(self.graph.nodes) <= MAX_NODES else None
 
     @property
     def space(self) -> Identity:
-        """What knows the factors of the value."""
+        """The space of values, which knows the factors of the output's."""
         return value_of(self.graph)[0]
 
-    def finding(self, stage: Stage, node: Node, reason: str) -> Finding:
-        """A refusal."""
-        return Finding(stage, describe_node(self.graph, node), reason)
+    def finding(self, check: Check, node: Node, reason: str) -> Finding:
+        """A finding at a node of the layer."""
+        return Finding(check, describe_node(self.graph, node), reason)
 
 
 def describe_node(graph: Graph, node: Node) -> str:
@@ -112,14 +112,14 @@ def describe_node(graph: Graph, node: Node) -> str:
 
 
 def by_type(facts: Facts) -> tuple[Finding, ...]:
-    """What the axes alone give away: deviations of constants, and an output that repeats itself.
+    """Findings that the axes alone give away: deviations of constants, and an output that repeats itself.
 
     A deviation of a constant is sought in the graph as written, since its value has it folded; what the output
     varies along, in its value, from which what cancels is gone.
     """
     found = [
         facts.finding(
-            Stage.TYPE,
+            Check.TYPE,
             node,
             "the standard deviation of a value that does not vary along its axes is the constant √ε",
         )
@@ -130,26 +130,26 @@ def by_type(facts: Facts) -> tuple[Finding, ...]:
     axes = y.axes
     if facts.has_input and not found and facts.value is not None:
         if not facts.space.depends(facts.value):
-            return ()  # the next stage says it better
+            return ()  # the next check says it better
         axes &= facts.space.axes(facts.value)
     missing = [name for bit, name in ((S, "position"), (B, "batch element")) if not axes & bit]
     if missing and facts.has_input:
-        found.append(facts.finding(Stage.TYPE, y, f"the output is the same at every {' and every '.join(missing)}"))
+        found.append(facts.finding(Check.TYPE, y, f"the output is the same at every {' and every '.join(missing)}"))
     return tuple(found)
 
 
 def by_dependence(facts: Facts) -> tuple[Finding, ...]:
-    """No path from x to the output, or one along which x cancels."""
+    """A finding where no path leads from x to the output, or x cancels along it."""
     y = facts.graph.output
     if not facts.has_input:
-        return (facts.finding(Stage.DEPENDENCE, y, "the output does not depend on x: x does not occur"),)
+        return (facts.finding(Check.DEPENDENCE, y, "the output does not depend on x: x does not occur"),)
     if facts.value is not None and not facts.space.depends(facts.value):
-        return (facts.finding(Stage.DEPENDENCE, y, "the output does not depend on x: x cancels"),)
+        return (facts.finding(Check.DEPENDENCE, y, "the output does not depend on x: x cancels"),)
     return ()
 
 
 def by_range(facts: Facts) -> tuple[Finding, ...]:
-    """Values that are never finite: whatever the parameters are, or as long as these have their start values."""
+    """A finding where a value is never finite: whatever the parameters are, or at their start values."""
     for start in (False, True):
         ranges = Ranges(facts.graph.eps, start)
         known = ranges.run(facts.graph)
@@ -157,20 +157,20 @@ def by_range(facts: Facts) -> tuple[Finding, ...]:
             culprit = next(n for n in facts.graph.nodes if known[n].finite is not Finite.MAYBE)
             where = "at the start values of the parameters" if start else "whatever x is"
             what = "NaN" if known[culprit].finite is Finite.NAN else "infinite or NaN"
-            return (facts.finding(Stage.RANGE, culprit, f"this is {what} {where}, and so is the output not finite"),)
+            return (facts.finding(Check.RANGE, culprit, f"this is {what} {where}, and so is the output not finite"),)
     return ()
 
 
 def by_form(facts: Facts) -> tuple[Finding, ...]:
-    """Affine in x: a network of such layers and of convolutions is a linear map."""
+    """A finding where the layer is affine in x: a network of such layers and of convolutions is a linear map."""
     if facts.value is not None and facts.space.degree(facts.value) == 1:
-        return (facts.finding(Stage.FORM, facts.graph.output, "the output is affine in x"),)
+        return (facts.finding(Check.FORM, facts.graph.output, "the output is affine in x"),)
     return ()
 
 
-CHECKS: dict[Stage, Callable[[Facts], tuple[Finding, ...]]] = {
-    Stage.TYPE: by_type,
-    Stage.DEPENDENCE: by_dependence,
-    Stage.RANGE: by_range,
-    Stage.FORM: by_form,
+CHECKS: dict[Check, Callable[[Facts], tuple[Finding, ...]]] = {
+    Check.TYPE: by_type,
+    Check.DEPENDENCE: by_dependence,
+    Check.RANGE: by_range,
+    Check.FORM: by_form,
 }

@@ -16,19 +16,19 @@ def lower(graph: Graph) -> Graph:
 
 
 def content_hash(graph: Graph) -> str:
-    """Of the exact lowered graph."""
+    """Hex digest of the exact lowered graph."""
     return lower(graph).structure_without_eps
 
 
 def function_hash(graph: Graph) -> str:
-    """Of the value of the output (see `identity`), which holds ε only where it is used."""
+    """Hex digest of the value of the output (see `identity`), which holds ε only where it is used."""
     if not graph.is_surface or len(graph.nodes) > MAX_NODES:
         return run_passes(graph, Legalise(), Canonicalise(finite_only=True)).structure_without_eps
     return value_of(graph)[1].key.hex()
 
 
 def family_hash(graph: Graph) -> str:
-    """Of the value up to what trainable parameters absorb; see `family`."""
+    """Hex digest of the value up to what trainable parameters absorb; see `family`."""
     if not graph.is_surface or len(graph.nodes) > MAX_NODES:
         return function_hash(graph)
     return family_key(graph).hex()

@@ -21,14 +21,14 @@ VERSION = 1  # of what the answers mean; another one is another table
 
 
 class Memo:
-    """Answers to one kind of question.
+    """Answers to questions of one sort, such as "what are the factors of this polynomial?".
 
     Attributes:
-        kind: names the table in `passes.sqlite` of the cache directory.
+        table: that they have in `passes.sqlite` of the cache directory.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = f"{kind}_{VERSION}"
+    def __init__(self, table: str) -> None:
+        self.table = f"{table}_{VERSION}"
         self.kept: dict[str, object] = {}
         self._file: sqlite3.Connection | None = None
         self._process = 0
@@ -44,12 +44,12 @@ class Memo:
 
     def _stored(self, key: str, question: list[Any], answer: Callable[[list[Any]], Answer]) -> object:
         with suppress(sqlite3.Error, OSError, ValueError):
-            row = self._database().execute(f"SELECT answer FROM {self.kind} WHERE question = ?", (key,)).fetchone()
+            row = self._database().execute(f"SELECT answer FROM {self.table} WHERE question = ?", (key,)).fetchone()
             if row:
                 return json.loads(row[0])
         found = json.loads(json.dumps(answer(question)))  # as it will be read back
         with suppress(sqlite3.Error, OSError):
-            self._database().execute(f"INSERT OR IGNORE INTO {self.kind} VALUES (?, ?)", (key, json.dumps(found)))
+            self._database().execute(f"INSERT OR IGNORE INTO {self.table} VALUES (?, ?)", (key, json.dumps(found)))
         return found
 
     def _database(self) -> sqlite3.Connection:
@@ -59,5 +59,5 @@ class Memo:
             self._file = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=OFF")
-            self._file.execute(f"CREATE TABLE IF NOT EXISTS {self.kind} (question TEXT PRIMARY KEY, answer TEXT)")
+            self._file.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (question TEXT PRIMARY KEY, answer TEXT)")
         return self._file

@@ -10,14 +10,14 @@ from normforge.ir.verify import verify
 
 
 class Pass(Protocol):
-    """Graph to graph, without a change to what it is given."""
+    """A pass: graph to graph, without a change to what it is given."""
 
     def run(self, graph: Graph) -> Graph:
         """The new graph."""
 
 
 def run_passes(graph: Graph, *passes: Pass) -> Graph:
-    """What the last pass makes of what the one before it made, and so on; each result is verified.
+    """The graph after all passes, each given what the one before it made; each result is verified.
 
     Raises:
         PassError: names the pass that failed, or whose result does not verify, and the one before it.

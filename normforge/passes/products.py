@@ -76,7 +76,7 @@ class Product:
         return self.times(Product(1.0 / other.coefficient, (), (), other.factors, small))
 
     def common(self, other: Product) -> Product:
-        """What both have, but for the coefficient."""
+        """The parts that two products share, but for the coefficient."""
         return Product(
             1.0,
             _both(self.gates, other.gates),
@@ -86,7 +86,7 @@ class Product:
         )
 
     def without(self, other: Product) -> Product:
-        """What is left when the parts of `other`, all in this product, are taken out."""
+        """The product that is left when the parts of `other`, all in this product, are taken out."""
         return Product(
             self.coefficient,
             _less(self.gates, other.gates),
@@ -97,7 +97,7 @@ class Product:
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """Equal for products that differ in the coefficient alone."""
+        """The product without its coefficient, as a key: equal for products that differ in the coefficient alone."""
         return self.gates, self.factors, self.divisors, tuple(sorted((n.digest, d) for n, d in self.small))
 
 
@@ -173,7 +173,7 @@ class Collect:
     """Rewrite full values as products, with common factors outside sums."""
 
     def run(self, graph: Graph) -> Graph:
-        """Outputs and inputs keep their names and types."""
+        """The graph with products collected; outputs and inputs keep their names and types."""
         state = _Collect()
         for node in graph.nodes:
             state.visit(node)
@@ -306,7 +306,7 @@ class Share:
     """Order the factors of all products so that they have their beginnings in common."""
 
     def run(self, graph: Graph) -> Graph:
-        """Outputs and inputs keep their names and types."""
+        """The graph with shared beginnings; outputs and inputs keep their names and types."""
         state = _Share()
         for node in graph.nodes:
             state.read(node)

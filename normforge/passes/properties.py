@@ -1,4 +1,4 @@
-"""What can be proved of a layer by one walk over its nodes: degree of homogeneity, monotony, boundedness."""
+"""Properties of a layer that one walk over its nodes proves: degree of homogeneity, monotony, boundedness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normforge.passes.ranges import Ranges
 
 
 class Monotone(enum.StrEnum):
-    """How an output moves when its own element of x grows, all parameters fixed."""
+    """The way an output moves when its own element of x grows, all parameters fixed."""
 
     CONSTANT = "constant"
     RISING = "rising"
@@ -70,7 +70,7 @@ def homogeneity(graph: Graph) -> Fraction | None:
 
 
 def monotony(graph: Graph) -> Monotone:
-    """What the operations prove; `NO` where they prove nothing. A layer with moments of x has none."""
+    """The monotony that the operations prove; `NO` where they prove nothing. A layer with moments of x has none."""
     varies = depending(graph, set(graph.inputs))
     ranges = Ranges(graph.eps)
     known: dict[Node, Monotone] = {}

@@ -21,7 +21,7 @@ FLOAT32_MAX = Fraction(3.4028234663852886e38)
 
 
 class Finite(enum.IntEnum):
-    """What is known of a value that is never finite; `MAYBE` where it may be."""
+    """The knowledge that a value is never finite, and how; `MAYBE` where it may be."""
 
     MAYBE = 0
     PLUS = 1  # +∞ everywhere
@@ -116,7 +116,7 @@ class Ranges:
 
 
 def guarded_log(a: Interval, eps: Fraction) -> Interval:
-    """sign(a) · ln(|a| + ε)."""
+    """The interval of sign(a) · ln(|a| + ε)."""
     out = a.magnitude().plus(point(eps)).rising(lambda v: math.log(v) if v > 0 else -math.inf, EVERYTHING)
     if a.nonnegative or a.nonpositive:
         out = out if a.nonnegative else -out

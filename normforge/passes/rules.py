@@ -27,7 +27,7 @@ from normforge.passes.ranges import Ranges
 
 
 class Soundness(enum.StrEnum):
-    """When a rule holds; see the module's text."""
+    """The conditions under which a rule holds; the module's text explains each."""
 
     EXACT = "exact"
     FINITE_ONLY = "finite_only"
@@ -36,7 +36,7 @@ class Soundness(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern` -> `rewrite`, both formulas over the letters a, b, c, k; `given` is what has to be proved first."""
+    """A rule `pattern` -> `rewrite`, both formulas over the letters a, b, c, k; `given` has to be proved first."""
 
     pattern: str
     rewrite: str

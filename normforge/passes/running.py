@@ -9,7 +9,7 @@ from normforge.ir.node import Node, const, make, preorder, size, stat, substitut
 from normforge.ir.ops import MOMENT, Op, Table, no_row
 from normforge.ir.types import B
 
-# kind of moment -> (name of the buffer, start value)
+# moment -> (name of the buffer, start value)
 BUFFERS: Table[tuple[str, float]] = Table(
     "running statistics (passes/running.py)",
     MOMENT,
@@ -23,7 +23,7 @@ class Running:
 
     Attributes:
         name: of the buffer: `running_mean`, `running_var` (of std) or `running_ms` (of rms: the mean square),
-            with `_1`, `_2`, ... for the second and later of a kind, in the order in which the formula reads.
+            with `_1`, `_2`, ... for the second and later of one name, in the order in which the formula reads.
         node: the moment in the layer's graph.
         start: the buffer's start value.
     """
@@ -54,7 +54,7 @@ class Running:
         raise no_row(self.node.op, BUFFERS.name)
 
     def kept(self) -> Node:
-        """What the buffer averages over steps, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
+        """The value that the buffer averages, as a node: `raw`, a variance times n/(n-1), or times 1 where n is 1.
 
         Beside the moments this costs a kernel nothing, and leaves the module one blend of all its buffers.
         """

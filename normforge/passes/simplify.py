@@ -56,7 +56,7 @@ def _equal(graph: Graph, form: Graph) -> bool:
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same function with fewer operations; see `Simplify`."""
+    """The same function as a layer, with fewer operations; see `Simplify`."""
     return Simplify().run(graph)
 
 
@@ -111,8 +111,8 @@ def _fixpoint(start: Graph, factor: bool) -> Graph:
             current = new
     end = _kept.get((current.structure, factor))
     if end is None:
-        order = list(seen)
-        end = seen[min(order[order.index(current.structure) :])] if len(seen) < MAX_ROUNDS else start
+        met = list(seen)
+        end = seen[min(met[met.index(current.structure) :])] if len(seen) < MAX_ROUNDS else start
     for structure in seen:
         _kept[structure, factor] = end
     while len(_kept) > MAX_KEPT:

@@ -1,1 +1,1 @@
-"""The last stage of the degeneracy check, which runs the layer on numbers."""
+"""Probing: the last and dearest check for degeneracy, which runs the layer on numbers."""

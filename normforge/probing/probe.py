@@ -1,4 +1,4 @@
-"""The probing stage: a layer alone on several inputs, and in a deep stack of random convolutions, forward and backward.
+"""Probing: a layer alone on several inputs, and in a deep stack of random convolutions, forward and backward.
 
 Signal propagation follows NF-ResNets (Brock et al., arXiv 2101.08692, section 3): on white noise, by depth, the mean
 over channels of the squared channel mean, the mean channel variance, and the norm of the gradient.
@@ -15,7 +15,7 @@ import numpy as np
 
 from normforge.codegen.shapes import resolve_groups
 from normforge.ir.graph import Graph
-from normforge.passes.degeneracy import Finding, Stage, describe_node
+from normforge.passes.degeneracy import Check, Finding, describe_node
 from normforge.passes.differentiate import CT, Differentiate
 from normforge.passes.keys import lower
 from normforge.probing.reproducible import (
@@ -46,7 +46,7 @@ OTHERS = ("noise of size 1000", "sparse noise", "zeros")
 
 @dataclass(frozen=True)
 class Propagation:
-    """Signals by depth, depth 0 being the input; lists stop at the first value that is not finite.
+    """The sizes of signals by depth, depth 0 being the input; lists stop at the first value that is not finite.
 
     Attributes:
         mean: mean over channels of the squared channel mean, after each layer.
@@ -62,12 +62,12 @@ class Propagation:
 
     @property
     def forward_ok(self) -> bool:
-        """All activations are finite."""
+        """True where all activations are finite."""
         return len(self.variance) == self.depth + 1
 
     @property
     def backward_ok(self) -> bool:
-        """All gradients are finite."""
+        """True where all gradients are finite."""
         return self.forward_ok and len(self.gradient) == self.depth + 1
 
 
@@ -121,9 +121,10 @@ def propagate(
     seed: int = 0,
     back: bool = True,
 ) -> Propagation:
-    """Noise (batch, width, size, size) through `depth` times a 3×3 convolution (normal weights, variance 2 / fan-in)
-    and the layer, in float32, and, with `back`, a random cotangent back. The numbers do not depend on the machine
-    (`reproducible`).
+    """The signals of noise (batch, width, size, size) that goes through `depth` times a 3×3 convolution and the layer.
+
+    Weights are normal, of variance 2 / fan-in; arithmetic is float32; with `back`, a random cotangent goes back. The
+    numbers do not depend on the machine (`reproducible`).
     """
     layer = layer_of(graph, width, groups)
     rng = stream(seed, "propagation", width)
@@ -165,13 +166,13 @@ def _finite(square: float) -> bool:
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probing stage found.
+    """The result of probing a layer.
 
     Attributes:
         findings: why the layer is refused; empty where it is not.
         remarks: what else happened, by input: of other inputs, nothing that speaks against the layer by itself.
         propagation: signals by depth; None where the layer failed before.
-        seconds: by part of the stage.
+        seconds: by part of probing.
     """
 
     findings: tuple[Finding, ...]
@@ -181,7 +182,7 @@ class Probed:
 
 
 def probe(graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, seed: int = 0) -> Probed:
-    """The probing stage.
+    """Probe a layer: alone on several inputs, and in a deep stack of random convolutions.
 
     Args:
         graph: a layer.
@@ -202,7 +203,7 @@ def probe(graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, seed: int = 0
         seconds["propagation"] = time.perf_counter() - start
         reasons = _broken(signals)
     node = describe_node(graph, graph.output)
-    return Probed(tuple(Finding(Stage.PROBING, node, r) for r in reasons[:1]), remarks, signals, seconds)
+    return Probed(tuple(Finding(Check.PROBING, node, r) for r in reasons[:1]), remarks, signals, seconds)
 
 
 def _broken(s: Propagation) -> list[str]:
@@ -231,7 +232,7 @@ def _inputs(seed: int) -> dict[str, Array]:
 
 
 def trials(graph: Graph, seed: int = 0) -> dict[str, str]:
-    """What is wrong with the layer alone, by input: values or gradients not finite, or zero; empty for a good one."""
+    """The faults of the layer alone, by input: values or gradients not finite, or zero; empty text for a good one."""
     layer = layer_of(graph, SHAPE[1])
     cotangent = _noise(stream(seed, "cotangent", 0), SHAPE)
     out = {}

@@ -98,7 +98,7 @@ def total(a: Array, over: tuple[int, ...]) -> Array:
 
 
 def mean(a: Array, over: tuple[int, ...]) -> Array:
-    """The mean over some axes, kept at length 1, in float64. That of equal numbers is this number."""
+    """The mean over some axes, kept at length 1, in float64. The mean of equal numbers is that number."""
     return total(a, over) / np.prod([a.shape[i] for i in over], dtype=np.int64)
 
 

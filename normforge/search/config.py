@@ -1,4 +1,4 @@
-"""What a run is: one validated configuration, made from a preset, a TOML file and `a.b=c` overrides, saved with it."""
+"""The configuration of a run: validated, made from a preset, a TOML file and `a.b=c` overrides, saved with it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Filters(Section):
 
 
 class Objectives(Section):
-    """What a layer is scored by: its loss on each network, and more if asked for. Smaller is better for all."""
+    """The objectives of a layer: its loss on each network, and more if asked for. Smaller is better for all."""
 
     score: Literal["loss", "error"] = Field(default="loss", description="validation cross-entropy, or error rate")
     also: tuple[Literal["traffic", "small_batch", "margin"], ...] = Field(
@@ -119,7 +119,7 @@ class Final(Section):
 
 
 class Budget(Section):
-    """When the search ends; whichever comes first."""
+    """The limits of a search, which ends at whichever comes first."""
 
     minutes: float = Field(default=6.0, ge=0, description="of search, the final training not counted")
     candidates: int | None = Field(default=None, ge=1, description="layers drawn, refused ones included")
@@ -138,7 +138,7 @@ class Workers(Section):
 
 
 class Cache(Section):
-    """Evaluations kept across runs."""
+    """The cache that keeps evaluations across runs."""
 
     file: str = Field(default="", description="SQLite file shared by any number of runs; empty keeps none")
     lease: float = Field(
@@ -293,7 +293,7 @@ def _value(text: str, default: Any) -> Any:
 
 
 def flat(config: BaseModel) -> Iterator[tuple[str, Any]]:
-    """(dotted key, JSON value) of every setting."""
+    """Every setting as (dotted key, JSON value)."""
     return _leaves("", config.model_dump(mode="json"))
 
 

@@ -52,7 +52,9 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -118,7 +120,7 @@ def _leader(leader: Candidate) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`4:05`, `1:02:30`."""
+    """A time as text: `4:05`, `1:02:30`."""
     if math.isinf(seconds):
         return "?"
     whole = math.ceil(seconds)
@@ -127,13 +129,13 @@ def clock(seconds: float) -> str:
 
 
 def short(formula: str, width: int = 160) -> str:
-    """In one line, and not a long one."""
+    """A text in one line, and not a long one."""
     text = " ".join(formula.split("\n"))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
+    """A text without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 

@@ -21,7 +21,7 @@ _Options = tuple[list[int], list[int], list[int], int]
 
 
 class FastDoubleBackward(TorchFunctionMode):
-    """Within this context grouped 2-d convolutions have that double backward, and no third one."""
+    """A context in which grouped 2-d convolutions have a cheap double backward, and no third derivative."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.conv2d:

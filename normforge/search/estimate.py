@@ -1,4 +1,4 @@
-"""What a run would take: a few real candidates are drawn and evaluated, and their cost is scaled to the budget."""
+"""The estimate of a run: a few real candidates are drawn and evaluated, and their cost is scaled to the budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROW_BYTES = 1.3  # of the store for a byte of an event's JSON, its indices coun
 
 @dataclass
 class Estimate:
-    """Measured on one worker, with nothing else at work.
+    """An estimate of a run, measured on one worker with nothing else at work.
 
     Attributes:
         drawn: layers drawn to find the sample.
@@ -45,23 +45,23 @@ class Estimate:
 
     @property
     def share(self) -> float:
-        """Of drawn layers, those that come to the stages with numbers."""
+        """The share of drawn layers that come to the stages with numbers."""
         return len(self.sample) / self.drawn
 
     @property
     def seconds(self) -> float:
-        """Of a worker, for a random candidate."""
+        """Seconds of a worker for a random candidate."""
         limit = self.config.workers.time_limit
         return statistics.fmean(limit if o.fate is Fate.TIMEOUT else sum(o.seconds.values()) for o in self.sample)
 
     @property
     def full_seconds(self) -> float:
-        """Of a worker, for a layer that comes through all stages."""
+        """Seconds of a worker for a layer that comes through all stages."""
         return sum(self.known.seconds.values())
 
     @property
     def evaluations(self) -> float:
-        """In the budget, as far as time and counts allow."""
+        """The number of evaluations in the budget, as far as time and counts allow."""
         config = self.config
         by_time = config.budget.minutes * 60 * config.workers.count / self.seconds
         limits = [by_time, config.budget.minutes * 60 * self.share / self.draw_seconds]
@@ -73,7 +73,7 @@ class Estimate:
 
     @property
     def final_seconds(self) -> float:
-        """Of re-ranking and comparison, all workers at work."""
+        """Seconds of re-ranking and comparison, all workers at work."""
         final = self.config.final
         trainings = final.candidates + (final.best + len(final.baselines)) * final.seeds
         training = self.known.seconds["quality"] + self.known.seconds["full"]
@@ -91,7 +91,7 @@ class Estimate:
         return _ROW_BYTES * (self.evaluations * self.event_bytes[True] + refused * self.event_bytes[False])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The estimate as lines of text for people."""
         config, count = self.config, self.config.workers.count
         fates = Counter(o.fate for o in self.sample)
         search = min(config.budget.minutes * 60, self.evaluations * self.seconds / count)
@@ -109,7 +109,7 @@ class Estimate:
 
 
 def estimate(config: Config, sample: int = 8) -> Estimate:
-    """Draw and evaluate.
+    """Draw a few candidates, evaluate them, and scale what they cost to the budget.
 
     Args:
         config: of the run.

@@ -47,7 +47,7 @@ def run_task(task: Task) -> Outcome:
 
 
 class Evaluation:
-    """One task on its way through the stages.
+    """The evaluation of one task, on its way through the stages.
 
     Args:
         task: what to evaluate; its `known` pieces are not computed again.
@@ -74,7 +74,7 @@ class Evaluation:
         self.cached = 0
 
     def run(self) -> Outcome:
-        """The outcome, whatever happens on the way."""
+        """The outcome of the task, whatever happens on the way."""
         peak_memory(self.device, reset=True)
         try:
             scores = self.train() if self.task.final else self.funnel()
@@ -88,7 +88,7 @@ class Evaluation:
         return self._outcome(Fate.SCORED, "", scores)
 
     def funnel(self) -> dict[str, float]:
-        """All stages; scores by objective.
+        """Go through all stages; the scores by objective.
 
         Raises:
             _Refused: by one of them.
@@ -116,7 +116,7 @@ class Evaluation:
         return self._scores()
 
     def train(self) -> dict[str, float]:
-        """Full training alone, on every network, judged on the held-out and the test images too.
+        """Train to the end alone, on every network, and judge on the held-out and the test images too.
 
         Raises:
             _Refused: the first failure, after all networks.
@@ -217,7 +217,7 @@ class Evaluation:
     # -- their parts
 
     def piece(self, stage: str, network: str) -> Piece:
-        """What a stage finds on a network, from the cache if it is there. A refusal is a piece too, with the key
+        """The piece of a stage on a network, from the cache if it is there. A refusal is a piece too, with the key
         `refused`: fate and reason."""
         key = f"{stage}/{network}"
         if key in self.pieces:

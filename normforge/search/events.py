@@ -1,4 +1,4 @@
-"""What happens in a run, one class a kind of event, and the one reader of what a store holds of them.
+"""Events: what happens in a run, one class an event type, and the one reader of what a store holds of them.
 
 A candidate's life in types: evolution gives a `Proposal`; drawn, it is `Asked`; under way it is a `Task`, which ends in
 an `Outcome`; with that it is a `Candidate`, which is what every report reads.
@@ -21,39 +21,39 @@ _OUTCOME = {f.name for f in fields(Outcome)} - {"pieces"}
 
 
 class Event(ABC):
-    """One thing that happened.
+    """An event: one thing that happened in a run.
 
     Attributes:
-        KIND: names the class in a store.
+        TYPE: names the class in a store.
         elapsed: seconds of search when it was stored, all sessions together.
     """
 
-    KIND: ClassVar[str]
+    TYPE: ClassVar[str]
     elapsed: float
 
     @abstractmethod
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
 
     @classmethod
     @abstractmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
 
 
 @dataclass(frozen=True)
 class Began(Event):
-    """A run begins, or goes on.
+    """The event that a run begins, or goes on.
 
     Attributes:
         number: sessions before it.
         elapsed: seconds of search before it, all sessions together.
         settings: of the run, as `config.flat` gives them.
         digest, classes, device, machine, code: as in `Provenance`.
-        replay: the run whose order is followed; empty where none is.
+        replay: the run whose turns are followed; empty where none is.
     """
 
-    KIND: ClassVar[str] = "session"
+    TYPE: ClassVar[str] = "session"
     number: int
     elapsed: float
     settings: dict[str, Any]
@@ -65,13 +65,13 @@ class Began(Event):
     replay: str = ""
 
     def record(self) -> Record:
-        """As it is stored."""
+        """The event as it is stored."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("number", "elapsed")}
-        return Record(self.KIND, str(self.number), self.elapsed, values)
+        return Record(self.TYPE, str(self.number), self.elapsed, values)
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, (f.name for f in fields(cls)))
         return cls(int(record.key), record.elapsed, **record.data)
 
@@ -85,11 +85,11 @@ class Asked(Event):
         elapsed: seconds of search when this was stored.
         genotype: as drawn.
         parents: the candidates that it was made from; none for a fresh one.
-        known: outcomes that evolution had been told when it was drawn; None where the order is fixed.
-        limits: by network, the halfway loss above which its training is stopped; empty where the order is fixed.
+        known: outcomes that evolution had been told when it was drawn; None where turns are fixed.
+        limits: by network, the halfway loss above which its training is stopped; empty where turns are fixed.
     """
 
-    KIND: ClassVar[str] = "asked"
+    TYPE: ClassVar[str] = "asked"
     FIELDS: ClassVar[frozenset[str]] = frozenset({"genes", "parents", "known", "limits"})
     index: int
     elapsed: float
@@ -99,19 +99,19 @@ class Asked(Event):
     limits: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         made: dict[str, Any] = {"genes": space.to_json(self.genotype), "parents": list(self.parents)}
         if self.known is not None:
             made["known"] = self.known
         return made | ({"limits": self.limits} if self.limits else {})
 
     def record(self) -> Record:
-        """As it is stored."""
-        return Record(self.KIND, str(self.index), self.elapsed, self.values())
+        """The event as it is stored."""
+        return Record(self.TYPE, str(self.index), self.elapsed, self.values())
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, cls.FIELDS)
         return cls(**_made(record))
 
@@ -130,7 +130,7 @@ def _made(record: Record) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(Asked):
-    """One whose fate is known.
+    """A candidate whose fate is known.
 
     Attributes:
         outcome: fate, reason, scores, seconds.
@@ -140,7 +140,7 @@ class Candidate(Asked):
         family: of its function, up to what parameters absorb, where `filters.family` asks for it.
     """
 
-    KIND: ClassVar[str] = "candidate"
+    TYPE: ClassVar[str] = "candidate"
     FIELDS: ClassVar[frozenset[str]] = Asked.FIELDS | _OUTCOME | {"formula", "hash", "fingerprint", "family"}
     outcome: Outcome
     formula: str = ""
@@ -150,32 +150,32 @@ class Candidate(Asked):
 
     @property
     def name(self) -> str:
-        """As in the comparison: #17."""
+        """The name of the candidate in the comparison: #17."""
         return f"#{self.index}"
 
     @property
     def evaluated(self) -> bool:
-        """Whether it came to the stages with numbers."""
+        """True for a candidate that came to the stages with numbers."""
         return bool(self.hash)
 
     @property
     def keys(self) -> dict[str, str]:
-        """By which later candidates are duplicates of it."""
+        """The keys by which later candidates are duplicates of this one."""
         return {k: v for k in ("hash", "fingerprint", "family") if (v := getattr(self, k))}
 
     @property
     def seconds(self) -> float:
-        """Spent on it, all stages together."""
+        """Seconds spent on the candidate, all stages together."""
         return sum(self.outcome.seconds.values())
 
     def values(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         formula = {"formula": self.formula} if self.formula else {}
         return {**super().values(), **self.outcome.to_json(), **self.keys, **formula}
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         data = record.data
         _check_fields(data, cls.FIELDS)
         texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint", "family")}
@@ -184,7 +184,7 @@ class Candidate(Asked):
 
 @dataclass(frozen=True)
 class Trained(Event):
-    """A layer was trained again after the search.
+    """The event that a layer was trained again after the search.
 
     Attributes:
         key: its name, or name/repeat.
@@ -197,31 +197,31 @@ class Trained(Event):
     outcome: Outcome
 
     def record(self) -> Record:
-        """As it is stored."""
-        return Record(self.KIND, self.key, self.elapsed, self.outcome.to_json())
+        """The event as it is stored."""
+        return Record(self.TYPE, self.key, self.elapsed, self.outcome.to_json())
 
     @classmethod
     def read(cls, record: Record) -> Self:
-        """The inverse of `record`."""
+        """The event of a record; the inverse of `record`."""
         _check_fields(record.data, _OUTCOME)
         return cls(record.key, record.elapsed, Outcome.from_json(record.data))
 
 
 class Reranked(Trained):
-    """For the second ranking; the key is #index."""
+    """A training for the second ranking; the key is #index."""
 
-    KIND = "rerank"
+    TYPE = "rerank"
 
 
 class Compared(Trained):
-    """For the final comparison; the key is name/repeat."""
+    """A training for the final comparison; the key is name/repeat."""
 
-    KIND = "final"
+    TYPE = "final"
 
 
 _E = TypeVar("_E", bound=Event)
 _CLASSES: tuple[type[Event], ...] = (Began, Asked, Candidate, Reranked, Compared)
-_BY_KIND = {c.KIND: c for c in _CLASSES}
+_BY_TYPE = {c.TYPE: c for c in _CLASSES}
 
 
 def every(store: Store) -> Iterator[Event]:
@@ -231,38 +231,38 @@ def every(store: Store) -> Iterator[Event]:
         RunError: the file is damaged, or an event is of another version.
     """
     for record in store.records():
-        kind = _BY_KIND.get(record.kind)
-        if kind is None:
-            raise RunError(f"{store.path} holds an event of kind {record.kind!r}: read it with a newer normforge")
-        yield _read(kind, record, store)
+        cls = _BY_TYPE.get(record.type)
+        if cls is None:
+            raise RunError(f"{store.path} holds an event of type {record.type!r}: read it with a newer normforge")
+        yield _read(cls, record, store)
 
 
-def each(store: Store, kind: type[_E]) -> Iterator[_E]:
+def each(store: Store, cls: type[_E]) -> Iterator[_E]:
     """The events of one class in the order in which they were stored.
 
     Raises:
         RunError: the file is damaged, or an event is of another version.
     """
-    return (_read(kind, record, store) for record in store.records(kind.KIND))
+    return (_read(cls, record, store) for record in store.records(cls.TYPE))
 
 
-def find(store: Store, kind: type[_E], key: str) -> _E | None:
+def find(store: Store, cls: type[_E], key: str) -> _E | None:
     """The one event of that class and key, if there is one.
 
     Raises:
         RunError: the file is damaged, or the event is of another version.
     """
-    record = store.record(kind.KIND, key)
-    return _read(kind, record, store) if record else None
+    record = store.record(cls.TYPE, key)
+    return _read(cls, record, store) if record else None
 
 
-def _read(kind: type[_E], record: Record, store: Store) -> _E:
+def _read(cls: type[_E], record: Record, store: Store) -> _E:
     try:
-        return kind.read(record)
+        return cls.read(record)
     except (KeyError, TypeError, ValueError) as e:
         what = f"lacks {e}" if isinstance(e, KeyError) else f"cannot be read ({e})"
         raise RunError(
-            f"{store.path}: the event {record.kind} {record.key} {what}: it was made by another version, "
+            f"{store.path}: the event {record.type} {record.key} {what}: it was made by another version, "
             "or is damaged; read it with the normforge that made it, or use another --out"
         ) from None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from normforge.search.config import Evolution
-from normforge.search.selection import WINNER, nsga2_order
+from normforge.search.selection import WINNER, nsga2_ranking
 from normforge.search.space import Genotype, SearchSpace
 from normforge.streams import stream
 
@@ -33,7 +33,7 @@ class Proposal:
 
 @dataclass
 class TournamentEvolution:
-    """Proposals depend on (seed, index) and on what was told before, and on nothing else.
+    """Evolution by tournament: proposals depend on (seed, index) and on what was told before, and on nothing else.
 
     Attributes:
         rules: selection, window, tournament, shares of fresh layers and of crossover, attempts at a mutation.
@@ -80,7 +80,7 @@ class TournamentEvolution:
         if len(self.population) > self.rules.window:
             oldest = 0
             if self.rules.selection == "nsga2":
-                oldest = nsga2_order([m.scores for m in self.population])[-1]
+                oldest = nsga2_ranking([m.scores for m in self.population])[-1]
             del self.population[oldest]
 
     def winner(self, rng: np.random.Generator) -> Member:

@@ -17,7 +17,7 @@ from normforge.ir.graph import Graph
 
 
 class Fate(enum.StrEnum):
-    """Where a candidate's way ended, in the order of the funnel."""
+    """The ends of a candidate's way, in the order of the funnel."""
 
     DEGENERATE = "degenerate"  # by its types, by dependence, by range or by form, without numbers
     DUPLICATE = "duplicate"  # the function, the numbers, the family or the behaviour of an earlier candidate
@@ -40,7 +40,7 @@ UNDECIDED = (ArithmeticError, RecursionError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a layer. Dictionaries are by network, in the order of `networks.use`, as far as it came.
+    """The outcome of a layer. Dictionaries are by network, in the order of `networks.use`, as far as it came.
 
     Attributes:
         fate: where its way ended.
@@ -73,12 +73,12 @@ class Outcome:
     pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; empty fields and pieces are left out."""
+        """The outcome as JSON values; empty fields and pieces are left out."""
         return {k: v for k, v in asdict(self).items() if k != "pieces" and v not in ("", {}, 0)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Outcome:
-        """The inverse of `to_json`; other keys are ignored."""
+        """The outcome that JSON values say, the inverse of `to_json`; other keys are ignored."""
         known = {k: values[k] for k in Outcome.__dataclass_fields__ if k in values}
         return Outcome(**{**known, "fate": Fate(values["fate"])})
 
@@ -90,13 +90,13 @@ GPU_FULL = "the GPU has no memory left"
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory is what was missing; torch and C++ say so in words."""
+    """True where memory is what was missing; torch and C++ say so in words."""
     said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
     return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def formula(graph: Graph) -> str:
-    """The formula, or the dump where sharing makes the formula too long."""
+    """The formula of a graph, or its dump where sharing makes the formula too long."""
     try:
         return str(graph)
     except ParseError:

@@ -1,4 +1,4 @@
-"""What a layer is scored by: its loss or error on each network, and what else the run asks for. Smaller is better."""
+"""Objectives, by which a layer is scored: its loss or error on each network, and further ones. Smaller is better."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def traffic(graph: Graph) -> float:
 
 
 def margin(gradient: Mapping[str, float]) -> float:
-    """log10 of the largest gradient norm under attack, over networks."""
+    """The log10 of the largest gradient norm under attack, over networks."""
     return math.log10(max(gradient.values(), default=0.0) + 1e-12)

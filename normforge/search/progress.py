@@ -1,4 +1,4 @@
-"""How a run stands, for the display: plain data, kept by the run."""
+"""The progress of a run, for the display: plain data, kept by the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from normforge.search.selection import best_first, front
 
 @dataclass
 class Progress:
-    """Counts by fate, the Pareto front, and the clock of the phase.
+    """The progress of a run: counts by fate, the Pareto front, and the clock of the phase.
 
     Attributes:
         limit: seconds of search allowed.
@@ -42,7 +42,7 @@ class Progress:
 
     @property
     def drawn(self) -> int:
-        """Candidates whose fate is known."""
+        """The number of candidates whose fate is known."""
         return sum(self.fates.values())
 
     @property
@@ -52,7 +52,7 @@ class Progress:
         return 3600 * (self.evaluated - self.before[1]) / seconds if seconds > 0 else 0.0
 
     def count(self, candidate: Candidate) -> None:
-        """A candidate's fate is known."""
+        """Count a candidate whose fate is known."""
         self.fates[candidate.outcome.fate] += 1
         if candidate.outcome.scores:
             leaders = [*self.leaders, candidate]

@@ -1,4 +1,4 @@
-"""What a run's results depend on beside its configuration: data, device, machine and code."""
+"""Provenance, all that a run's results depend on beside its configuration: data, device, machine and code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIBRARIES = ("torch", "triton", "timm", "numpy")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the results of one session of a run depend on, its configuration aside.
+    """Everything that the results of one session of a run depend on, its configuration aside.
 
     Attributes:
         digest: of the data.
@@ -35,7 +35,7 @@ class Provenance:
 
 
 def provenance(config: Config, *, download: bool = False) -> Provenance:
-    """Of a session that begins here and now. Loads the data.
+    """The provenance of a session that begins here and now. Loads the data.
 
     Raises:
         OptionError: data that cannot be read.

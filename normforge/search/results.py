@@ -27,7 +27,7 @@ FAILED = 2.0  # a training that ends below this many times chance has failed
 
 @dataclass
 class Row:
-    """One layer of the final comparison; `outcomes` has one entry a seed."""
+    """A row of the final comparison: one layer; `outcomes` has one entry a seed."""
 
     name: str
     formula: str
@@ -36,11 +36,11 @@ class Row:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def good(self, network: str) -> list[Outcome]:
-        """Trainings that did not fail on the network; only these enter its means."""
+        """The trainings that did not fail on the network; only these enter its means."""
         return [o for o in self.outcomes if o.accuracy.get(network, 0.0) >= self.least and network in o.test]
 
     def failures(self, network: str) -> int:
-        """Trainings that ended early, or below twice chance."""
+        """The number of trainings that ended early, or below twice chance."""
         return len(self.outcomes) - len(self.good(network))
 
     def mean(self, what: str, network: str) -> tuple[float, float]:
@@ -71,7 +71,7 @@ def scored(store: Store) -> list[Candidate]:
 
 
 def best_distinct(ranked: Iterable[Candidate], count: int, drawn: SearchSpace) -> list[Candidate]:
-    """The first `count` that differ by more than what their trainable parameters absorb.
+    """The first `count` candidates that differ by more than what their trainable parameters absorb.
 
     Training is deterministic, so equal losses mean equal trainings: the same layer up to a symmetry, such as the
     sign of gamma, that no rewriting has seen.
@@ -101,8 +101,8 @@ def reranked(store: Store, top: Iterable[Candidate], count: int) -> list[Candida
     if not found:
         return []
     ranks = mean_ranks(losses)
-    order = sorted(range(len(found)), key=lambda i: (math.inf in losses[i], ranks[i], found[i].index))
-    return [found[i] for i in order[:count]]
+    best_first = sorted(range(len(found)), key=lambda i: (math.inf in losses[i], ranks[i], found[i].index))
+    return [found[i] for i in best_first[:count]]
 
 
 def final_layers(found: Sequence[Candidate], baselines: Sequence[str], drawn: SearchSpace) -> list[tuple[str, Graph]]:
@@ -123,10 +123,10 @@ def comparison(store: Store, found: Sequence[Candidate], config: Config) -> list
     networks, all_rows = config.networks.use, list(rows.values())
     losses = [[_or_inf(row.mean("loss", n)[0]) for n in networks] for row in all_rows]
     ranks = mean_ranks(losses)
-    order = sorted(
+    best_first = sorted(
         range(len(all_rows)), key=lambda i: (sum(all_rows[i].failures(n) for n in networks), ranks[i], all_rows[i].name)
     )
-    return [all_rows[i] for i in order]
+    return [all_rows[i] for i in best_first]
 
 
 def _or_inf(value: float) -> float:
@@ -134,7 +134,7 @@ def _or_inf(value: float) -> float:
 
 
 def split(reference: str) -> tuple[Path, str]:
-    """The directory and the candidate of `DIRECTORY#17` or `DIRECTORY#best`.
+    """The parts of `DIRECTORY#17` or `DIRECTORY#best`: directory and candidate.
 
     Raises:
         UnknownNameError: not such a reference.

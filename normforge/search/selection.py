@@ -1,4 +1,4 @@
-"""Who wins a tournament, and who stays in the population, by several scores at once. Smaller is better.
+"""Selection by several scores at once: who wins a tournament, and who stays in the population. Smaller is better.
 
 Scores that are not finite never come here: `TournamentEvolution.tell` refuses them, since libraries of
 multi-objective ranking put a row of NaN into the first front.
@@ -15,12 +15,12 @@ Scores = Sequence[Sequence[float]]
 
 
 def front(scores: Scores) -> list[int]:
-    """Rows that no other row is better than in one score and at least as good in all; equal rows all stay."""
+    """The rows that no other row is better than in one score and at least as good in all; equal rows all stay."""
     return np.flatnonzero(moocore.is_nondominated(np.asarray(scores, dtype=float), keep_weakly=True)).tolist()
 
 
 def mean_ranks(scores: Scores) -> np.ndarray:
-    """Of each row its rank under each score, ties sharing the middle, averaged over scores.
+    """The rank of each row under each score, ties sharing the middle, averaged over scores.
 
     Ranks, since the losses of different networks differ in size and spread.
     """
@@ -39,17 +39,17 @@ def crowding(scores: Scores) -> np.ndarray:
     values = np.asarray(scores, dtype=float)
     distance = np.zeros(len(values))
     for column in values.T:
-        order = np.argsort(column, kind="stable")
-        sorted_ = column[order]
+        by_value = np.argsort(column, kind="stable")
+        sorted_ = column[by_value]
         span = sorted_[-1] - sorted_[0]
-        distance[order[[0, -1]]] = np.inf
+        distance[by_value[[0, -1]]] = np.inf
         if span > 0:
-            distance[order[1:-1]] += (sorted_[2:] - sorted_[:-2]) / span
+            distance[by_value[1:-1]] += (sorted_[2:] - sorted_[:-2]) / span
     return distance
 
 
-def nsga2_order(scores: Scores) -> list[int]:
-    """All rows, the first front first and within a front the loneliest; equal ones in their own order."""
+def nsga2_ranking(scores: Scores) -> list[int]:
+    """The ranking of NSGA-II: all rows by front, within a front the loneliest first; equal ones as they stand."""
     values = np.asarray(scores, dtype=float)
     fronts = np.asarray(moocore.pareto_rank(values))
     lonely = np.zeros(len(values))
@@ -59,7 +59,7 @@ def nsga2_order(scores: Scores) -> list[int]:
 
 
 def best_first(scores: Scores) -> list[int]:
-    """All rows, by Pareto front and within a front by mean rank: the order in which a run reports its layers."""
+    """The ranking in which a run reports its layers: by Pareto front and within a front by mean rank."""
     if not len(scores):
         return []
     fronts = np.asarray(moocore.pareto_rank(np.asarray(scores, dtype=float)))
@@ -76,5 +76,5 @@ WINNER: dict[str, Callable[[Scores, np.random.Generator], int]] = {
     "pareto": _pareto,
     "average": lambda scores, rng: int(np.argmin(mean_ranks(scores))),
     "first": lambda scores, rng: min(range(len(scores)), key=lambda i: scores[i][0]),
-    "nsga2": lambda scores, rng: nsga2_order(scores)[0],
+    "nsga2": lambda scores, rng: nsga2_ranking(scores)[0],
 }

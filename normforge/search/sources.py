@@ -1,4 +1,4 @@
-"""Which files of the package a module runs: its imports, read from the source, followed through the package.
+"""The files of the package that a module runs: its imports, read from the source, followed through the package.
 
 Imports inside functions count. Those under `TYPE_CHECKING` do not, for they are never run; nor do names that are only
 looked up when they are asked for, as the public ones of `normforge` itself.

@@ -25,7 +25,7 @@ _PLACEHOLDERS = ("a", "b")
 
 
 class Gene(NamedTuple):
-    """One drawn node: a primitive's name and the numbers of its operands, all below its own."""
+    """A drawn node: a primitive's name and the numbers of its operands, all below its own."""
 
     primitive: str
     inputs: tuple[int, ...]
@@ -35,7 +35,7 @@ Genotype = tuple[Gene, ...]
 
 
 class Primitive(NamedTuple):
-    """What a gene may compute: a node of `arity` operands."""
+    """An operation that a gene may compute, of `arity` operands."""
 
     arity: int
     apply: Callable[[tuple[Node, ...]], Node]

@@ -11,7 +11,7 @@ BUSY_SECONDS = 60.0  # that a writer waits for others
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing. The write lock is taken at the start, since a transaction that turns from reading to writing
+    """A transaction, all or nothing. The write lock is taken at the start, since one that turns from reading to writing
     fails at once when another process has written in between."""
     db.execute("BEGIN IMMEDIATE")
     try:

@@ -20,7 +20,7 @@ from normforge.search.double_backward import FastDoubleBackward
 def gradient_ascent(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, config: Stability
 ) -> tuple[float, int, bool]:
-    """Climb, and stop where the gradient norm passes the threshold.
+    """Climb the gradient norm of the weights, and stop where it passes the threshold.
 
     Args:
         model: from images (N, C, H, W) to logits; its weights are changed.

@@ -22,8 +22,8 @@ FILE = "search.db"
 _TABLES = """
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,       -- session, asked, candidate, rerank, final
-    key TEXT NOT NULL,        -- what of its kind: the candidate's index, ...
+    kind TEXT NOT NULL,       -- event type: session, asked, candidate, rerank, final
+    key TEXT NOT NULL,        -- which of its type: the candidate's index, ...
     time REAL NOT NULL,       -- seconds since the epoch, for people
     elapsed REAL NOT NULL,    -- seconds of search up to this event, all sessions together
     data TEXT NOT NULL,       -- JSON object
@@ -35,9 +35,9 @@ CREATE TRIGGER no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'even
 
 
 class Record(NamedTuple):
-    """One event as it is stored; `kind` and `key` together are unique in a store."""
+    """An event as it is stored; `type` and `key` together are unique in a store."""
 
-    kind: str
+    type: str
     key: str
     elapsed: float
     data: dict[str, Any]
@@ -107,38 +107,39 @@ class Store:
             RunError: one of them is stored already, or the file cannot be written.
         """
         now = time.time()
-        rows = [(e.kind, e.key, now, e.elapsed, json.dumps(e.data, allow_nan=False)) for e in records]
+        rows = [(e.type, e.key, now, e.elapsed, json.dumps(e.data, allow_nan=False)) for e in records]
         try:
             with transaction(self._db):
                 self._db.executemany("INSERT INTO events (kind, key, time, elapsed, data) VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as e:
             raise RunError(f"{self.path} cannot be written ({e}): is another process at work on it?") from None
 
-    def records(self, kind: str | None = None) -> Iterator[Record]:
-        """The records in the order in which they were stored, all or of one kind.
+    def records(self, event_type: str | None = None) -> Iterator[Record]:
+        """The records in the order in which they were stored, all or of one event type.
 
         Raises:
             RunError: the file is damaged.
         """
         with self._readable():
             rows = self._db.execute(
-                "SELECT kind, key, elapsed, data FROM events WHERE ?1 IS NULL OR kind = ?1 ORDER BY id", (kind,)
+                "SELECT kind, key, elapsed, data FROM events WHERE :type IS NULL OR kind = :type ORDER BY id",
+                {"type": event_type},
             )
             for name, key, elapsed, data in rows:
                 yield Record(name, key, elapsed, json.loads(data))
 
-    def record(self, kind: str, key: str) -> Record | None:
-        """The one record of that kind and key, if there is one."""
+    def record(self, event_type: str, key: str) -> Record | None:
+        """The one record of that type and key, if there is one."""
         with self._readable():
             row = self._db.execute(
-                "SELECT kind, key, elapsed, data FROM events WHERE kind = ? AND key = ?", (kind, key)
+                "SELECT kind, key, elapsed, data FROM events WHERE kind = ? AND key = ?", (event_type, key)
             ).fetchone()
             return Record(row[0], row[1], row[2], json.loads(row[3])) if row else None
 
-    def times(self, kind: str) -> dict[str, float]:
-        """When each event of that kind was stored, by key, in seconds since the epoch."""
+    def times(self, event_type: str) -> dict[str, float]:
+        """The times at which events of that type were stored, by key, in seconds since the epoch."""
         with self._readable():
-            return dict(self._db.execute("SELECT key, time FROM events WHERE kind = ?", (kind,)))
+            return dict(self._db.execute("SELECT key, time FROM events WHERE kind = ?", (event_type,)))
 
     def close(self) -> None:
         """Close the file."""

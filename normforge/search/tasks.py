@@ -1,4 +1,4 @@
-"""What is sent to a worker. Needs no torch, so that the front end does not load it."""
+"""Tasks, which are sent to workers. Needs no torch, so that the front end does not load it."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ class Section(BaseModel):
 
 
 class ResNet(Section):
-    """ResNet-v2 with bottleneck blocks; (3, 4, 6, 3) and 0.25 are the paper's."""
+    """The options of ResNet-v2 with bottleneck blocks; (3, 4, 6, 3) and 0.25 are the paper's."""
 
     width: float = Field(default=0.125, gt=0, le=4, description="of 64 channels in the stem, 256, 512, ... after it")
     depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4, description="blocks of each stage")
 
 
 class MobileNet(Section):
-    """MobileNetV2; 0.5, 1 and 7 are the paper's."""
+    """The options of MobileNetV2; 0.5, 1 and 7 are the paper's."""
 
     width: float = Field(default=0.25, gt=0, le=4)
     depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 3, 4, 3, 3, 1 blocks, rounded up")
@@ -29,7 +29,7 @@ class MobileNet(Section):
 
 
 class EfficientNet(Section):
-    """EfficientNet-B0; 0.5, 1 and 7 are the paper's."""
+    """The options of EfficientNet-B0; 0.5, 1 and 7 are the paper's."""
 
     width: float = Field(default=0.25, gt=0, le=4)
     depth: float = Field(default=0.34, gt=0, le=4, description="of 1, 2, 2, 3, 3, 4, 1 blocks, rounded up")
@@ -37,7 +37,7 @@ class EfficientNet(Section):
 
 
 class NFResNet(Section):
-    """A plain normalizer-free ResNet: scaled weight standardization, residual branches of size alpha."""
+    """The options of a plain normalizer-free ResNet: scaled weight standardization, residual branches of size alpha."""
 
     width: float = Field(default=0.125, gt=0, le=4)
     depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4)
@@ -45,7 +45,7 @@ class NFResNet(Section):
 
 
 class ViT(Section):
-    """A vision transformer, the layer in place of LayerNorm, over channels last."""
+    """The options of a vision transformer, the layer in place of LayerNorm, over channels last."""
 
     dim: int = Field(default=48, ge=8)
     depth: int = Field(default=3, ge=1)
@@ -80,7 +80,7 @@ class Fractals(Section):
 
 
 class DataConfig(Section):
-    """Which images and labels, and how training images are cropped and flipped."""
+    """The choice of images and labels, and how training images are cropped and flipped."""
 
     source: str = Field(
         default="digits",
@@ -95,7 +95,7 @@ class DataConfig(Section):
 
 
 class Recipe(Section):
-    """Training inside a proxy network."""
+    """The recipe of a training inside a proxy network."""
 
     seed: int = Field(default=0, ge=0, description="of weights and batches, the same for every layer")
     steps: int = Field(default=200, ge=1)

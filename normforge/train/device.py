@@ -1,4 +1,4 @@
-"""Where a network is trained: the device, data on it, and the memory that a training takes there."""
+"""The device on which a network is trained: which it is, data on it, and the memory that a training takes there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from normforge.train.data import Data
 
 
 def device_of(asked: str) -> str:
-    """`cpu` or `cuda`; `auto` is the latter where there is one."""
+    """The device of a name, `cpu` or `cuda`; `auto` is the latter where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
@@ -37,7 +37,7 @@ _MOVED: dict[tuple[str, torch.device], Data] = {}
 
 
 def peak_memory(device: torch.device, *, reset: bool = False) -> float:
-    """MiB that this process has held at most since the last reset: on the GPU, or resident (Linux; else 0)."""
+    """The most MiB that this process has held since the last reset: on the GPU, or resident (Linux; else 0)."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)

@@ -24,7 +24,7 @@ _LOOK = 16  # steps between two looks at the loss on a GPU, where each look wait
 
 
 class Diverged(Exception):
-    """The loss stopped being finite."""
+    """The error that a loss stopped being finite."""
 
 
 @dataclass

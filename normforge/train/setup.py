@@ -1,4 +1,4 @@
-"""What a layer is trained with: networks, data and device, chosen once for any number of trainings."""
+"""The setup that a layer is trained with: networks, data and device, chosen once for any number of trainings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normforge.train.networks import LayerFactory, build
 
 
 class Setup:
-    """Networks that take one layer, and images on one device.
+    """The setup of trainings: networks that take one layer, and images on one device.
 
     Weights and batches depend on `recipe.seed` and the repeat alone, so that trainings differ by the layer.
 

@@ -11,7 +11,7 @@ import normforge as nf
 from normforge.ir.node import toposort
 from normforge.ir.ops import MOMENT, Op
 from normforge.kernels import toolchain
-from normforge.passes import Degeneracy, Stage
+from normforge.passes import Check, Degeneracy
 from normforge.search.space import PAPER
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
@@ -26,7 +26,7 @@ def draw(count: int, *, with_moment: bool, seed: int) -> list[nf.Graph]:
         moments = [n for n in layer.nodes if n.op in MOMENT and any(m.op is Op.INPUT for m in toposort([n]))]
         if with_moment and not moments:
             continue
-        if not Degeneracy((Stage.DEPENDENCE,)).run(layer):
+        if not Degeneracy((Check.DEPENDENCE,)).run(layer):
             found[layer.structure] = layer
     return list(found.values())
 

@@ -104,7 +104,7 @@ class NumpyText:
     def expression(self, node: Node) -> str:
         """What computes a value from its operands."""
         if node in self.inputs:
-            return f"{self.inputs[node]}.reshape({self.extents(node)}){self.order(node, (0, 2, 3, 1))}"
+            return f"{self.inputs[node]}.reshape({self.extents(node)}){self.transposed(node, (0, 2, 3, 1))}"
         if node.op in REDUCE:
             return self.reduction(node)
         return self.code[node.op].format(*(self.value(a) for a in node.args))
@@ -118,7 +118,7 @@ class NumpyText:
         """Write an output, in its dtype and layout."""
         place, node = next((i, n) for i, (label, n) in enumerate(self.plan.outputs) if label == name)
         shape = f"({', '.join(n if node.axes & a else '1' for a, n in AXES.items())})"
-        ordered = f"np.broadcast_to({value}, {shape}){self.order(node, (0, 3, 1, 2))}"
+        ordered = f"np.broadcast_to({value}, {shape}){self.transposed(node, (0, 3, 1, 2))}"
         self.out(f"out{place}[:] = {ordered}.reshape(-1)")
 
     def extents(self, node: Node) -> str:
@@ -126,7 +126,7 @@ class NumpyText:
         n, g, k, s = (name if node.axes & axis else "1" for axis, name in AXES.items())
         return ", ".join((n, s, g, k) if self.channels_last(node) else (n, g, k, s))
 
-    def order(self, node: Node, axes: tuple[int, ...]) -> str:
+    def transposed(self, node: Node, axes: tuple[int, ...]) -> str:
         """What brings a tensor from the order of memory into that of axes, or back."""
         return f".transpose{axes}" if self.channels_last(node) else ""
 

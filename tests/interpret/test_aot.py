@@ -217,7 +217,7 @@ def test_every_plan_has_a_shape_to_be_compiled_for(layer: str, layout: str) -> N
             plan = plan_of_kind(kind, program(nf.parse(layer), order, True), "float32", layout)
             if plan is not None:
                 module = emit_triton(plan, plan.symbol)
-                assert module.shape(typical_dims(module))["N"] > 0
+                assert module.schedule.sizes(typical_dims(module))["N"] > 0
 
 
 def test_ptx() -> None:

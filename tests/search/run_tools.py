@@ -42,7 +42,7 @@ def events(directory: Path) -> list[tuple[tuple[str, str], dict]]:
     """Everything but times and sessions, in the order in which it was stored."""
     changing = {"seconds", "peak", "cached"}
     store = Store(directory)
-    found = [((e.kind, e.key), {k: v for k, v in e.data.items() if k not in changing}) for e in store.records()]
+    found = [((e.type, e.key), {k: v for k, v in e.data.items() if k not in changing}) for e in store.records()]
     store.close()
     return [(key, data) for key, data in found if key[0] != "session"]
 

@@ -87,7 +87,7 @@ def test_it_goes_on_and_nothing_is_computed_again(before, tmp_path, monkeypatch)
         ("candidate", {"genes": [], "parents": []}, "the event candidate 900 lacks 'fate'"),
         ("candidate", {"genes": [], "parents": [], "fate": "lost"}, "'lost' is not a valid Fate"),
         ("final", {"fate": "scored", "energy": 3}, "unknown fields energy"),
-        ("merger", {}, "of kind 'merger'"),
+        ("merger", {}, "of type 'merger'"),
     ],
 )
 def test_events_of_another_version_are_named(tmp_path, kind, data, says):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from normforge.search.config import Evolution, Space
 from normforge.search.evolution import Member, TournamentEvolution
-from normforge.search.selection import best_first, crowding, front, mean_ranks, nsga2_order
+from normforge.search.selection import best_first, crowding, front, mean_ranks, nsga2_ranking
 from normforge.search.space import PAPER, Genotype, SearchSpace
 from normforge.streams import stream
 
@@ -115,8 +115,8 @@ def test_fronts_are_as_defined(scores):
     first = brute_front(scores)
     assert front(scores) == first
     assert set(best_first(scores)[: len(first)]) == set(first)
-    assert set(nsga2_order(scores)[: len(first)]) == set(first)
-    assert sorted(best_first(scores)) == sorted(nsga2_order(scores)) == list(range(len(scores)))
+    assert set(nsga2_ranking(scores)[: len(first)]) == set(first)
+    assert sorted(best_first(scores)) == sorted(nsga2_ranking(scores)) == list(range(len(scores)))
 
 
 def test_mean_ranks_share_ties():

@@ -9,7 +9,7 @@ import torch
 
 import normforge as nf
 from normforge.ir import layers, parse
-from normforge.passes import Degeneracy, Stage
+from normforge.passes import Check, Degeneracy
 from normforge.probing.probe import DEPTH, NEEDED, NOISE, OTHERS, probe, propagate, trials
 from normforge.probing.reproducible import quantised_weights
 from normforge.streams import stream
@@ -46,7 +46,7 @@ def test_no_named_layer_is_refused_at_any_size(name: str) -> None:
 )
 def test_refused(formula: str, reason: str) -> None:
     (finding,) = probe(parse(formula)).findings
-    assert finding.stage is Stage.PROBING
+    assert finding.stage is Check.PROBING
     assert reason in finding.reason
     assert finding.node == str(parse(formula))
 
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_check_puts_the_stages_together() -> None:
     report = nf.check(parse("x * square(x)"))
-    assert [f.stage for f in report.findings] == [Stage.PROBING]
+    assert [f.stage for f in report.findings] == [Check.PROBING]
     assert not report.ok
     assert nf.check(parse("x * square(x)"), probe=False).ok
     stages = ["type", "dependence", "range", "form", "probing, alone", "probing, propagation", "signal", "behaviour"]
@@ -99,4 +99,4 @@ def test_check_puts_the_stages_together() -> None:
     assert good.ok and good.propagation is not None and good.propagation.depth == DEPTH
     assert good.properties["traffic"] == [2, 3, 5]
     early = nf.check(parse("x / 0"))
-    assert early.findings[0].stage is Stage.RANGE and early.propagation is None
+    assert early.findings[0].stage is Check.RANGE and early.propagation is None

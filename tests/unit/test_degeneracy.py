@@ -7,37 +7,37 @@ import pytest
 from hypothesis import given
 
 from normforge.ir import Graph, evaluate, layers, parse
-from normforge.passes import Degeneracy, Differentiate, Stage, lower
+from normforge.passes import Check, Degeneracy, Differentiate, lower
 from normforge.testing import layer_graphs, random_values
 
 # formula -> stage, phrase of the reason, node
 REFUSED = {
-    "std[w,h](gamma) + x": (Stage.TYPE, "constant √ε", "std[w,h](gamma)"),
-    "x / std[b,w,h](mean[b,w,h](x)) + x": (Stage.TYPE, "constant √ε", "std[b,w,h](mean[b,w,h](x))"),
-    "x + std[b,w,h](2)": (Stage.TYPE, "constant √ε", "std[b,w,h](2)"),
-    "x + 0 * std[w,h,c](std[w,h,c](x))": (Stage.TYPE, "constant √ε", "std[w,h,c](std[w,h,c](x))"),
-    "mean[w,h](x)": (Stage.TYPE, "same at every position", "mean[w,h](x)"),
-    "mean[b,w,h](x) * gamma": (Stage.TYPE, "same at every position and every batch element", ""),
-    "std[w,h,c/g](x) + x - x": (Stage.TYPE, "same at every position", "std[w,h,c/g](x) + x - x"),
-    "tanh(mean[b,w,h,c](x)) + beta": (Stage.TYPE, "same at every position and every batch element", ""),
-    "gamma": (Stage.DEPENDENCE, "does not depend on x", "gamma"),
-    "x - x": (Stage.DEPENDENCE, "x cancels", "x - x"),
-    "x * 0 + beta": (Stage.DEPENDENCE, "x cancels", "x * 0 + beta"),
-    "x / x": (Stage.DEPENDENCE, "x cancels", "x / x"),
-    "max(v0, 1) * gamma + beta": (Stage.DEPENDENCE, "does not depend on x", ""),
-    "2": (Stage.DEPENDENCE, "does not depend on x", "2"),
-    "tanh(sigmoid(x) + sigmoid(-x))": (Stage.DEPENDENCE, "x cancels", ""),
-    "max(sigmoid(x), 2) * gamma": (Stage.DEPENDENCE, "x cancels", ""),
-    "x / (tanh(x) - tanh(x)) + x": (Stage.RANGE, "infinite or NaN whatever x is", "x / (tanh(x) - tanh(x))"),
-    "x * exp(100)": (Stage.RANGE, "infinite or NaN whatever x is", "exp(100)"),
-    "x / v0": (Stage.RANGE, "at the start values of the parameters", "x / v0"),
-    "tanh(x) + v0 / v0": (Stage.RANGE, "NaN at the start values", "v0 / v0"),
-    "x": (Stage.FORM, "affine in x", "x"),
-    "x * gamma + beta": (Stage.FORM, "affine in x", ""),
-    "x * sigmoid(v0) - mean[w,h](x) * gamma": (Stage.FORM, "affine in x", ""),
-    "(square(x + 1) - square(x)) / std[w,h](v1 * mean[b,w,h](gamma) + 1)": (Stage.TYPE, "constant √ε", ""),
-    "square(x + v1) - square(x)": (Stage.FORM, "affine in x", ""),
-    "x * exp(tanh(x)) / exp(tanh(x))": (Stage.FORM, "affine in x", ""),
+    "std[w,h](gamma) + x": (Check.TYPE, "constant √ε", "std[w,h](gamma)"),
+    "x / std[b,w,h](mean[b,w,h](x)) + x": (Check.TYPE, "constant √ε", "std[b,w,h](mean[b,w,h](x))"),
+    "x + std[b,w,h](2)": (Check.TYPE, "constant √ε", "std[b,w,h](2)"),
+    "x + 0 * std[w,h,c](std[w,h,c](x))": (Check.TYPE, "constant √ε", "std[w,h,c](std[w,h,c](x))"),
+    "mean[w,h](x)": (Check.TYPE, "same at every position", "mean[w,h](x)"),
+    "mean[b,w,h](x) * gamma": (Check.TYPE, "same at every position and every batch element", ""),
+    "std[w,h,c/g](x) + x - x": (Check.TYPE, "same at every position", "std[w,h,c/g](x) + x - x"),
+    "tanh(mean[b,w,h,c](x)) + beta": (Check.TYPE, "same at every position and every batch element", ""),
+    "gamma": (Check.DEPENDENCE, "does not depend on x", "gamma"),
+    "x - x": (Check.DEPENDENCE, "x cancels", "x - x"),
+    "x * 0 + beta": (Check.DEPENDENCE, "x cancels", "x * 0 + beta"),
+    "x / x": (Check.DEPENDENCE, "x cancels", "x / x"),
+    "max(v0, 1) * gamma + beta": (Check.DEPENDENCE, "does not depend on x", ""),
+    "2": (Check.DEPENDENCE, "does not depend on x", "2"),
+    "tanh(sigmoid(x) + sigmoid(-x))": (Check.DEPENDENCE, "x cancels", ""),
+    "max(sigmoid(x), 2) * gamma": (Check.DEPENDENCE, "x cancels", ""),
+    "x / (tanh(x) - tanh(x)) + x": (Check.RANGE, "infinite or NaN whatever x is", "x / (tanh(x) - tanh(x))"),
+    "x * exp(100)": (Check.RANGE, "infinite or NaN whatever x is", "exp(100)"),
+    "x / v0": (Check.RANGE, "at the start values of the parameters", "x / v0"),
+    "tanh(x) + v0 / v0": (Check.RANGE, "NaN at the start values", "v0 / v0"),
+    "x": (Check.FORM, "affine in x", "x"),
+    "x * gamma + beta": (Check.FORM, "affine in x", ""),
+    "x * sigmoid(v0) - mean[w,h](x) * gamma": (Check.FORM, "affine in x", ""),
+    "(square(x + 1) - square(x)) / std[w,h](v1 * mean[b,w,h](gamma) + 1)": (Check.TYPE, "constant √ε", ""),
+    "square(x + v1) - square(x)": (Check.FORM, "affine in x", ""),
+    "x * exp(tanh(x)) / exp(tanh(x))": (Check.FORM, "affine in x", ""),
 }
 ACCEPTED = [*layers, "tanh(x)", "tanh(x) + mean[w,h](gamma)", "abs(x) * rms[w,h](gamma)", "mean[c](x) + relu(x)"]
 
@@ -59,7 +59,7 @@ def test_accepted(formula: str) -> None:
 
 def test_what_cancels_is_dropped_first() -> None:
     finding = Degeneracy().run(parse("abs(x) / abs(x) * gamma"))[0]
-    assert finding.stage is Stage.DEPENDENCE
+    assert finding.stage is Check.DEPENDENCE
 
 
 @given(layer_graphs(space="paper"))
@@ -78,4 +78,4 @@ def test_findings_are_true(graph: Graph) -> None:
     if "every position" in reasons:
         np.testing.assert_allclose(y - y[:, :, :1, :1], 0, atol=2.0**-40 * (1 + np.abs(y).max()))
     if np.abs(dx).max() > 1e-3:
-        assert Stage.DEPENDENCE not in {f.stage for f in findings}
+        assert Check.DEPENDENCE not in {f.stage for f in findings}

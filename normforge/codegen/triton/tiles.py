@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rung:
-    """Attributes:
-    a, e: BLOCK_A and BLOCK_E.
-    many: a program may own several slabs along BLOCK_A.
+    """One tile of a ladder.
+
+    Attributes:
+        a, e: BLOCK_A and BLOCK_E.
+        many: a program may own several slabs along BLOCK_A.
     """
 
     a: int

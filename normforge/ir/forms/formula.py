@@ -90,7 +90,7 @@ class _Parser:
 
     def accept(self, *texts: str) -> Token | None:
         token = self.token
-        if token.text in texts and token.kind != "end":
+        if token.text in texts and token.type != "end":
             self.at += 1
             return token
         return None
@@ -133,7 +133,7 @@ class _Parser:
 
     def parameter_name(self) -> str:
         name = self.token.text
-        if self.token.kind != "name":
+        if self.token.type != "name":
             self.fail(f"expected the parameter's name, found {self.token}")
         if name in RESERVED or is_buffer_name(name):
             self.fail(f"{name!r} has a meaning of its own: choose another parameter name")
@@ -144,7 +144,7 @@ class _Parser:
 
     def signed_number(self) -> float:
         sign = -1.0 if self.accept("-") else 1.0
-        if self.token.kind != "number":
+        if self.token.type != "number":
             self.fail(f"expected a number, found {self.token}")
         return sign * self.number()
 
@@ -165,7 +165,7 @@ class _Parser:
             minus = 0
             while self.accept("-"):
                 minus += 1
-            if minus and self.token.kind == "number":  # -2 is a number, -(2) a negation
+            if minus and self.token.type == "number":  # -2 is a number, -(2) a negation
                 node, minus = const(-self.number()), minus - 1
             else:
                 operand = self.operand()
@@ -185,7 +185,7 @@ class _Parser:
                     break
                 level.args.append(level.close_product())
                 if len(levels) == 1:
-                    if self.token.kind != "end":
+                    if self.token.type != "end":
                         self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token}")
                     return level.args[0]
                 if level.name in PAIR_NAMES and len(level.args) == 1:
@@ -208,11 +208,11 @@ class _Parser:
     def operand(self) -> Node | _Level:
         """A number, a name, or the bracket that opens one."""
         token = self.token
-        if token.kind == "number":
+        if token.type == "number":
             return const(self.number())
         if self.accept("("):
             return _Level()
-        if token.kind != "name":
+        if token.type != "name":
             power = token.text == "*" and self.at > 0 and self.tokens[self.at - 1].text == "*"
             self.fail(f"expected a number, a name, a function or '(', found {token}{POWER_HINT if power else ''}")
         self.at += 1
@@ -261,7 +261,7 @@ class _Parser:
 
 
 def sugar(name: str, a: Node) -> Node:
-    """relu, silu and gelu in terms of the primitives."""
+    """The node of relu, silu or gelu, in terms of the primitives."""
     if name == "relu":
         return make(Op.MAX, (a, const(0.0)))
     if name == "silu":

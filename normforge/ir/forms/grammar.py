@@ -47,9 +47,14 @@ def is_buffer_name(name: str) -> bool:
 
 
 class Token(NamedTuple):
-    """kind: number, name, sign or end; `position` is that of its first character."""
+    """A token of a formula.
 
-    kind: str
+    Attributes:
+        type: number, name, sign or end.
+        position: of its first character in the text.
+    """
+
+    type: str
     text: str
     position: int
 
@@ -67,8 +72,8 @@ def tokenize(text: str) -> list[Token]:
         raise ParseError(f"the formula has {len(text)} characters and {MAX_FORMULA} are allowed: shorten it")
     tokens, at = [], 0
     while m := _TOKEN.match(text, at):
-        kind = str(m.lastgroup)
-        tokens.append(Token(kind, m[kind], m.start(kind)))
+        name = str(m.lastgroup)
+        tokens.append(Token(name, m[name], m.start(name)))
         at = m.end()
     rest = len(text) - len(text[at:].lstrip())
     if rest < len(text):

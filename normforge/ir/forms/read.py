@@ -17,7 +17,7 @@ _NAME = re.compile(rf"[a-z_][a-z0-9_.]{{0,{MAX_NAME + 15}}}")  # room for the `d
 
 
 class Builder:
-    """Nodes by number, in order. Every method raises `ParseError` alone."""
+    """A graph under construction: nodes by number, in order. Every method raises `ParseError` alone."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []

@@ -154,12 +154,12 @@ def _by_traits(op: Op) -> Callable[[Algebra, Value], Value]:
 
 
 def sigmoid(space: Algebra, v: Value) -> Value:
-    """(1 + tanh(v / 2)) / 2."""
+    """The value sigmoid(v) = (1 + tanh(v / 2)) / 2."""
     return space.scale(space.add(UNIT, tanh(space, space.scale(v, _HALF))), _HALF)
 
 
 def log(space: Algebra, v: Value) -> Value:
-    """sign(v) · ln(|v| + ε), an odd function."""
+    """The value sign(v) · ln(|v| + ε), an odd function."""
     if v.number == 0:
         return v
     if v.number < 0:
@@ -168,7 +168,7 @@ def log(space: Algebra, v: Value) -> Value:
 
 
 def exp(space: Algebra, v: Value) -> Value:
-    """A product over the terms of v, each with the sign and the whole part of its coefficient as a power."""
+    """The value exp(v): a product over the terms of v, sign and whole part of each coefficient as a power."""
     out = Value(UNIT_NUMBER, (), v.holes)
     for t in terms(space, v):
         out = space.mul(out, space.exponential(Value(UNIT_NUMBER, t.powers, t.holes), t.number))
@@ -176,7 +176,7 @@ def exp(space: Algebra, v: Value) -> Value:
 
 
 def absolute(space: Algebra, v: Value) -> Value:
-    """|number| · ∏ |factor|^power."""
+    """The value |v| = |number| · ∏ |factor|^power."""
     out = Value(abs(v.number), (), v.holes)
     for key, p in v.powers:
         f = space.factor[key]
@@ -192,7 +192,7 @@ def absolute(space: Algebra, v: Value) -> Value:
 
 
 def sqrt(space: Algebra, v: Value) -> Value:
-    """v / root(|v| + ε)."""
+    """The value v / root(|v| + ε)."""
     size, outside = absolute(space, v), UNIT
     if space.scales and v.number:
         fixed = tuple((k, p) for k, p in size.powers if not space.factor[k].depends)
@@ -309,7 +309,7 @@ def _common(space: Algebra, values: list[Value]) -> Value:
 
 
 def minimum(space: Algebra, v: Value, w: Value) -> Value:
-    """-max(-v, -w)."""
+    """The value min(v, w) = -max(-v, -w)."""
     return space.scale(maximum(space, space.scale(v, _MINUS), space.scale(w, _MINUS)), _MINUS)
 
 

@@ -15,7 +15,7 @@ MAX_BITS = 256  # longer fractions are rounded outward
 
 
 class Interval(NamedTuple):
-    """lo <= a <= hi, or < at an open end. Infinite ends are open."""
+    """An interval: lo <= a <= hi, or < at an open end. Infinite ends are open."""
 
     lo: End
     hi: End
@@ -30,36 +30,36 @@ class Interval(NamedTuple):
 
     @property
     def positive(self) -> bool:
-        """Above 0 everywhere."""
+        """True where all values are above 0."""
         return self.lo > 0 or (self.lo == 0 and self.lo_open)
 
     @property
     def negative(self) -> bool:
-        """Below 0 everywhere."""
+        """True where all values are below 0."""
         return self.hi < 0 or (self.hi == 0 and self.hi_open)
 
     @property
     def nonzero(self) -> bool:
-        """Never 0."""
+        """True where no value is 0."""
         return self.positive or self.negative
 
     @property
     def nonnegative(self) -> bool:
-        """0 or above everywhere."""
+        """True where all values are 0 or above."""
         return self.lo >= 0
 
     @property
     def nonpositive(self) -> bool:
-        """0 or below everywhere."""
+        """True where all values are 0 or below."""
         return self.hi <= 0
 
     @property
     def bounded(self) -> bool:
-        """Both ends are finite."""
+        """True where both ends are finite."""
         return self.lo > -INFINITY and self.hi < INFINITY
 
     def at_least(self, other: Interval) -> bool:
-        """Every value of this one is >= every value of the other."""
+        """True where every value of this interval is >= every value of the other."""
         return bool(self.lo >= other.hi)
 
     # -- arithmetic; each gives an interval that holds every result
@@ -68,7 +68,7 @@ class Interval(NamedTuple):
         return Interval(-self.hi, -self.lo, self.hi_open, self.lo_open)
 
     def plus(self, other: Interval) -> Interval:
-        """The sums."""
+        """The interval of the sums of two values, one from each."""
         return _trim(
             Interval(
                 self.lo + other.lo, self.hi + other.hi, self.lo_open or other.lo_open, self.hi_open or other.hi_open
@@ -76,7 +76,7 @@ class Interval(NamedTuple):
         )
 
     def times(self, other: Interval) -> Interval:
-        """The products."""
+        """The interval of the products of two values, one from each."""
         # The frequent cases first; an end that is a float is infinite, which is quicker to ask than to compare.
         if type(self.lo) is float and type(self.hi) is float:
             self, other = other, self
@@ -93,7 +93,7 @@ class Interval(NamedTuple):
         return _trim(Interval(lo, hi, all(o for e, o in ends if e == lo), all(o for e, o in ends if e == hi)))
 
     def inverse(self) -> Interval:
-        """The reciprocals; everything where 0 is among the values."""
+        """The interval of the reciprocals; everything where 0 is among the values."""
         if not self.nonzero:
             return EVERYTHING
         lo = _reciprocal(self.hi, negative=self.negative)
@@ -101,7 +101,7 @@ class Interval(NamedTuple):
         return _trim(Interval(lo, hi, self.hi_open, self.lo_open))
 
     def power(self, n: int) -> Interval:
-        """The n-th powers, n any whole number."""
+        """The interval of the n-th powers, n any whole number."""
         if n < 0:
             return self.power(-n).inverse()
         if n == 0:
@@ -113,7 +113,7 @@ class Interval(NamedTuple):
         return out
 
     def magnitude(self) -> Interval:
-        """The absolute values."""
+        """The interval of the absolute values."""
         if self.lo >= 0:
             return self
         if self.hi <= 0:
@@ -124,7 +124,7 @@ class Interval(NamedTuple):
         return Interval(0, -self.lo if larger else self.hi, False, self.lo_open if larger else self.hi_open)
 
     def larger(self, other: Interval) -> Interval:
-        """max of a value of each."""
+        """The interval of the larger of two values, one from each."""
         lo, lo_open = max((self.lo, self.lo_open), (other.lo, other.lo_open))
         if self.hi == other.hi:
             return Interval(lo, self.hi, lo_open, self.hi_open and other.hi_open)
@@ -132,7 +132,7 @@ class Interval(NamedTuple):
         return Interval(lo, hi, lo_open, hi_open)
 
     def meet(self, other: Interval) -> Interval:
-        """What is in both, for two intervals that hold one value."""
+        """The interval of what is in both, for two intervals that hold one value."""
         lo, lo_open = max((self.lo, self.lo_open), (other.lo, other.lo_open))
         hi, hi_closed = min((self.hi, not self.hi_open), (other.hi, not other.hi_open))
         return Interval(lo, hi, lo_open, not hi_closed)
@@ -144,7 +144,7 @@ class Interval(NamedTuple):
         return Interval(lo, hi, lo_open, not hi_closed)
 
     def rising(self, function: Callable[[float], float], limits: Interval) -> Interval:
-        """The values of a function that rises strictly; `limits` holds them all.
+        """The interval of the values of a function that rises strictly; `limits` holds them all.
 
         The function is taken to be right to two units in the last place.
         """

@@ -20,7 +20,7 @@ Rational = Any  # a polynomial with rational coefficients
 
 
 def mean(space: Algebra, v: Value, reduced: int) -> Value:
-    """E[v], term by term, what is constant along the axes outside."""
+    """The value E[v], term by term, what is constant along the axes outside."""
     axes = space.axes(v) & reduced
     if not axes:
         return v
@@ -195,13 +195,13 @@ def _root(space: Algebra, v: Value) -> Value:
 
 
 def rms(space: Algebra, v: Value, reduced: int) -> Value:
-    """root(E[v²] + ε)."""
+    """The value root(E[v²] + ε)."""
     square = mean(space, space.power(_small(space, v), 2), reduced)
     return root(space, space.add(square, Value(space.exact_eps)))
 
 
 def std(space: Algebra, v: Value, reduced: int) -> Value:
-    """root(E[v²] - E[v]² + ε)."""
+    """The value root(E[v²] - E[v]² + ε)."""
     v = _centred(space, v, reduced)
     square = mean(space, space.power(_small(space, v), 2), reduced)
     variance = space.sub(square, space.power(mean(space, v, reduced), 2))

@@ -35,7 +35,7 @@ def times(a: Monomial, b: Monomial) -> Monomial:
 
 
 def add(a: Poly, b: Poly, factor: int = 1) -> Poly:
-    """a + factor · b."""
+    """The polynomial a + factor · b."""
     out = dict(a)
     for m, c in b.items():
         total = out.get(m, 0) + c * factor
@@ -71,7 +71,8 @@ def leading(poly: Poly) -> Monomial:
 
 
 def split(poly: Poly) -> tuple[int, dict[Key, int], Poly]:
-    """content · monomial · primitive part, the last with a positive leading coefficient. `poly` is not zero."""
+    """The parts of a polynomial that is not zero: content · monomial · primitive part, the last with a positive leading
+    coefficient."""
     content = gcd(*poly.values())
     if poly[leading(poly)] < 0:
         content = -content
@@ -111,18 +112,18 @@ def factors(poly: Poly) -> tuple[int, list[tuple[Poly, int]]]:
     large = max(map(abs, poly.values())) > MAX_COEFFICIENT or sum(degree.values()) > MAX_DEGREE
     if large or len(poly) > MAX_TERMS or len(degree) > MAX_VARIABLES:
         return 1, [(poly, 1)]
-    order = sorted(degree)
-    place = {key: i for i, key in enumerate(order)}
+    variables = sorted(degree)
+    place = {key: i for i, key in enumerate(variables)}
     terms = []
     for m, c in poly.items():
-        exponents = [0] * len(order)
+        exponents = [0] * len(variables)
         for key, p in m:
             exponents[place[key]] = p
         terms.append([*exponents, c])
-    sign, found = _memo.get([len(order), *sorted(terms)], _factor)
+    sign, found = _memo.get([len(variables), *sorted(terms)], _factor)
     out = []
     for rows, power in found:
-        part = {tuple((k, e) for k, e in zip(order, row, strict=False) if e): row[-1] for row in rows}
+        part = {tuple((k, e) for k, e in zip(variables, row, strict=False) if e): row[-1] for row in rows}
         if part[leading(part)] < 0:
             part, sign = {m: -c for m, c in part.items()}, sign * (-1) ** power
         out.append((part, power))

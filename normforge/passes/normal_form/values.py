@@ -33,7 +33,7 @@ MAX_EXPONENT = 8  # of exp: the largest whole number that is taken out of an ope
 
 
 @dataclass(frozen=True, eq=False)
-class Factor:
+class Irreducible:
     """An atom, or an irreducible sum of two terms or more.
 
     Attributes:
@@ -67,7 +67,7 @@ Powers = Mapping[Key, int]
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """number · ∏ factor^power, undefined where a hole is zero."""
+    """A value: number · ∏ factor^power, undefined where a hole is zero."""
 
     number: Fraction
     powers: tuple[tuple[Key, int], ...] = ()
@@ -80,7 +80,7 @@ class Value:
 
     @property
     def is_number(self) -> bool:
-        """No factors."""
+        """True where the value has no factors."""
         return not self.powers
 
 
@@ -105,7 +105,7 @@ def _check(number: Fraction) -> None:
 
 @dataclass
 class Algebra:
-    """Values, and the factors that they are made of.
+    """The space of values: what is known of the factors that they are made of, and arithmetic on them.
 
     Attributes:
         eps: ε of the layer.
@@ -118,7 +118,7 @@ class Algebra:
     """
 
     eps: float
-    factor: dict[Key, Factor] = field(default_factory=dict)
+    factor: dict[Key, Irreducible] = field(default_factory=dict)
     steps: int = 0
     learned: dict[Key, Interval] = field(default_factory=dict)
     late: bool = False
@@ -142,11 +142,11 @@ class Algebra:
         return out
 
     def depends(self, v: Value) -> bool:
-        """Does it depend on an input?"""
+        """True where the value depends on an input."""
         return any(self.factor[key].depends for key, _ in v.powers)
 
     def degree(self, v: Value) -> int:
-        """0: does not depend on x. 1: affine in x. 2: all else."""
+        """The degree in x. 0: does not depend on x. 1: affine in x. 2: all else."""
         found = [(self.factor[key].degree, p) for key, p in v.powers if self.factor[key].depends]
         if not found:
             return 0
@@ -178,7 +178,7 @@ class Algebra:
                 axes &= ~reduced
             if degree is None:
                 degree = 2 if depends else 0
-            self.factor[key] = Factor(
+            self.factor[key] = Irreducible(
                 key, {((key, 1),): 1}, axes, depends, interval, op, args, reduced, square, degree, name
             )
         holes = frozenset().union(*(a.holes for a in args))
@@ -219,7 +219,7 @@ class Algebra:
             interval = self.poly_interval(poly)
             if key in self.learned:
                 interval = interval.meet(self.learned[key])
-            self.factor[key] = Factor(key, poly, axes, depends, interval, degree=degree)
+            self.factor[key] = Irreducible(key, poly, axes, depends, interval, degree=degree)
         return key
 
     # -- products
@@ -251,7 +251,7 @@ class Algebra:
         return out
 
     def exponential(self, inside: Value, number: Fraction) -> Value:
-        """exp(number · inside), `inside` a product without a number: a small whole number as a power of exp(inside)."""
+        """The value exp(number · inside), `inside` without a number; a small whole number as a power of exp(inside)."""
         whole = number.denominator == 1 and abs(number) <= MAX_EXPONENT
         base = inside if whole else Value(abs(number), inside.powers, inside.holes)
         atom = self.atom(Op.EXP, (base,), interval=INTERVALS[Op.EXP](self.interval(base)))
@@ -259,7 +259,7 @@ class Algebra:
         return Value(UNIT_NUMBER, ((atom.powers[0][0], power),) if power else (), atom.holes)
 
     def one_exponential(self, powers: Mapping[Key, int]) -> Mapping[Key, int]:
-        """Powers with one exponential of each product: exp(a/2) · exp(a) is exp(3a/2)."""
+        """The powers of a product with one exponential of each product inside: exp(a/2) · exp(a) is exp(3a/2)."""
         found: dict[tuple[tuple[Key, int], ...], list[Key]] = {}
         for key, p in powers.items():
             f = self.factor[key]
@@ -305,7 +305,7 @@ class Algebra:
         return {k for m in f.poly for k, _ in m if self.whole(k)}
 
     def mul(self, v: Value, w: Value) -> Value:
-        """v · w."""
+        """The value v · w."""
         if v.is_number and not v.holes:
             v, w = w, v
         if w.is_number and not w.holes:
@@ -321,12 +321,12 @@ class Algebra:
         return self.build(number, powers, holes)
 
     def hole(self, key: Key) -> Key:
-        """Where a factor is zero, under one name for a and |a|."""
+        """The place where a factor is zero, under one name for a and |a|."""
         f = self.factor[key]
         return f.args[0].powers[0][0] if f.op is Op.ABS and f.args[0].powers else key
 
     def scale(self, v: Value, number: Fraction) -> Value:
-        """number · v."""
+        """The value number · v."""
         if number is UNIT_NUMBER or number == 1:
             return v
         if number == 0:
@@ -336,7 +336,7 @@ class Algebra:
         return Value(total, v.powers, v.holes)
 
     def power(self, v: Value, n: int) -> Value:
-        """v to a whole power; v is not zero where n is negative."""
+        """The value v^n, n a whole number; v is not zero where n is negative."""
         if n == 1:
             return v
         if v.number == 0 and n < 0:
@@ -354,7 +354,7 @@ class Algebra:
         return self.build(v.number**n, {k: p * n for k, p in powers.items()}, v.holes)
 
     def div(self, v: Value, w: Value) -> Value:
-        """v / w; division by zero is an atom of its own."""
+        """The value v / w; division by zero is an atom of its own."""
         if w.number == 0:
             if v.number == 0:
                 return self.opaque(Op.DIV, [v, ZERO])
@@ -368,7 +368,7 @@ class Algebra:
     # -- sums
 
     def add(self, v: Value, w: Value) -> Value:
-        """v + w, over one denominator, factored."""
+        """The value v + w, over one denominator, factored."""
         if not v.number or not w.number:
             v, w = (w, v) if not v.number else (v, w)
             return self.build(v.number, dict(v.powers), v.holes | w.holes) if w.holes else v
@@ -396,7 +396,7 @@ class Algebra:
         )
 
     def sub(self, v: Value, w: Value) -> Value:
-        """v - w."""
+        """The value v - w."""
         return self.add(v, self.scale(w, Fraction(-1)))
 
     def total(self, values: Iterable[Value]) -> Value:
@@ -473,7 +473,7 @@ class Algebra:
 
     @cached_property
     def exact_eps(self) -> Fraction:
-        """ε as it is written."""
+        """The rational number that ε is as written."""
         return Fraction(repr(self.eps))
 
     def count(self, steps: int) -> None:

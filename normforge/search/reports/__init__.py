@@ -1,1 +1,1 @@
-"""What a run looks like to people and to other tools: tables, plots, a page, lineages, exports."""
+"""Reports of a run, for people and for other tools: tables, plots, a page, lineages, exports."""

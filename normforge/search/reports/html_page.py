@@ -45,7 +45,7 @@ def write(summary: Summary, path: Path) -> None:
 
 
 def render(summary: Summary, cap: int = CAP) -> str:
-    """The page; at most `cap` of the evaluated candidates are in it."""
+    """The text of the page; at most `cap` of the evaluated candidates are in it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -55,7 +55,7 @@ def render(summary: Summary, cap: int = CAP) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}  # and in our order
     environment.filters |= {"clock": clock, "short": lambda text: short(text, _LONGEST)}
-    script, style = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    script, style = (loader.get_source(environment, f"report.{suffix}")[0] for suffix in ("js", "css"))
     page = environment.get_template("report.html.j2")
     defaults = dict(flat(Config()))
     candidates, drawn = embedded(summary, cap), SearchSpace(summary.config.space)

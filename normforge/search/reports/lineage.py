@@ -1,4 +1,4 @@
-"""Where a candidate comes from: its parents back to a fresh layer, and what each step changed."""
+"""The lineage of a candidate: its parents back to a fresh layer, and what each step changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ancestors(store: Store, index: int) -> list[Candidate]:
 
 
 def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Candidate]:
-    """`ancestors`, of candidates that are found by number."""
+    """The ancestors of a candidate, as `ancestors` gives them, of candidates that are found by number."""
     waiting, known = [index], {index}
     while waiting:
         generation, waiting = waiting, []
@@ -50,7 +50,7 @@ def ancestry(index: int, find: Callable[[int], Candidate | None]) -> Iterator[Ca
 
 
 def line(candidates: list[Candidate]) -> list[Candidate]:
-    """Of the ancestors, the line of first parents: where two parents were mixed, the one whose first genes stayed."""
+    """The line of first parents among ancestors: where two parents were mixed, the one whose first genes stayed."""
     by_index = {c.index: c for c in candidates}
     found = candidates[:1]
     while found and (parent := by_index.get(next(iter(found[-1].parents), -1))):
@@ -59,14 +59,14 @@ def line(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def changes(before: str, after: str) -> list[tuple[str, str]]:
-    """What became of a formula, word by word: ('=', kept), ('-', gone) and ('+', new) pieces, in order."""
+    """The changes of a formula, word by word: ('=', kept), ('-', gone) and ('+', new) pieces, in order."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
     if len(old) + len(new) > _MOST_WORDS:
         return [("-", before), ("+", after)]
     pieces: list[tuple[str, str]] = []
     matcher = SequenceMatcher(None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False)
-    for kind, i, j, k, m in matcher.get_opcodes():
-        parts = [("=", new[k:m])] if kind == "equal" else [("-", old[i:j]), ("+", new[k:m])]
+    for tag, i, j, k, m in matcher.get_opcodes():
+        parts = [("=", new[k:m])] if tag == "equal" else [("-", old[i:j]), ("+", new[k:m])]
         pieces += [(mark, "".join(words)) for mark, words in parts if words]
     return pieces
 
@@ -83,7 +83,7 @@ def _gene(gene: Gene) -> str:
 
 
 def origin(candidate: Candidate, config: Config) -> str:
-    """How it was made, in words."""
+    """The origin of a candidate in words."""
     if candidate.parents:
         how = "mutated from" if len(candidate.parents) == 1 else "mixed and mutated from"
         return f"{how} {' and '.join(f'#{p}' for p in candidate.parents)}"
@@ -184,9 +184,9 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
             break
         say(console, f"      {'; '.join(gene_changes(steps[k + 1].genotype, step.genotype))}", "dim")
         text = Text("      ")
-        for kind, words in changes(formulas[k + 1], formulas[k]):
-            marked = words if kind == "=" else f"[-{words}-]" if kind == "-" else f"{{+{words}+}}"
-            text.append(plain(marked), _STYLE[kind])
+        for mark, words in changes(formulas[k + 1], formulas[k]):
+            marked = words if mark == "=" else f"[-{words}-]" if mark == "-" else f"{{+{words}+}}"
+            text.append(plain(marked), _STYLE[mark])
         console.print(text, soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ Draw = Callable[["Axes"], None]
 
 
 def picture(summary: Summary, path: Path) -> None:
-    """Progress on each network, fates and the comparison, as one PNG.
+    """Progress on each network, fates and the comparison, as one PNG picture.
 
     Raises:
         RunError: it cannot be written.
@@ -50,7 +50,7 @@ def best_so_far(scores: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
-    """Each scored layer, and the best so far, by evaluation, on some of the objectives."""
+    """Draw each scored layer, and the best so far, by evaluation, on some of the objectives."""
     at = [k for k, c in enumerate(summary.evaluated, 1) if c.outcome.fate is Fate.SCORED]
     scored = [summary.evaluated[k - 1].outcome.scores for k in at]
 
@@ -73,7 +73,7 @@ def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
 
 
 def draw_fates(summary: Summary) -> Draw:
-    """How many candidates ended where."""
+    """Draw how many candidates ended where."""
     shown = [f for f in Fate if summary.fates[f]]
 
     def draw(axes: Axes) -> None:
@@ -87,7 +87,7 @@ def draw_fates(summary: Summary) -> Draw:
 
 
 def draw_comparison(summary: Summary) -> Draw:
-    """Validation losses of the final comparison, mean and deviation, on each network."""
+    """Draw the validation losses of the final comparison, mean and deviation, on each network."""
     networks, rows = summary.config.networks.use, summary.rows
 
     def draw(axes: Axes) -> None:
@@ -117,7 +117,7 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
 
 
 def draw_front(summary: Summary, x: str, y: str) -> Draw:
-    """Scored layers by two objectives; those on the front of all objectives stand out."""
+    """Draw scored layers by two objectives; those on the front of all objectives stand out."""
     scores = np.array([[c.outcome.scores[x], c.outcome.scores[y]] for c in summary.ranked]).reshape(-1, 2)
     front = np.array([[c.outcome.scores[x], c.outcome.scores[y]] for c, _ in summary.front]).reshape(-1, 2)
 

@@ -1,4 +1,4 @@
-"""What a run holds, read once for all reports: counts by fate, costs by stage, evaluated candidates, the comparison."""
+"""The summary of a run, read once for all reports: counts by fate, costs by stage, evaluated layers, comparison."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _ENDS: dict[type[events.Event], str] = {Reranked: "re-ranking", Compared: "final
 
 
 class Cost(NamedTuple):
-    """Seconds, all workers together, and on how many layers they were spent."""
+    """The cost of a stage: seconds, all workers together, and on how many layers they were spent."""
 
     seconds: float = 0.0
     layers: int = 0
 
     def plus(self, seconds: float) -> Cost:
-        """One more layer."""
+        """The cost with one more layer."""
         return Cost(self.seconds + seconds, self.layers + 1)
 
 
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Summary:
-    """A run, as far as it has come.
+    """The summary of a run, as far as it has come.
 
     Attributes:
         directory: of the run.
@@ -83,17 +83,17 @@ class Summary:
 
     @property
     def drawn(self) -> int:
-        """Candidates whose fate is known."""
+        """The number of candidates whose fate is known."""
         return sum(self.fates.values())
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """In the order of the scores: networks, then further ones."""
+        """The names of the objectives, in the order of the scores: networks, then further ones."""
         return objectives.names(self.config)
 
     @property
     def funnel(self) -> list[Step]:
-        """By fate, in the order of the stages; fates that no candidate met are left out, and so is `scored`."""
+        """The rows of the funnel, stage by stage; fates that no candidate met are left out, and so is `scored`."""
         left, steps = self.drawn, []
         for fate in Fate:
             count = self.fates[fate]
@@ -113,11 +113,11 @@ class Summary:
         return [(same[0], len(same) - 1) for same in members.values()]
 
     def rate(self, count: int) -> float:
-        """An hour of search, when there were `count` in all of it."""
+        """The rate an hour of search, of something that came `count` times in all of it."""
         return 3600 * count / self.elapsed if self.elapsed else 0.0
 
     def best(self, count: int) -> list[Candidate]:
-        """The first that are distinct, as the second ranking takes them."""
+        """The first candidates that are distinct, as the second ranking takes them."""
         return best_distinct(self.ranked, count, SearchSpace(self.config.space))
 
 
@@ -163,7 +163,7 @@ def summarise(store: Store) -> Summary:
 
 
 def summary_of(directory: Path) -> Summary:
-    """`summarise`, of a directory.
+    """The summary of a run by its directory; see `summarise`.
 
     Raises:
         RunError: it holds no run that can be read.
@@ -176,7 +176,7 @@ def summary_of(directory: Path) -> Summary:
 
 
 def plus_minus(row: Row, what: str, network: str) -> str:
-    """Mean and deviation of a comparison's row as text; no deviation of one training, nothing of none."""
+    """The mean and deviation of a comparison's row as text; no deviation of one training, nothing of none."""
     mean, deviation = row.mean(what, network)
     several = len(row.good(network)) > 1
     return "-" if math.isnan(mean) else f"{mean:.3f} ± {deviation:.3f}" if several else f"{mean:.3f}"

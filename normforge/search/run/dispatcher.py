@@ -18,7 +18,7 @@ _WAIT_SECONDS = 0.2
 
 
 class Dispatcher:
-    """Gives tasks to workers, with what the cache has of them.
+    """The way of tasks to workers: gives them what the cache has of each.
 
     Args:
         work: `module:function` that evaluates a task in a worker.
@@ -36,12 +36,12 @@ class Dispatcher:
 
     @property
     def queued(self) -> int:
-        """Tasks that wait for a worker here."""
+        """True while tasks wait for a worker here."""
         return len(self._queue)
 
     @property
     def busy(self) -> bool:
-        """Whether any task is on its way."""
+        """True while any task is on its way."""
         return bool(self._queue or self._elsewhere or (self._pool and self._pool.busy))
 
     def put(self, tasks: Iterable[Task]) -> None:

@@ -13,7 +13,7 @@ from normforge.search.tasks import Task
 
 
 class FinalPhase:
-    """Trainings after the search; those that are stored are not done again.
+    """A phase of trainings after the search; those that are stored are not done again.
 
     Args:
         session: of the run.
@@ -32,13 +32,13 @@ class FinalPhase:
         tasks: Sequence[Task],
     ) -> None:
         self._session, self._dispatcher, self._event = session, dispatcher, event
-        missing = [task for task in tasks if (event.KIND, task.key) not in session.trained]
+        missing = [task for task in tasks if (event.TYPE, task.key) not in session.trained]
         dispatcher.put(missing)
         progress = session.progress
         progress.phase, progress.total, progress.done = name, len(tasks), len(tasks) - len(missing)
 
     def step(self) -> bool:
-        """Dispatch and wait. False when all is trained."""
+        """One move: dispatch and wait. False when all is trained."""
         if not self._dispatcher.busy:
             return False
         progress = self._session.progress
@@ -54,14 +54,14 @@ def best(session: Session) -> list[Candidate]:
 
 
 def reranking(session: Session, dispatcher: Dispatcher, top: Sequence[Candidate]) -> FinalPhase:
-    """The second ranking, of `best`."""
+    """The phase of the second ranking, of `best`."""
     repeat = session.config.final.seeds + 1  # weights and batches that neither the search nor the comparison uses
     tasks = [_task(session, c.name, session.space.to_graph(c.genotype), repeat) for c in top]
     return FinalPhase(session, dispatcher, Reranked, "re-ranking", tasks)
 
 
 def comparison(session: Session, dispatcher: Dispatcher, top: Sequence[Candidate]) -> FinalPhase:
-    """The best of `top` after the second ranking, and known layers."""
+    """The phase of the comparison: the best of `top` after the second ranking, and known layers."""
     final = session.config.final
     found = results.reranked(session.store, top, final.best)
     tasks = [

@@ -1,6 +1,6 @@
 """The main loop: a session is opened, and goes through the search, the second ranking and the comparison.
 
-A run is a function of its configuration (and, where proposals go by arrival, of the order that it records), so
+A run is a function of its configuration (and, where proposals go by arrival, of the turns that it records), so
 resuming is replay: what is stored is not done again.
 """
 
@@ -22,15 +22,15 @@ from normforge.ir.layers import parse
 from normforge.search.cache import EvaluationCache
 from normforge.search.config import Config
 from normforge.search.display import Display
-from normforge.search.order import Arrival, Fixed, Order
 from normforge.search.provenance import provenance
 from normforge.search.run import final
 from normforge.search.run.dispatcher import Dispatcher
 from normforge.search.run.search import SearchPhase
-from normforge.search.run.session import Session, recorded_order
+from normforge.search.run.session import Session, recorded_turns
 from normforge.search.space import Genotype, SearchSpace
 from normforge.search.store import FILE, Store, run_lock
 from normforge.search.tasks import WORK
+from normforge.search.turns import ArrivalTurns, FixedTurns, Turns
 from normforge.streams import stream
 
 
@@ -54,7 +54,7 @@ def run(
         directory: of the run; made if need be.
         console: for the display.
         work: `module:function` that evaluates a task in a worker.
-        replay: a run whose proposals went by arrival, with the same configuration, whose order is followed.
+        replay: a run whose proposals went by arrival, with the same configuration, whose turns are followed.
         download: fetch data that torchvision knows where to find.
 
     Returns:
@@ -76,14 +76,14 @@ def run(
         stack.enter_context(run_lock(directory))
         if replay and config.evolution.order == "fixed":
             raise OptionError("--replay follows a run with evolution.order = arrival; others go the same way by seed")
-        recorded = recorded_order(replay, config, origin) if replay else None
+        recorded = recorded_turns(replay, config, origin) if replay else None
         session = Session(config, store, origin, space, replay, recorded)
         dispatcher = Dispatcher(work, config.workers, _cache(session))
         stack.callback(dispatcher.close)
         for note in session.notes:
             console.print(f"Note: {note}", highlight=False, soft_wrap=True)
         interrupted = stack.enter_context(_interruptible())
-        search = SearchPhase(session, dispatcher, recorded or _order(session), start)
+        search = SearchPhase(session, dispatcher, recorded or _turns(session), start)
         with Display(console, session.progress) as display:
             _go_through(session, dispatcher, search, display, interrupted.is_set)
         return not interrupted.is_set()
@@ -106,9 +106,9 @@ def _go_through(
             ends(final.comparison(session, dispatcher, top))
 
 
-def _order(session: Session) -> Order:
+def _turns(session: Session) -> Turns:
     rules = session.config.evolution
-    return Fixed(rules.lag) if rules.order == "fixed" else Arrival(session.arrived)
+    return FixedTurns(rules.lag) if rules.order == "fixed" else ArrivalTurns(session.arrived)
 
 
 def _cache(session: Session) -> EvaluationCache | None:

@@ -13,11 +13,11 @@ from normforge.search.events import Asked, Candidate
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.filters import Filters, Keys
 from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula
-from normforge.search.order import Order, Recorded
 from normforge.search.run.dispatcher import Dispatcher
 from normforge.search.run.session import Session
 from normforge.search.space import Genotype
 from normforge.search.tasks import Task
+from normforge.search.turns import RecordedTurns, Turns
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class SearchPhase:
     Args:
         session: of the run.
         dispatcher: for evaluations.
-        order: in which evolution hears of them.
+        turns: in which evolution hears of them.
         start: proposed first.
     """
 
-    def __init__(self, session: Session, dispatcher: Dispatcher, order: Order, start: Sequence[Genotype]) -> None:
-        self._session, self._dispatcher, self._order = session, dispatcher, order
+    def __init__(self, session: Session, dispatcher: Dispatcher, turns: Turns, start: Sequence[Genotype]) -> None:
+        self._session, self._dispatcher, self._turns = session, dispatcher, turns
         config = session.config
         self._by_arrival = config.evolution.order == "arrival"
         self._objectives = objectives.names(config)
@@ -76,16 +76,16 @@ class SearchPhase:
         Raises:
             RunError: a run that is followed went another way.
         """
-        session, order, progress = self._session, self._order, self._session.progress
+        session, turns, progress = self._session, self._turns, self._session.progress
         progress.elapsed = session.elapsed
-        while (index := order.next(self._index, self._slots, self._told, self._ended)) is not None:
+        while (index := turns.next(self._index, self._slots, self._told, self._ended)) is not None:
             self._tell(index)
         stored_left = self._index <= session.last_stored
         late = progress.elapsed >= progress.limit and not stored_left
         if late:
             self._dispatcher.drop()  # asked for again if the run is continued with a larger budget
-        # What is stored needs no proposal, nor does what was asked for; in a fixed order a gap between does.
-        may_ask = (stored_left and self._by_arrival) or order.may_ask(self._index, self._slots, self._told)
+        # What is stored needs no proposal, nor does what was asked for; with fixed turns a gap between does.
+        may_ask = (stored_left and self._by_arrival) or turns.may_ask(self._index, self._slots, self._told)
         may_draw = may_ask and not late and self._within_budget()
         if may_draw and not self._dispatcher.queued:
             self._draw()
@@ -103,8 +103,8 @@ class SearchPhase:
         return drawn and (p.evaluations is None or len(self._slots) < p.evaluations)
 
     def _check_followed(self) -> None:
-        if isinstance(self._order, Recorded) and self._told < len(self._order.arrived):
-            missing = self._order.arrived[self._told]
+        if isinstance(self._turns, RecordedTurns) and self._told < len(self._turns.arrived):
+            missing = self._turns.arrived[self._told]
             raise RunError(
                 f"{self._session.replay} cannot be followed: #{missing} was evaluated there, and is not reached here"
             )
@@ -167,8 +167,8 @@ class SearchPhase:
         """An evaluation has ended."""
         candidate = self._under_way.pop(index).candidate(outcome, self._session.progress.elapsed)
         self._ended[index] = candidate
-        self._order.ended(index)
-        if isinstance(self._order, Recorded):  # events have the order in which outcomes are told
+        self._turns.ended(index)
+        if isinstance(self._turns, RecordedTurns):  # events have the order in which outcomes are told
             self._unstored.add(index)
         else:
             self._store(candidate)

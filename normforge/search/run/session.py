@@ -12,31 +12,31 @@ from normforge.errors import RunError
 from normforge.search import events
 from normforge.search.config import Config, check_same, flat
 from normforge.search.events import Asked, Began, Candidate, Trained
-from normforge.search.order import Recorded
 from normforge.search.progress import Progress
 from normforge.search.provenance import Provenance
 from normforge.search.space import SearchSpace
 from normforge.search.store import Store
+from normforge.search.turns import RecordedTurns
 
 CONFIG_FILE = "config.json"
 
 
 class Session:
-    """What is stored is read and compared, and that a session begins is stored.
+    """A session of a run: what is stored is read and compared, and that the session begins is stored.
 
     Args:
         config: of the run.
         store: of the run, open for writing.
         origin: what results depend on beside the configuration, here and now.
         space: what is drawn from.
-        replay: a run whose order is followed; None where none is.
-        recorded: that order.
+        replay: a run whose turns are followed; None where none is.
+        recorded: those turns.
 
     Attributes:
         notes: what the user should know.
         last_stored: the last candidate whose fate is stored; -1 for none.
         arrived: evaluated candidates in the order in which they were stored.
-        trained: the trainings after the search that are stored, by kind and key.
+        trained: the trainings after the search that are stored, by event type and key.
         progress: for the display.
 
     Raises:
@@ -50,7 +50,7 @@ class Session:
         origin: Provenance,
         space: SearchSpace,
         replay: Path | None = None,
-        recorded: Recorded | None = None,
+        recorded: RecordedTurns | None = None,
     ) -> None:
         self.config, self.store, self.origin, self.space = config, store, origin, space
         self.directory = store.path.parent
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of search, earlier sessions included."""
+        """The seconds of search, earlier sessions included."""
         return self._offset + time.monotonic() - self._start
 
     def _read(self) -> tuple[int, float]:
@@ -90,7 +90,7 @@ class Session:
                 if event.evaluated:
                     self.arrived.append(event.index)
             elif isinstance(event, Trained):
-                self.trained.add((event.KIND, event.key))
+                self.trained.add((event.TYPE, event.key))
         return sessions, offset
 
     def _check_same(self, first: Began) -> None:
@@ -134,8 +134,8 @@ def check_data(began: Began, origin: Provenance, where: str, config: Config) -> 
         raise RunError(f"{where} was started with other data: the files of {config.data.source} have changed")
 
 
-def recorded_order(replay: Path, config: Config, origin: Provenance) -> Recorded:
-    """The order of a run whose proposals went by arrival.
+def recorded_turns(replay: Path, config: Config, origin: Provenance) -> RecordedTurns:
+    """The turns of a run whose proposals went by arrival.
 
     Raises:
         RunError: it has not begun, or with other settings or data.
@@ -159,4 +159,4 @@ def recorded_order(replay: Path, config: Config, origin: Provenance) -> Recorded
     finally:
         store.close()
     # What was asked for last, and not evaluated for lack of time, is no part of the run.
-    return Recorded(arrived, {index: told for index, told in known.items() if index <= last})
+    return RecordedTurns(arrived, {index: told for index, told in known.items() if index <= last})

@@ -1,4 +1,4 @@
-"""Where candidates are evaluated: processes of this machine, or of a Ray cluster."""
+"""Workers, where candidates are evaluated: processes of this machine, or of a Ray cluster."""
 
 from __future__ import annotations
 

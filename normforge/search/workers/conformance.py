@@ -1,4 +1,4 @@
-"""What every pool of workers owes, as tests: `normforge.testing.PoolProperties`.
+"""Tests of what every pool of workers owes: `normforge.testing.PoolProperties`.
 
     from normforge.testing import PoolProperties
 
@@ -42,7 +42,7 @@ ENDS = {
 
 
 def planted(task: Task) -> Outcome:
-    """In a worker: does what the task's key says before its colon."""
+    """A task's evaluation in a worker: does what the task's key says before its colon."""
     match task.key.partition(":")[0]:
         case "raise":
             raise ValueError("a fault that was planted")
@@ -63,7 +63,7 @@ def planted(task: Task) -> Outcome:
 
 
 class PoolProperties:
-    """What every pool owes, as tests. Derive a class and give it `open`, or `on`.
+    """The tests that every pool owes. Derive a class and give it `open`, or `on`.
 
     Attributes:
         on: `workers.on` of a pool that `open_pool` knows.

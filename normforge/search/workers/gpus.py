@@ -24,7 +24,7 @@ class Gpu:
     trained: int = 0
 
     def room(self, peak: float) -> int:
-        """Tasks at once.
+        """The number of tasks that the GPU has memory for at once.
 
         Args:
             peak: MiB of tensors that a task has taken at most, of all so far.
@@ -33,7 +33,7 @@ class Gpu:
 
 
 def visible_gpus(device: str) -> list[Gpu]:
-    """Those that workers may use; none where they compute on the CPU.
+    """The GPUs that workers may use; none where they compute on the CPU.
 
     Args:
         device: `workers.device`.
@@ -46,7 +46,7 @@ def visible_gpus(device: str) -> list[Gpu]:
 
 
 def names(given: str | None, count: int) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES has to be for each GPU that it shows now.
+    """The value of CUDA_VISIBLE_DEVICES for each GPU that it shows now.
 
     Args:
         given: its value, if it is set.

@@ -38,7 +38,7 @@ _LOST_DEVICE = ("CUDA error", "AcceleratorError")
 
 
 def main(worker_pipe: int, guard_pipe: int, parent: int, limit: int) -> None:
-    """Fork the worker and stay with it."""
+    """The process of a guard: forks the worker and stays with it."""
     if LINUX:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where the main process ignores it, there is no exit code

@@ -46,7 +46,7 @@ class _Worker:
 
 
 class LocalPool:
-    """Processes on this machine, `config.count` at most; see `open_pool` for the first two arguments.
+    """A pool of processes on this machine, `config.count` at most; see `open_pool` for the first two arguments.
 
     Where there are GPUs, each worker has one, and each GPU as many workers as it has memory for by the most that a task
     has taken so far: one at first, and one more with each that has ended. A task that finds no memory beside others is
@@ -66,7 +66,7 @@ class LocalPool:
 
     @property
     def free(self) -> int:
-        """How many tasks can be submitted."""
+        """The number of tasks that can be submitted."""
         if self._alone or any(w.alone for w in self._workers):
             return 0
         left = self._config.count - self.busy
@@ -74,7 +74,7 @@ class LocalPool:
 
     @property
     def busy(self) -> int:
-        """How many tasks are under way."""
+        """The number of tasks that are under way."""
         return sum(w.task is not None for w in self._workers) + len(self._alone)
 
     def submit(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Which pool a configuration names."""
+"""The pool that a configuration names."""
 
 from __future__ import annotations
 

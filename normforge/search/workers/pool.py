@@ -1,4 +1,4 @@
-"""What a pool of workers is, wherever they are."""
+"""A pool of workers, wherever they are."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ STARTUP_SECONDS = 120.0  # for importing torch and timm, on top of the first tas
 
 
 class WorkerPool(Protocol):
-    """Where tasks are evaluated.
+    """A pool of workers, where tasks are evaluated.
 
     What becomes of a task does not depend on where, or after which others, it was run, as far as time allows.
     """
 
     @property
     def free(self) -> int:
-        """How many tasks can be submitted."""
+        """The number of tasks that can be submitted."""
 
     @property
     def busy(self) -> int:
-        """How many tasks are under way."""
+        """The number of tasks that are under way."""
 
     def submit(self, task: Task) -> None:
         """Begin a task; `free` must not be 0."""
@@ -41,7 +41,7 @@ class WorkerPool(Protocol):
 
 
 def run_all(pool: WorkerPool, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
-    """Tasks as they end; each is submitted as soon as there is room.
+    """The tasks as they end; each is submitted as soon as there is room.
 
     Raises:
         RunError: no worker can be started or reached.

@@ -1,4 +1,4 @@
-"""Workers on many machines: Ray actors, each with one worker of the local kind.
+"""Workers on many machines: Ray actors, each with one local worker.
 
 Ray places the actors and notices when machines go; limits and crashes are the local pool's business on the actor's own
 machine. So whatever a candidate does ends as it would without Ray, and an actor that is lost is not the candidate's
@@ -36,19 +36,19 @@ _QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_SCHEDULER_EVENTS": "0", "RAY_US
 
 
 class Host:
-    """What an actor is: a local pool of one worker."""
+    """A Ray actor: a local pool of one worker."""
 
     def __init__(self, work: str, config: Workers) -> None:
         self._pool = LocalPool(work, config.model_copy(update={"on": "local", "count": 1}))
 
     def node(self) -> str:
-        """Id of the node that the actor was placed on."""
+        """The id of the node that the actor was placed on."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, task: Task) -> Outcome:
-        """What becomes of a task; it takes `time_limit`, twice if the worker is killed from outside."""
+        """The outcome of a task; it takes `time_limit`, twice if the worker is killed from outside."""
         self._pool.submit(task)
         while True:
             for _, outcome in self._pool.collect(3600.0):
@@ -64,7 +64,7 @@ class _Actor:
 
 
 class RayPool:
-    """Actors of the Ray cluster that `config.on` names, or of one started here; see `open_pool` for the arguments.
+    """A pool of actors: of the Ray cluster that `config.on` names, or of one started here; arguments as of `open_pool`.
 
     A task is only given to an actor that is placed, so one that finds no room on the cluster delays nothing.
     """
@@ -91,12 +91,12 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        """How many tasks can be submitted."""
+        """The number of tasks that can be submitted."""
         return self._config.count - self.busy
 
     @property
     def busy(self) -> int:
-        """How many tasks are under way or wait for an actor."""
+        """The number of tasks that are under way or wait for an actor."""
         return len(self._queue) + sum(a.task is not None for a in self._waiting.values())
 
     def submit(self, task: Task) -> None:

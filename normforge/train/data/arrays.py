@@ -1,4 +1,4 @@
-"""What every reader gives: images as they are stored, labels and a split. Made into `Data` here, alike for all."""
+"""Arrays, which every reader gives: images as stored, labels and a split. Made into `Data` here, alike for all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHARE, _MOST = 10, 5000  # a tenth of the images is held out for a part, and ne
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images (N, C, S, S) of uint8 or a floating dtype, labels (N,) of int64 below `classes`, and their split."""
+    """A data set before it is cut: images (N, C, S, S) of uint8 or a float dtype, int64 labels (N,), their split."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -30,7 +30,7 @@ class Arrays:
 
     @property
     def side(self) -> int:
-        """S, in pixels."""
+        """The side S of the images, in pixels."""
         return int(self.images.shape[-1])
 
     def data(self) -> Data:

@@ -1,4 +1,4 @@
-"""What a data set is: images and labels in four parts."""
+"""A data set: images and labels in four parts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 @dataclass(frozen=True)
 class Part:
-    """Images (N, C, H, W) of float32 and their labels (N,) of int64."""
+    """A part of a data set: images (N, C, H, W) of float32 and their labels (N,) of int64."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
     def to(self, device: torch.device | str) -> Part:
-        """The same images and labels on a device."""
+        """The part on a device."""
         return Part(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Data:
-    """Disjoint parts: weights are fitted on `train`, layers chosen on `validation`, the best of them ranked again on
-    `holdout`, and judged on `test`, which nothing is chosen by.
+    """A data set in disjoint parts: weights are fitted on `train`, layers chosen on `validation`, the best ranked again
+    on `holdout`, and judged on `test`, which nothing is chosen by.
 
     Attributes:
         classes: number of labels.

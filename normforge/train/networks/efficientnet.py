@@ -20,5 +20,5 @@ STAGES = (
 
 
 def efficientnet(config: EfficientNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """timm's EfficientNet-B0 with its own norm-acts; see `inverted_residuals`."""
+    """An EfficientNet-B0: timm's, with its own norm-acts; see `inverted_residuals`."""
     return inverted_residuals(STAGES, config, in_channels=in_channels, classes=classes, size=size)

@@ -30,7 +30,7 @@ STRIDED = ((), (2,), (1, 3), (2, 3, 5), (1, 2, 3, 5))
 
 
 def mobilenet(config: MobileNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """timm's MobileNetV2 with its own norm-acts; see `inverted_residuals`."""
+    """A MobileNetV2: timm's, with its own norm-acts; see `inverted_residuals`."""
     return inverted_residuals(STAGES, config, in_channels=in_channels, classes=classes, size=size)
 
 

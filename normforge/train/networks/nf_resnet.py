@@ -14,7 +14,7 @@ from normforge.train.networks.resnet import stages
 
 
 def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """Pre-activation bottleneck blocks whose inputs have known variance at the start of training.
+    """A normalizer-free ResNet of pre-activation bottleneck blocks whose inputs have known variance at the start.
 
     Places of the layer: three a block and one before the head, as in `resnet`. Nothing else normalises: a layer is
     expected to give unit variance for unit variance, such as silu times 1.787 does (section 4.2).
@@ -35,7 +35,7 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     for i, (out, depth) in enumerate(zip(stages(config.width, len(config.depths)), config.depths, strict=True)):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
-            blocks.append(Block(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5))
+            blocks.append(NFBlock(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5))
             if j == 0:
                 variance = 1.0  # the shortcut of a transition is a convolution of what was normalised
             variance += config.alpha**2
@@ -52,8 +52,8 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     return model
 
 
-class Block(nn.Module):
-    """y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
+class NFBlock(nn.Module):
+    """A block y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
 
     Args:
         channels: of x.
@@ -76,7 +76,7 @@ class Block(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """y."""
+        """The output y of the block."""
         active = self.norm1(x * self.beta)
         shortcut = x if self.shortcut is None else self.shortcut(active)
         branch = self.conv3(self.norm3(self.conv2(self.norm2(self.conv1(active)))))

@@ -1,4 +1,4 @@
-"""Where the layer goes: every norm-act of a network, found after its weights are drawn."""
+"""The places where the layer goes: every norm-act of a network, found after its weights are drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class LayerFactory(Protocol):
-    """Makes a layer for one place of a network."""
+    """A factory that makes a layer for one place of a network."""
 
     def __call__(self, channels: int, *, channel_dim: int = 1) -> nn.Module:
         """A new module of `channels` channels along axis `channel_dim`: 1 of (N, C, H, W), or -1 of (N, T, C)."""
@@ -18,7 +18,7 @@ class LayerFactory(Protocol):
 
 
 class Affine(nn.Module):
-    """x · weight + bias by channel, for x (N, C, H, W): the layer of a linear bottleneck.
+    """The layer of a linear bottleneck: x · weight + bias by channel, for x (N, C, H, W).
 
     A place without activation keeps of any layer its affine part alone (EvoNorm, arXiv 2004.02967, and its authors'
     code).
@@ -30,12 +30,12 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Like x."""
+        """The output, of the shape of x."""
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class Place(nn.Module):
-    """Marks a norm-act in a network of our own, as timm's BatchNormAct2d does in timm's; it cannot run."""
+    """A mark of a norm-act in a network of our own, as timm's BatchNormAct2d is in timm's; it cannot run."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

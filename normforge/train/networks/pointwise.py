@@ -15,7 +15,7 @@ class Pointwise(nn.Conv2d):
     """A 1×1 convolution; one product where x is channels-last, nn.Conv2d elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out_channels, H / stride, W / stride)."""
+        """The output (N, out_channels, H / stride, W / stride) of x (N, C, H, W)."""
         if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         across, down = self.stride

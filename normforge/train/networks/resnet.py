@@ -10,12 +10,12 @@ from normforge.train.config import ResNet
 
 
 def stages(width: float, count: int) -> tuple[int, ...]:
-    """Output channels of each stage: 256, 512, ... as in ResNet-50, times the width, in multiples of 8."""
+    """The output channels of each stage: 256, 512, ... as in ResNet-50, times the width, in multiples of 8."""
     return tuple(make_divisible(round(256 * 2**i * width)) for i in range(count))
 
 
 def resnet(config: ResNet, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """timm's ResNetV2 with its own norm-acts: three places a block and one before the head.
+    """A ResNet-v2: timm's, with its own norm-acts: three places a block and one before the head.
 
     Args:
         config: width and depths.

@@ -10,7 +10,7 @@ from normforge.train.config import ViT
 
 
 def vit(config: ViT, *, in_channels: int, classes: int, size: int) -> nn.Module:
-    """timm's VisionTransformer with its own LayerNorms: two places a block and one before the pooling.
+    """A vision transformer: timm's, with its own LayerNorms: two places a block and one before the pooling.
 
     Args:
         config: dim, depth, heads, patch.

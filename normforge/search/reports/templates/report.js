@@ -24,7 +24,7 @@
     if (/^#\d+$/.test(text)) return `#${c.index}` === text;
     return !text || `#${c.index} ${c.fate} ${c.formula} ${c.reason}`.toLowerCase().includes(text);
   }
-  const inOrder = (key, a, b) => {
+  const compare = (key, a, b) => {
     if (key === "new") return b.index - a.index;
     const of = (c) => (key === "rank" ? c.rank : c.scores[Number(key)]) ?? Infinity;
     return of(a) === of(b) ? a.index - b.index : of(a) - of(b);
@@ -32,7 +32,7 @@
   function fill() {
     const text = at("find").value.trim().toLowerCase();
     const found = candidates.filter((c) => matches(c, text, at("fate").value));
-    found.sort((a, b) => inOrder(at("order").value, a, b));
+    found.sort((a, b) => compare(at("sort").value, a, b));
     at("list").tBodies[0].replaceChildren(
       ...found.slice(0, shown).map((c) =>
         make("tr", {},
@@ -52,7 +52,7 @@
   }
   function changes(c) {
     const tags = { "-": "del", "+": "ins", "=": "span" };
-    const pieces = c.changes.map(([kind, text]) => make(tags[kind], {}, text));
+    const pieces = c.changes.map(([mark, text]) => make(tags[mark], {}, text));
     return make("code", {}, ...(pieces.length ? pieces : [c.formula]));
   }
   function step(c) {
@@ -92,7 +92,7 @@
 
   const fates = [...new Set(candidates.map((c) => c.fate))].sort();
   at("fate").append(...fates.map((f) => make("option", { value: f }, f)));
-  at("order").append(...objectives.map((n, k) => make("option", { value: k }, `least ${n}`)));
+  at("sort").append(...objectives.map((n, k) => make("option", { value: k }, `least ${n}`)));
   const heads = ["layer", "fate", ...objectives].map((n) => make("th", { scope: "col" }, n));
   at("list").tHead.replaceChildren(make("tr", {}, ...heads, make("th", { scope: "col", class: "text" }, "formula")));
   at("choice").addEventListener("input", () => { shown = PAGE; fill(); });

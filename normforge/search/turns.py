@@ -1,4 +1,4 @@
-"""In which order evolution hears of evaluations, and what a proposal waits for.
+"""The turns in which evolution hears of evaluations, and what a proposal waits for.
 
 Candidates that need numbers take slots in the order in which they are drawn. Evolution is told their outcomes one
 after the other; `next` says whose turn it is, `may_ask` whether a proposal may be made with what was told so far.
@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Order(Protocol):
-    """What the search asks of an order."""
+class Turns(Protocol):
+    """The turns: whose outcome evolution is told next, and when it may propose."""
 
     def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
         """The candidate to tell now, before `index` is drawn, given how many were told; None while there is none."""
 
     def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
-        """Whether candidate `index` may be drawn now."""
+        """True when candidate `index` may be drawn now."""
 
     def ended(self, index: int) -> None:
-        """The evaluation of a candidate with a slot has ended."""
+        """Note that the evaluation of a candidate with a slot has ended."""
 
 
 @dataclass
-class Fixed:
-    """The proposal for slot k knows the outcomes of slots 0 to k - lag, no more and no fewer, whichever worker ended
-    first: so a run goes the same way with any number of workers."""
+class FixedTurns:
+    """Turns in which the proposal for slot k knows the outcomes of slots 0 to k - lag, no more and no fewer, whichever
+    worker ended first: so a run goes the same way with any number of workers."""
 
     lag: int
 
@@ -35,20 +35,20 @@ class Fixed:
         return max(0, len(slots) - self.lag + 1)
 
     def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
-        """The slots in turn, up to the last that the next proposal may know."""
+        """The next slot's candidate, up to the last that the next proposal may know."""
         return slots[told] if told < self._known(slots) and slots[told] in outcomes else None
 
     def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
-        """When all that the proposal must know was told."""
+        """True when all that the proposal must know was told."""
         return told == self._known(slots)
 
     def ended(self, index: int) -> None:
-        """Nothing: the order is known."""
+        """Do nothing: the turns are known."""
 
 
 @dataclass
-class Arrival:
-    """Whatever has arrived is told at once, so no worker waits; the same seed may go another way next time.
+class ArrivalTurns:
+    """Turns in which whatever has arrived is told at once: no worker waits, and the same seed may go another way.
 
     Attributes:
         arrived: candidates in the order in which their evaluations ended; the stored ones when a run is continued.
@@ -61,17 +61,17 @@ class Arrival:
         return self.arrived[told] if told < len(self.arrived) and self.arrived[told] in outcomes else None
 
     def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
-        """When all that arrived was told."""
+        """True when all that arrived was told."""
         return told == len(self.arrived)
 
     def ended(self, index: int) -> None:
-        """It arrives."""
+        """Note the arrival."""
         self.arrived.append(index)
 
 
 @dataclass
-class Recorded:
-    """The order of another run.
+class RecordedTurns:
+    """The turns of another run.
 
     Attributes:
         arrived: candidates in the order in which they were told.
@@ -82,14 +82,14 @@ class Recorded:
     known: Mapping[int, int]
 
     def next(self, index: int, slots: Sequence[int], told: int, outcomes: Container[int]) -> int | None:
-        """Whose turn it was, as long as it came before `index` was drawn."""
+        """The candidate whose turn it was, as long as it came before `index` was drawn."""
         if told >= self.known.get(index, len(self.arrived)):
             return None
         return self.arrived[told] if self.arrived[told] in outcomes else None
 
     def may_ask(self, index: int, slots: Sequence[int], told: int) -> bool:
-        """When as many were told as then; never for a candidate that the other run had not drawn."""
+        """True when as many were told as then; never for a candidate that the other run had not drawn."""
         return self.known.get(index) == told
 
     def ended(self, index: int) -> None:
-        """Nothing: the order is known."""
+        """Do nothing: the turns are known."""
