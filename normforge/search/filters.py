@@ -1,4 +1,6 @@
-"""The filters: what a drawn layer must pass before it takes a slot, in order of cost, each an option but the first two.
+"""The filters: what a drawn layer must pass before it takes a slot, in order of cost.
+
+All are options but the static stages, the hash and the fingerprint:
 
     degenerate   by its types, by dependence, by range or by form, without numbers
     duplicate    of an earlier candidate: one function (hash), the same numbers (fingerprint), one family, or so near by
