@@ -113,6 +113,22 @@ class Evolution(Section):
         return {**PROTOCOLS[protocol], **values} if protocol in PROTOCOLS else values
 
 
+class Filters(Section):
+    """What a layer must pass before it takes a slot, beside the static stages, hash and fingerprint."""
+
+    family: bool = Field(default=False, description="one layer of each family: the same up to what parameters absorb")
+    behaviour: float = Field(
+        default=0.0, ge=0, le=1, description="cosine of outputs above which two layers are one, such as 0.995; 0 is off"
+    )
+    signal: float = Field(
+        default=0.0, ge=0, description="largest z of a layer, of how a signal changes in it, such as 1.5; 0 is off"
+    )
+    linearity: float = Field(
+        default=2.0, ge=0, description="added to z where y is a straight line of x; in proportion from R² 0.95 on"
+    )
+    probing: bool = Field(default=False, description="probe a layer before it takes a slot, not after")
+
+
 class Objectives(Section):
     """The objectives of a layer: its loss on each network, and more if asked for. Smaller is better for all."""
 
@@ -198,6 +214,7 @@ class Config(Section):
     preset: str = "demo"
     seed: int = Field(default=0, ge=0)
     space: Space = Space()
+    filters: Filters = Filters()
     evolution: Evolution = Evolution()
     objectives: Objectives = Objectives()
     networks: Networks = Networks()

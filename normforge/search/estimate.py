@@ -13,7 +13,8 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import layers
 from normforge.search import space
 from normforge.search.config import Config
-from normforge.search.funnel import Fate, Outcome, Seen, formula, refuse_static
+from normforge.search.filters import Filters
+from normforge.search.funnel import Fate, Outcome, formula
 from normforge.search.space import SearchSpace
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
@@ -29,7 +30,7 @@ class Estimate:
 
     Attributes:
         drawn: layers drawn to find the sample.
-        draw_seconds: of one draw with its static stages.
+        draw_seconds: of one draw with its filters.
         sample: outcomes of random candidates that came to the stages with numbers.
         known: the outcome of bn-relu, which goes through all stages.
         event_bytes: of a stored candidate, by whether it came to the stages with numbers.
@@ -96,7 +97,7 @@ class Estimate:
         search = min(config.budget.minutes * 60, self.evaluations * self.seconds / count)
         return [
             f"{self.drawn} layers drawn at {1 / self.draw_seconds:.0f} a second; "
-            f"{self.share:.1%} are neither degenerate nor duplicate.",
+            f"{self.share:.1%} come through the filters.",
             f"{len(self.sample)} of those evaluated: {', '.join(f'{n} {f}' for f, n in fates.items())}; "
             f"{self.seconds:.1f} s each on average, {self.full_seconds:.1f} s for bn-relu, which comes through "
             f"({', '.join(f'{stage} {s:.1f} s' for stage, s in self.known.seconds.items())}).",
@@ -117,7 +118,7 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
     Raises:
         RunError: there are none, or bn-relu itself does not come through the stages.
     """
-    drawn, seen = SearchSpace(config.space), Seen()
+    drawn, filters = SearchSpace(config.space), Filters(config)
     graphs: list[Graph] = []
     sizes: dict[bool, list[int]] = {True: [], False: []}
     index, last, seconds = 0, 0, 0.0
@@ -125,21 +126,23 @@ def estimate(config: Config, sample: int = 8) -> Estimate:
         start = time.perf_counter()
         genotype = drawn.random(stream(config.seed, "ask", index))
         graph = drawn.to_graph(genotype)
-        refused, keys = refuse_static(graph, seen)
+        refused, keys = filters.refuse(graph)
         if index:  # the first one imports what the others use
             seconds += time.perf_counter() - start
         data: dict[str, object] = {"genes": space.to_json(genotype), "parents": []}
         if refused:
             data |= refused.to_json()
         else:
-            seen.add(index, keys)
+            filters.add(index, keys)
             graphs.append(graph)
             last = index
-            data |= keys | {"formula": formula(graph)}
+            data |= keys.stored | {"formula": formula(graph)}
         sizes[refused is None].append(len(json.dumps(data)))
         index += 1
     if not graphs:
-        raise RunError(f"{index} layers drawn, and all of them degenerate: give the space more operations or nodes")
+        raise RunError(
+            f"{index} layers drawn, and none came through the filters: give the space more operations or nodes"
+        )
     outcomes = _evaluate(config, [*graphs, layers["bn-relu"]])
     if outcomes[-1].fate is not Fate.SCORED:
         raise RunError(f"bn-relu itself ends at {outcomes[-1].fate} ({outcomes[-1].reason}): nothing would be found")

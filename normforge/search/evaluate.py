@@ -94,10 +94,11 @@ class Evaluation:
             _Refused: by one of them.
         """
         networks = self.config.networks.use
-        with self._timed(Fate.PROBING):
-            # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
-            if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
-                raise _Refused(Fate.PROBING, findings[0].reason)
+        if not self.config.filters.probing:  # where that is on, the layer has passed it already
+            with self._timed(Fate.PROBING):
+                # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
+                if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
+                    raise _Refused(Fate.PROBING, findings[0].reason)
         for network in networks:
             with self._timed(Fate.QUALITY):
                 self._pass("quality", network)

@@ -32,6 +32,8 @@ MISTAKES = [
     (["check", "nowhere#3"], "nowhere"),
     (["check", "./"], "is a folder"),
     (["check", "gn-silu", "--static", "--plot", "unused"], "leave out --static"),
+    (["check", "gn-silu", "--static", "--run", "unused"], "leave out --static"),
+    (["check", "gn-silu", "--run", "unused"], "unused"),
     (["check", "gn-silu", "--plot", "unused/a.png"], "cannot draw"),
     (["check", "gn-silu", "--plot", "unused.xyz"], "cannot draw"),
     (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
@@ -75,6 +77,16 @@ def test_check_says_what_a_layer_is_like(monkeypatch: pytest.MonkeyPatch, capsys
         assert words in out
     _, out, _ = call(monkeypatch, capsys, "check", "silu(x)", "--static")
     assert "no *" in out and "* by numbers" in out
+
+
+def test_check_says_what_a_layer_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(monkeypatch, capsys, "check", "gelu((x - mean[w,h,c/g](x)) / std[w,h,c/g](x))")
+    assert "a signal keeps its size" in out and "it bends" in out
+    assert "nearest known layer by behaviour: gn-" in out and "the same up to a bend" in out
+    _, out, _ = call(monkeypatch, capsys, "check", "relu(x)")
+    assert "grows with x" in out
+    _, out, _ = call(monkeypatch, capsys, "check", "gn-relu")
+    assert "gn-relu, cosine 1.000: the same function\nand then: gn-silu" in out
 
 
 def test_check_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_only_budget_workers_and_cache_may_change():
         key = override.split("=")[0]
         with pytest.raises(RunError, match=f"{key} = "):
             check_same(saved, load("demo", [override]), "runs/demo")
+    older = {key: value for key, value in saved.items() if not key.startswith("filters.")}
+    check_same(older, Config(), "runs/demo")  # a run of before there was the setting is one with its default
+    with pytest.raises(RunError, match="signal = 0"):
+        check_same(older, load("demo", ["filters.signal=1.5"]), "runs/demo")
     with pytest.raises(RunError, match="another version"):
         check_same({**saved, "space.old": 1}, Config(), "runs/demo")
     older = {key: value for key, value in saved.items() if key != "evolution.draws"}

@@ -114,6 +114,7 @@ class Algebra:
         learned: intervals of factors that do not show them by themselves, as that of a variance.
         late: such an interval was learned after the factor had been used without it.
         before: how many factors there were when the operation at hand began.
+        scales: take numbers and parameters out of roots, as if ε were scaled with the rest; see `family`.
     """
 
     eps: float
@@ -122,6 +123,7 @@ class Algebra:
     learned: dict[Key, Interval] = field(default_factory=dict)
     late: bool = False
     before: int = 0
+    scales: bool = False
 
     # -- questions
 

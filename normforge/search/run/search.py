@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,8 @@ from normforge.ir.graph import Graph
 from normforge.search import events, objectives
 from normforge.search.events import Asked, Candidate
 from normforge.search.evolution import Member, TournamentEvolution
-from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
+from normforge.search.filters import Filters, Keys
+from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula
 from normforge.search.run.dispatcher import Dispatcher
 from normforge.search.run.session import Session
 from normforge.search.space import Genotype
@@ -26,13 +26,12 @@ class _Drawn:
 
     asked: Asked
     graph: Graph
-    keys: dict[str, str]  # hash and fingerprint; none where the static stages refused it
-    static: float  # seconds of the static stages
+    keys: Keys
 
     def candidate(self, outcome: Outcome, elapsed: float) -> Candidate:
         """With its fate."""
         asked = self.asked
-        outcome.seconds["static"] = self.static
+        outcome.seconds.update(self.keys.seconds)
         return Candidate(
             asked.index,
             elapsed,
@@ -41,8 +40,8 @@ class _Drawn:
             asked.known,
             asked.limits,
             outcome=outcome,
-            formula=formula(self.graph) if self.keys else "",
-            **self.keys,
+            formula=formula(self.graph) if self.keys.hash else "",
+            **self.keys.stored,
         )
 
 
@@ -69,7 +68,7 @@ class SearchPhase:
         self._under_way: dict[int, _Drawn] = {}
         self._ended: dict[int, Candidate] = {}  # evaluated, and not told yet
         self._unstored: set[int] = set()  # of those
-        self._seen = Seen()
+        self._filters = Filters(config)
 
     def step(self) -> bool:
         """One move: tell, draw, dispatch or wait. False when the search is over.
@@ -120,9 +119,8 @@ class SearchPhase:
         before = events.find(store, Asked, str(index)) if self._by_arrival else None
         asked = before or self._ask(index)
         graph = self._session.space.to_graph(asked.genotype)
-        start = time.perf_counter()
-        refused, keys = refuse_static(graph, self._seen)
-        drawn = _Drawn(asked, graph, keys, round(time.perf_counter() - start, 5))
+        refused, keys = self._filters.refuse(graph)
+        drawn = _Drawn(asked, graph, keys)
         if refused is not None:
             self._store(drawn.candidate(refused, self._session.progress.elapsed))
             return
@@ -144,12 +142,13 @@ class SearchPhase:
         progress.count(candidate)
         if candidate.evaluated:
             self._ended[candidate.index] = candidate
-            self._take_slot(candidate.index, candidate.keys)
+            graph = self._session.space.to_graph(candidate.genotype)
+            self._take_slot(candidate.index, self._filters.restored(graph, candidate.keys))
         progress.before = (progress.elapsed, progress.evaluated)
 
-    def _take_slot(self, index: int, keys: dict[str, str]) -> None:
+    def _take_slot(self, index: int, keys: Keys) -> None:
         self._slots.append(index)
-        self._seen.add(index, keys)
+        self._filters.add(index, keys)
         self._session.progress.evaluated += 1
 
     def _limits(self) -> dict[str, float]:
