@@ -124,9 +124,7 @@ def check(combination: Combination, out: Path | None = None) -> dict[str, Any]:
     dims = CLASSES[cls]
     contiguous = dims[3] if layout == "nchw" else dims[1] * dims[2]
     widths, narrow = access_widths(plan, kernels)
-    whole = (
-        emit_triton(plan, plan.symbol).shape(dims).get("ALIGNED", 16) == 16
-    )  # blocks of slabs start at multiples of 16
+    whole = plan.schedule.sizes(dims).get("ALIGNED", 16) == 16  # blocks of slabs start at multiples of 16
     if contiguous % 16 == 0 and contiguous > 1 and whole:
         failures += narrow
     if target == 90:

@@ -38,7 +38,8 @@ import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
-from normforge.codegen.triton.cooperative import Tiled, channel_block, divide, programs_at_once, tile_channels
+from normforge.codegen.triton.cooperative import channel_block, programs_at_once, tile_channels
+from normforge.codegen.triton.division import Tiled, divide
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kernels import SweepKernel
 from normforge.codegen.triton.kinds import TYPICAL_DEVICE, choose_plan, plan_of_kind
@@ -167,7 +168,7 @@ def predict(plan: Plan, dims: Dims, kernels: Sequence[CompiledKernel] | None = N
         ShapeError: no tile holds a slab. ValueError: the text has a loop whose length cannot be told.
     """
     module = emit_triton(plan, plan.symbol)
-    sizes = module.shape(dims)
+    sizes = module.schedule.sizes(dims)
     if plan.kind == "cooperative":
         sizes["TILE"] = tile_channels(plan, module, dims, TYPICAL_DEVICE.l2_bytes) or sizes["TILE"]
     kernels = kernels or compile_aot(plan, 90, dims=dims)
@@ -256,7 +257,7 @@ class _Traffic:
         self.floor = (inputs + plan.writes) * self.tensor
         self.moved = (plan.loads + plan.writes) * self.tensor if plan.kind == "multi-launch" else self.floor
         self.again = plan.loads - inputs  # loads of what has been loaded
-        self.work = {w.name: 4 * prod(sizes[name] for name in w.shape) for w in module.work}
+        self.work = {w.name: 4 * prod(sizes[name] for name in w.shape) for w in module.schedule.arrays}
         self.fits = self.floor + sum(self.work.values()) <= TritonTarget.on_chip_bytes
         self.programs = sizes.get("PROGRAMS", 1)  # that hold slabs
         self.seen: set[str] = set()

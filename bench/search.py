@@ -49,7 +49,8 @@ from normforge.search import space
 from normforge.search.config import Config, load
 from normforge.search.evaluate import Evaluation
 from normforge.search.evolution import Member, TournamentEvolution
-from normforge.search.funnel import Outcome, Seen, formula, refuse_static
+from normforge.search.filters import Filters
+from normforge.search.funnel import Outcome, formula
 from normforge.search.space import PAPER
 from normforge.search.store import Record, Store
 from normforge.search.tasks import Task
@@ -71,12 +72,12 @@ WINDOW = 100_000  # stored events between two looks at the clock
 
 def candidates(count: int, config: Config) -> list[tuple[str, Graph]]:
     """The first random layers that a search would evaluate, and the named ones."""
-    seen, found, index = Seen(), [], 0
+    filters, found, index = Filters(config), [], 0
     while len(found) < count:
         graph = PAPER.to_graph(PAPER.random(stream(config.seed, "ask", index)))
-        refused, keys = refuse_static(graph, seen)
+        refused, keys = filters.refuse(graph)
         if not refused:
-            seen.add(index, keys)
+            filters.add(index, keys)
             found.append((f"random-{index}", graph))
         index += 1
     return found + [(name, nf.parse(name)) for name in NAMED]
@@ -160,20 +161,20 @@ def front_end(config: Config, count: int, directory: Path) -> tuple[dict[str, An
     """Candidates a second: proposals, half of them children, the static stages, one event each."""
     evolution = TournamentEvolution(config.evolution, PAPER, config.seed, lambda g: PAPER.to_graph(g).hash)
     rng = stream(0, "scores", 0)
-    store, seen, fates = Store(directory, write=True), Seen(), Counter()
+    store, filters, fates = Store(directory, write=True), Filters(config), Counter()
     examples = []
     start = time.perf_counter()
     for index in track(range(count), "front end", console=Console(stderr=True)):
         proposal = evolution.ask(index)
         graph = PAPER.to_graph(proposal.genotype)
-        refused, keys = refuse_static(graph, seen)
+        refused, keys = filters.refuse(graph)
         data: dict[str, Any] = {"genes": space.to_json(proposal.genotype), "parents": list(proposal.parents)}
         if refused:
             data |= refused.to_json()
             fates[refused.fate] += 1
         else:
-            seen.add(index, keys)
-            data |= keys | {"fate": "scored", "formula": formula(graph)}
+            filters.add(index, keys)
+            data |= keys.stored | {"fate": "scored", "formula": formula(graph)}
             fates["kept"] += 1
             evolution.tell(Member(index, proposal.genotype, tuple(rng.random(len(config.networks.use)))))
         store.append([Record("candidate", str(index), 0.0, data)])

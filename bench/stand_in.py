@@ -58,7 +58,7 @@ def kernels(request: Request) -> list[Kernel]:
     """The binaries of a request, without making them."""
     plan = request.plan
     text = emit_triton(plan, plan.symbol, request.title)
-    call = direct.PreparedLaunches(text, text.shape(request.dims))
+    call = direct.PreparedLaunches(text, text.schedule.sizes(request.dims))
     return [
         Kernel(launch.kernel, tuple(sorted(blocks.items())), num_warps, request.aligned)
         for launch, (_, blocks, _), num_warps in zip(text.launches, call.launches, call.warps, strict=True)

@@ -32,7 +32,6 @@ from normforge.codegen.triton.slab_limits import tile_dims
 from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
 from normforge.kernels.launch_triton import compile_aot, require_triton, resources
 
-HALF_TILES = 100  # the target whose devices get half of the largest tile of resident plans
 Row = tuple[str, int, str, str, str, int | str]
 
 
@@ -43,7 +42,7 @@ def check(row: Row, largest: bool = False) -> tuple[int, int, list[str]]:
     if plan is None:
         return 0, 0, []
     slabs = slabs_of(plan)
-    allowed = slabs.rungs_of(half=kind == "resident" and target == HALF_TILES)
+    allowed = slabs.rungs_on(target) if kind == "resident" and isinstance(target, int) else slabs.rungs
     tiles = {key: dims for key, dims in tile_dims(slabs).items() if key[0] in allowed}
     if largest:
         tiles = {key[1]: (key, dims) for key, dims in sorted(tiles.items(), key=lambda t: t[0][0].elements)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from normforge.codegen.triton.cooperative import Division, Tiled
+from normforge.codegen.triton.division import Division, Tiled
 
 
 def cycles(

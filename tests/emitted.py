@@ -23,7 +23,7 @@ from normforge.codegen.orders import program
 from normforge.codegen.plan import LAYOUTS, Plan, make_plan
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import KINDS, plan_of_kind
-from normforge.codegen.triton.launch import arguments, warps, workspace
+from normforge.codegen.triton.launch import arguments, warps
 
 DIGESTS = Path(__file__).parent / "goldens" / "emitted.txt"
 RANDOM = Path(__file__).parent / "corpus" / "nested.txt"
@@ -47,7 +47,7 @@ def texts(name: str, formula: str) -> Iterator[tuple[str, str]]:
             for dtype in ("float32", "float64", "bfloat16"):
                 if dtype != "float64" or order == 1:
                     plan = make_plan(what, "c", dtype, layout)
-                    yield f"{name} {order} c {layout} {dtype}", f"{plan}\n{emit_c(plan, plan.symbol, formula)}"
+                    yield f"{name} {order} c {layout} {dtype}", f"{plan.summary}\n{emit_c(plan, plan.symbol, formula)}"
             dtype = ("float32", "bfloat16")[(order + (layout == "nhwc")) % 2]
             for kind in KINDS:
                 made = plan_of_kind(kind, what, dtype, layout)
@@ -57,12 +57,12 @@ def texts(name: str, formula: str) -> Iterator[tuple[str, str]]:
 
 def _triton(plan: Plan, formula: str) -> str:
     module = emit_triton(plan, plan.symbol, formula)
-    lines = [f"{plan}\n{module.source}"]
+    lines = [f"{plan.summary}\n{module.source}"]
     for dims in SHAPES:
-        if module.slabs is not None and module.slabs.blocks(dims) is None:
+        if module.schedule.slabs is not None and module.schedule.slabs.blocks(dims) is None:
             continue
-        sizes = module.shape(dims)
-        lines.append(f"at {dims}: workspace {workspace(module, sizes)}")
+        sizes = module.schedule.sizes(dims)
+        lines.append(f"at {dims}: workspace {module.schedule.places(sizes)}")
         for launch in module.launches:
             values, blocks, programs = arguments(launch, sizes)
             lines.append(f"  {launch.kernel} {launch.pointers} {values} {blocks} {programs} {warps(launch, sizes)}")

@@ -138,7 +138,7 @@ def compiled(loaded: Any, request: Request) -> list[dict[str, Any]]:
             made |= {(kernel.name, kernel.metadata.num_warps): kernel for kernel in caches[0].values()}
     plan = request.plan
     text = loaded.module
-    call = direct.PreparedLaunches(text, text.shape(request.dims))
+    call = direct.PreparedLaunches(text, text.schedule.sizes(request.dims))
     grids = [programs for _, _, programs in call.launches]
     found = []
     for kernel, grid in zip(kernels(request), grids, strict=True):

@@ -30,6 +30,7 @@ from first.rows import Row, Rows
 from first.shapes import TINY, Place
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.launches import triton_schedule
 from normforge.codegen.triton.slab_plan import slab_plan
 
 ENOUGH = 4.0  # seconds for one of them
@@ -62,7 +63,7 @@ _EVO = Place("evonorm-b0", (128, 256, 56, 56), "nchw")
 _GN = Place("gn-silu", (128, 64, 112, 112), "nchw")
 _VAE = Place("gn-silu", (1, 128, 512, 512), "nchw")
 _EVO_LAST = Place("evonorm-b0", (128, 256, 56, 56), "nhwc")
-_BLOCKS, _COOPERATIVE, _TEXT = "codegen.triton.blocks", "codegen.triton.cooperative", "codegen.triton.emit"
+_BLOCKS, _COOPERATIVE, _LAUNCHES = "codegen.triton.blocks", "codegen.triton.cooperative", "codegen.triton.launches"
 _PIPELINED = ((LOOP, r"for \1 in tl.range(\2, num_stages=3):"),)
 _DEEPER = ((r"num_stages=1 if REST else 3", "num_stages=1 if REST else 4"),)
 _UNPIPELINED = ((r"num_stages=1 if REST else 3", "num_stages=1"),)
@@ -83,8 +84,8 @@ EXPERIMENTS = (
     Experiment("many programs, short chunks", _BN_FIRST, 0, "multi-launch", {f"{_BLOCKS}.ENOUGH_PROGRAMS": 16384}),
     Experiment("merges by wider programs", _VAE, 1, "multi-launch", {f"{_BLOCKS}.MANY_CHUNKS": 16}),
     Experiment("merges by narrow programs", _BN_LAST, 1, "multi-launch", {f"{_BLOCKS}.MANY_PARTS": 1 << 30}),
-    Experiment("half the loads of a tile", _BN_FIRST, 0, "multi-launch", {f"{_TEXT}.LOADED_BYTES": 32}),
-    Experiment("narrow loads, more programs", _EVO_LAST, 2, "multi-launch", {f"{_TEXT}.KEPT_SUMS": 32}),
+    Experiment("half the loads of a tile", _BN_FIRST, 0, "multi-launch", {f"{_LAUNCHES}.LOADED_BYTES": 32}),
+    Experiment("narrow loads, more programs", _EVO_LAST, 2, "multi-launch", {f"{_LAUNCHES}.KEPT_SUMS": 32}),
     Experiment("a quarter of the cache for tiles", _BN_FIRST, 1, "cooperative", {f"{_COOPERATIVE}.L2_SHARE": 0.25}),
     Experiment("128 registers a thread", _GN, 0, "resident", _AT_MOST_128),
     Experiment("128 registers a thread", _EVO, 1, "multi-launch", _AT_MOST_128),
@@ -190,4 +191,5 @@ def changed(one: Experiment) -> Iterator[None]:
 def forget() -> None:
     """What was emitted and planned."""
     emit_triton.cache_clear()
+    triton_schedule.cache_clear()
     slab_plan.cache_clear()

@@ -25,7 +25,7 @@ def explain(
     *,
     ir: bool = False,
 ) -> str:
-    """Text for people: what each order loads, sums, stores and saves, and what that costs at a shape.
+    """Text for people: what each order loads, sums, stores, launches and saves, and what that costs at a shape.
 
     Args:
         graph: a layer.
@@ -39,7 +39,8 @@ def explain(
     labels = _statistics(graph)
     for order, name in enumerate(ORDER_NAMES):
         p = plan(graph, order, shape=shape, dtype=dtype, layout=layout, target=target)
-        lines += ["", f"{name}: {_numbers(p)}", *str(p).split("\n")[1 : 1 + len(p.sweeps)]]
+        lines += ["", f"{name}: {_numbers(p)}", *p.summary.split("\n")[1 : 1 + len(p.sweeps)]]
+        lines += str(p.schedule).split("\n")
         lines += _bytes(p, labels) if shape is not None else [f"  saves {_listing(_saved_names(p), labels)}"]
         if ir:
             lines += ["", p.graph.dump()]

@@ -21,13 +21,18 @@ def load(text: str) -> Graph:
     """
     if text.strip() in layers:
         return parse(text)
-    if "#" in text:
+    if candidate_named(text):
         from normforge.search.results import layer_of
 
         return layer_of(text)
     if _looks_like_path(text):
         return _from_file(Path(text))
     return parse(text)
+
+
+def candidate_named(text: str) -> bool:
+    """Whether `text` names a candidate of a search, and no layer by itself."""
+    return "#" in text and text.strip() not in layers
 
 
 def _looks_like_path(text: str) -> bool:

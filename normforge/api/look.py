@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normforge.codegen.public import plan
@@ -11,10 +13,12 @@ from normforge.ir.layers import as_layer
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
 from normforge.passes.differentiate import Differentiate
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 
 if TYPE_CHECKING:
+    from normforge.probing.behaviour import Near
     from normforge.probing.probe import Propagation
+    from normforge.probing.signal import Signal
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Report:
         remarks: what probing saw on inputs that it does not refuse for, by input.
         propagation: signals by depth in a stack of convolutions (see `normforge.probing.probe`); None where no
             number was computed.
+        signal: whether a signal keeps its size on its way through the layer, and how linear it is (see
+            `normforge.probing.signal`); None where no number was computed.
+        known: the two named layers that it is nearest to by behaviour (see `normforge.probing.behaviour`), the nearest
+            first; none where no number was computed or the layer's are not finite.
+        stored: the nearest candidate of the run that was asked about; None without one.
         seconds: by check.
     """
 
@@ -35,6 +44,9 @@ class Report:
     properties: dict[str, object] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     propagation: Propagation | None = None
+    signal: Signal | None = None
+    known: tuple[Near, ...] = ()
+    stored: Near | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -43,7 +55,7 @@ class Report:
         return not self.findings
 
 
-def check(layer: Graph | str, *, probe: bool = True) -> Report:
+def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = None) -> Report:
     """Ask whether a layer is degenerate, and describe it.
 
     The checks in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
@@ -51,9 +63,12 @@ def check(layer: Graph | str, *, probe: bool = True) -> Report:
     Args:
         layer: a graph, a layer's name, or a formula.
         probe: also the last of them, which runs the layer; without it, no number is computed.
+        run: directory of a search, whose evaluated candidates are looked through for the nearest; or a candidate in it
+            (`runs/demo#17`), which is left out. Takes some milliseconds a candidate.
 
     Raises:
         OptionError: not a layer but a derivative graph. ParseError: no such layer, or a bad formula.
+        RunError: the directory holds no readable run.
     """
     graph = as_layer(layer, "check")
     static, seconds = Degeneracy().timed(graph)
@@ -62,11 +77,23 @@ def check(layer: Graph | str, *, probe: bool = True) -> Report:
     properties["traffic"] = [p.reads + p.writes for p in plans]
     if static or not probe:
         return Report(static, properties, seconds=seconds)
+    from normforge.probing.behaviour import nearest_known
     from normforge.probing.probe import probe as run_probe
+    from normforge.probing.signal import signal
 
     probed = run_probe(graph)
     seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
-    return Report(probed.findings, properties, probed.remarks, probed.propagation, seconds)
+    start = time.perf_counter()
+    found = signal(graph)
+    seconds["signal"], start = time.perf_counter() - start, time.perf_counter()
+    known = nearest_known(graph)
+    stored = None
+    if run is not None:
+        from normforge.search.results import nearest_stored
+
+        stored = nearest_stored(graph, str(run))
+    seconds["behaviour"] = time.perf_counter() - start
+    return Report(probed.findings, properties, probed.remarks, probed.propagation, found, known, stored, seconds)
 
 
 def grad(graph: Graph) -> Graph:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normforge.api.load import load
+from normforge.api.load import candidate_named, load
 from normforge.api.look import Report
 from normforge.cli.arguments import LayerArgument
 from normforge.errors import OptionError
@@ -19,24 +19,37 @@ if TYPE_CHECKING:
     from normforge.probing.probe import Propagation
 
 _BARS = "▁▂▃▄▅▆▇█"
+_KEEPS = (
+    (1.0, "a signal keeps its size, as in known layers that normalize"),
+    (2.0, "a signal nearly keeps its size"),
+    (math.inf, "a signal dies out, explodes, or grows with x"),
+)
 
 
 def check(
     layer: LayerArgument,
     static: Annotated[bool, typer.Option("--static", help="Only what the formula proves; run nothing.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the signals by depth into this file (png, svg, pdf).")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also name the nearest candidate of this search; the layer's own by default.")
+    ] = None,
 ) -> None:
     """Say whether a layer is degenerate, and why, and what it is like. Exit code 0: sound, 1: refused, 2: bad input."""
     from normforge.api.look import check as run_check
 
     if static and plot is not None:
         raise OptionError("--plot draws what probing measures: leave out --static")
+    if static and run is not None:
+        raise OptionError("--run compares what layers do with numbers: leave out --static")
     graph = load(layer)
-    report = run_check(graph, probe=not static)
+    beside = str(run) if run is not None else layer if candidate_named(layer) and not static else None
+    report = run_check(graph, probe=not static, run=beside)
     print(f"{graph}\n")
     for line in describe(report):
         print(f"  {line}")
     print(f"  {'hash':<18} {graph.hash}\n  {'family':<18} {graph.family_hash}\n")
+    for line in numbers(report):
+        print(line)
     for name, what in report.remarks.items():
         print(f"note: {what} on {name}")
     if report.propagation is not None:
@@ -90,6 +103,32 @@ def describe(report: Report) -> list[str]:
     if probed:
         lines.append("* by numbers tried; the rest is proved (scale in the limit ε -> 0)")
     return lines
+
+
+def numbers(report: Report) -> list[str]:
+    """The signal score and what the layer is nearest to, one a line; none where no number was computed."""
+    from normforge.probing.signal import LINEAR
+
+    found = report.signal
+    if found is None:
+        return []
+    parts = f"variance {found.variance:.2f}, gradient {found.gradient:.2f}, 2 × scale {found.scale:.2f}"
+    keeps = next(words for most, words in _KEEPS if found.z <= most)
+    bend = "a straight line" if found.linearity > 0.999 else "nearly one" if found.linearity > LINEAR else "it bends"
+    lines = [
+        f"signal: z {found.z:.2f} ({parts}): {keeps}",
+        f"linear: R² {found.linearity:.3f} of y on x: {bend}",
+    ]
+    if report.known:
+        nearest, second = report.known
+        lines.append(f"nearest known layer by behaviour: {nearest}")
+        if nearest.same:
+            lines.append(f"and then: {second}")
+    else:
+        lines.append("no known layer is near by behaviour: its outputs on noise are constant or not finite")
+    if report.stored:
+        lines.append(f"nearest candidate of the search: {report.stored}")
+    return [*lines, ""]
 
 
 def signals(s: Propagation) -> str:

@@ -1,4 +1,4 @@
-"""Places of elements in arrays, as values that a target writes as text.
+"""Places of elements in arrays, and numbers of them, as values that a target writes as text.
 
 All arrays are row-major, and loops of every target call the coordinates of a point n, c or g, s: sample, channel or
 group, position. Chunks of a row are numbered q.
@@ -6,7 +6,9 @@ group, position. Chunks of a row are numbered q.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from normforge.ir.types import B, C, G, K, S
 
@@ -99,3 +101,41 @@ def chunk(axes: int = C, *, count: str = "Q") -> Index:
 def full(layout: str) -> Index:
     """The element of a full tensor, in memory "nchw" or "nhwc"."""
     return Index(("n", "c", "s"), ("N", "C", "S")) if layout == "nchw" else Index(("n", "s", "c"), ("N", "S", "C"))
+
+
+@dataclass(frozen=True)
+class Ceil:
+    """How many blocks cover what there is of something: `ceil(N * G / BLOCK_P)`.
+
+    Attributes:
+        of: names of sizes, whose product is covered; 1 for none.
+        by: the name of the extent of a block.
+    """
+
+    of: tuple[str, ...]
+    by: str
+
+    def __str__(self) -> str:
+        return f"ceil({' * '.join(self.of) or '1'} / {self.by})"
+
+    def value(self, sizes: Mapping[str, int]) -> int:
+        """The number at these sizes."""
+        return -(-prod(sizes[name] for name in self.of) // sizes[self.by])
+
+
+@dataclass(frozen=True)
+class Count:
+    """A product of sizes and of numbers of blocks, such as the programs of a kernel: `N * ceil(C / BLOCK_C) * Q0`.
+
+    Attributes:
+        factors: names of sizes, and numbers of blocks; 1 for none.
+    """
+
+    factors: tuple[str | Ceil, ...]
+
+    def __str__(self) -> str:
+        return " * ".join(map(str, self.factors)) or "1"
+
+    def value(self, sizes: Mapping[str, int]) -> int:
+        """The number at these sizes."""
+        return prod(sizes[f] if isinstance(f, str) else f.value(sizes) for f in self.factors)

@@ -13,10 +13,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node, make, stat, substitute
 from normforge.ir.ops import REDUCE, Op
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.differentiate import Differentiate
-from normforge.passes.keys import lower
-from normforge.passes.legalise import Legalise
-from normforge.passes.pipeline import run_passes
+from normforge.passes.pipeline import derivative, lower, run_passes
 from normforge.passes.running import inference_graph, training_graph
 
 
@@ -83,7 +80,7 @@ def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded) -> tuple[
     if chosen is not None:
         before = before.with_outputs(*(before.outputs[i] for i in chosen))
     wrt = (layer.inputs[0], *layer.params, *seeds)
-    total = run_passes(before, Differentiate(wrt, order), Legalise(), Canonicalise())
+    total = derivative(before, wrt, order)
     return total, wrt, (*seeds, *total.inputs[len(before.inputs) :])
 
 

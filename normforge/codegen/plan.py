@@ -17,13 +17,13 @@ from hashlib import blake2b
 
 from normforge.codegen.orders import Program
 from normforge.codegen.registry import find_target
+from normforge.codegen.schedule import Schedule
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, preorder
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, FloatClass, S, axes_name
-from normforge.passes.factor import Factor, is_full
-from normforge.passes.pipeline import run_passes
-from normforge.passes.products import Collect, Share
+from normforge.passes.factor import is_full
+from normforge.passes.pipeline import factored
 
 LAYOUTS = ("nchw", "nhwc")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -48,17 +48,21 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    graph: factored; the nodes that the sweeps and stages name.
-    operands: tensors given, in order. outputs: (name, node) returned, in order.
-    order, target, dtype, layout: what the plan is for.
-    sweeps, prologue, stages, epilogue: see the module's text.
-    slab: the axes that every needed sum keeps.
-    shape: (N, C, *spatial) where given; None for a slab that stays on chip.
-    saved: names of the statistics that forward keeps beside x.
-    resident_in: what holds a slab between its uses ("registers", "cache", "L2"), or None when it does not fit.
-    kind: how a GPU runs it (see `normforge.codegen.triton.kinds`).
-    tile: elements of the largest tile of a program, for kinds whose programs own slabs; else 0.
+    """How one derivative of a layer is computed, for a target, a dtype and a layout.
+
+    Printed, it says what each sweep does, and what a call launches.
+
+    Attributes:
+        graph: factored; the nodes that the sweeps and stages name.
+        operands: tensors given, in order. outputs: (name, node) returned, in order.
+        order, target, dtype, layout: what the plan is for.
+        sweeps, prologue, stages, epilogue: see the module's text.
+        slab: the axes that every needed sum keeps.
+        shape: (N, C, *spatial) where given; None for a slab that stays on chip.
+        saved: names of the statistics that forward keeps beside x.
+        resident_in: what holds a slab between its uses ("registers", "cache", "L2"), or None when it does not fit.
+        kind: how a GPU runs it (see `normforge.codegen.triton.kinds`).
+        tile: elements of the largest tile of a program, for kinds whose programs own slabs; else 0.
     """
 
     graph: Graph
@@ -100,10 +104,15 @@ class Plan:
         """Full tensors written."""
         return sum(len(s.stores) for s in self.sweeps)
 
+    @property
+    def schedule(self) -> Schedule:
+        """What one call launches, and the workspace between the launches: made by the target, when first asked for."""
+        return find_target(self.target).schedule(self)
+
     @cached_property
     def launches(self) -> int:
         """Kernels that one call launches."""
-        return find_target(self.target).launches(self)
+        return len(self.schedule.launches)
 
     @cached_property
     def symbol(self) -> str:
@@ -117,6 +126,11 @@ class Plan:
         return sum(len(s.sums) for s in self.sweeps)
 
     def __str__(self) -> str:
+        return f"{self.summary}\n{self.schedule}"
+
+    @property
+    def summary(self) -> str:
+        """The text without the launches: the numbers of the plan, and a line a sweep."""
         lines = [
             f"order {self.order}, {self.target}, {self.dtype}, {self.layout}: {len(self.sweeps)} sweeps, "
             f"{self.loads} loads, {self.reads} reads, {self.writes} writes, {self.launches} launches, "
@@ -156,11 +170,7 @@ def is_sweep_sum(node: Node) -> bool:
 @lru_cache(maxsize=4096)
 def make_plan(program: Program, target: str, dtype: str, layout: str) -> Plan:
     """Plan a program for a target. No shape enters: one plan serves every shape."""
-    graph = program.graph
-    if program.order:  # forward stays as written: x² · k² for (x·k)² would overflow where x·k does not
-        graph = run_passes(graph, Collect(), Factor(expand=True), Collect(), Share())
-    else:
-        graph = run_passes(graph, Factor(expand=False))
+    graph = factored(program.graph, program.order)
     level: dict[Node, int] = {}
     for node in graph.nodes:
         level[node] = max((level[a] for a in node.args), default=0) + is_sweep_sum(node)

@@ -5,7 +5,8 @@ A target is added by a class and two lines; nothing else asks for its name:
 1. Derive from `Target`. `emit` is all that has no default: from a `Plan` to source. It reads what the plan says in
    this order: `prologue`; then of each sweep its `sums`, after it the small values of its stage; the `stores` of the
    last sweep; `epilogue` (see `normforge.codegen.plan`). Each node is an entry of `code_for_op`, a leaf, or a
-   reduction. A target that chooses between several kinds of plan says which in `kinds`, and how in `plan`.
+   reduction. A target that chooses between several kinds of plan says which in `kinds`, and how in `plan`; one that
+   launches several kernels a call says which in `schedule`.
 2. `register(MyTarget())`. From here on `normforge.plan`, `normforge.source` and `explain` know it.
 3. To run it, `normforge.kernels.backends.RUNNERS[name] = Runner(load, devices)`, where `load` makes a callable of a
    plan. It is called with operands and outputs as the plan names them, and N, groups, channels a group, positions; it
@@ -24,6 +25,7 @@ from typing import ClassVar
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import DTYPES, Plan, make_plan
 from normforge.codegen.registry import find_target
+from normforge.codegen.schedule import Schedule, one_call
 from normforge.codegen.shapes import Dims, plan_dims, slab_bytes
 from normforge.errors import DtypeError
 from normforge.ir.ops import Op
@@ -36,12 +38,12 @@ class Device:
     Attributes:
         processors: streaming multiprocessors, or compute units.
         l2_bytes: of the level-2 cache.
-        half_tiles: compilers for it spill registers at the largest tiles of resident plans, which others can have.
+        capability: NVIDIA's compute capability, 10 times the major number plus the minor one; 0 for other makers.
     """
 
     processors: int
     l2_bytes: int
-    half_tiles: bool = False
+    capability: int = 90
 
 
 class Target(ABC):
@@ -98,9 +100,9 @@ class Target(ABC):
         """Does a slab stay on chip between its uses?"""
         return slab_bytes(plan, shape) <= self.on_chip_bytes
 
-    def launches(self, plan: Plan) -> int:
-        """Kernels, or calls of a compiled function, that one call of a plan takes."""
-        return 1
+    def schedule(self, plan: Plan) -> Schedule:
+        """What one call of a plan launches: a function of the plan alone, so that it can be told without emitting."""
+        return one_call(keeps_workspace=self.keeps_workspace)
 
     @abstractmethod
     def emit(self, plan: Plan, title: str = "") -> str:
@@ -112,7 +114,7 @@ class Target(ABC):
 
     def workspace(self, plan: Plan, dims: Dims) -> int:
         """Bytes of partial sums that a call is given memory for, written by one kernel and read by another."""
-        return 0
+        return plan.schedule.workspace(dims)
 
 
 def place(plan: Plan, shape: Sequence[int] | None) -> Plan:

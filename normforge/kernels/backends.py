@@ -52,8 +52,8 @@ class Runner(NamedTuple):
 def describe_gpu(device: torch.device) -> Device:
     """The properties of a GPU that decide which kind of plan is best."""
     properties = torch.cuda.get_device_properties(device)
-    half_tiles = torch.version.hip is None and properties.major >= 10  # sm_100
-    return Device(properties.multi_processor_count, properties.L2_cache_size, half_tiles)
+    capability = 0 if torch.version.hip else 10 * properties.major + properties.minor
+    return Device(properties.multi_processor_count, properties.L2_cache_size, capability)
 
 
 def _load_triton(plan: Plan, title: str) -> Kernel:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from normforge.codegen.triton.cooperative import COUNTERS
-from normforge.codegen.triton.launch import TritonModule, arguments, warps, workspace
+from normforge.codegen.triton.division import COUNTERS
+from normforge.codegen.triton.launch import TritonModule, arguments, warps
 
 ALIGNMENT = 16  # bytes: what Triton tells pointers apart by
 
@@ -56,9 +56,14 @@ class PreparedLaunches:
     def __init__(self, module: TritonModule, sizes: dict[str, int]) -> None:
         self.launches = [arguments(launch, sizes) for launch in module.launches]
         self.warps = [warps(launch, sizes) for launch in module.launches]
-        self.work, self.total = workspace(module, sizes)
+        self.work, self.total = module.schedule.places(sizes)
         self.offsets = [4 * first for first, _ in self.work]
-        names = [*module.operands, *module.outputs, *(f"{array.name}_ptr" for array in module.work), COUNTERS]
+        names = [
+            *module.operands,
+            *module.outputs,
+            *(f"{array.name}_ptr" for array in module.schedule.arrays),
+            COUNTERS,
+        ]
         place = {name: i for i, name in enumerate(names)}
         self.slots = [tuple(place[pointer] for pointer in launch.pointers) for launch in module.launches]
         self.ready: dict[bool, list[Ready] | None] = {}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.plan import Plan
-from normforge.codegen.triton.cooperative import counters, programs_at_once, tile_channels
+from normforge.codegen.triton.cooperative import programs_at_once, tile_channels
+from normforge.codegen.triton.division import counters
 from normforge.codegen.triton.launch import TritonModule
 from normforge.kernels import direct
 from normforge.kernels.empty import allocator
@@ -133,5 +134,5 @@ class _Call(direct.PreparedLaunches):
         tile = tile_channels(plan, module, dims, l2_bytes)
         if tile is None:
             raise RuntimeError(f"{NO_TILE}: {dims} in a share of {l2_bytes} bytes of level-2 cache")
-        super().__init__(module, module.shape(dims) | {"TILE": tile})
+        super().__init__(module, module.schedule.sizes(dims) | {"TILE": tile})
         self.counters = counters(plan, dims, tile)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton.blocks import NUM_WARPS
-from normforge.codegen.triton.cooperative import COUNTERS
+from normforge.codegen.triton.division import COUNTERS
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.launch import TritonModule
 from normforge.errors import BackendError
@@ -70,7 +70,7 @@ class TritonObject:
         if call is None:
             if len(self._calls) >= MAX_SHAPES:
                 self._calls.clear()
-            call = self._calls[index, dims] = direct.PreparedLaunches(self.module, self.module.shape(dims))
+            call = self._calls[index, dims] = direct.PreparedLaunches(self.module, self.module.schedule.sizes(dims))
         # Triton launches on the current device, which need not be that of the tensors.
         if index >= 0 and torch.cuda.current_device() != index:
             with torch.cuda.device(index):
@@ -225,7 +225,7 @@ def compile_aot(
     options = dict(CUDA_OPTIONS if cuda else OPTIONS)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
-    call = direct.PreparedLaunches(module, module.shape(dims or typical_dims(module)))
+    call = direct.PreparedLaunches(module, module.schedule.sizes(dims or typical_dims(module)))
     full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
@@ -245,9 +245,9 @@ def compile_aot(
 
 def typical_dims(module: TritonModule) -> tuple[int, int, int, int]:
     """A usual shape that a plan can run."""
-    if module.slabs is None:
+    if module.schedule.slabs is None:
         return TYPICAL_DIMS
-    return next(dims for dims in (TYPICAL_DIMS, *SMALLER_DIMS) if module.slabs.blocks(dims))
+    return next(dims for dims in (TYPICAL_DIMS, *SMALLER_DIMS) if module.schedule.slabs.blocks(dims))
 
 
 def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:

@@ -7,12 +7,7 @@ from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.legalise import Legalise
 from normforge.passes.normal_form.family import family_key
 from normforge.passes.normal_form.identity import MAX_NODES, value_of
-from normforge.passes.pipeline import run_passes
-
-
-def lower(graph: Graph) -> Graph:
-    """The graph that code is generated from: core operations, exact rules only."""
-    return run_passes(graph, Legalise(), Canonicalise())
+from normforge.passes.pipeline import lower, run_passes
 
 
 def content_hash(graph: Graph) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from normforge.codegen.shapes import resolve_groups
 from normforge.ir.graph import Graph
 from normforge.passes.degeneracy import Check, Finding, describe_node
 from normforge.passes.differentiate import CT, Differentiate
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 from normforge.probing.reproducible import (
     Array,
     convolve,
@@ -70,16 +71,17 @@ class Propagation:
         return self.forward_ok and len(self.gradient) == self.depth + 1
 
 
-class _Layer:
+class Layer:
     """A layer with its parameters at their starts, and its gradient, in reproducible arithmetic.
 
     Args:
         graph: the layer.
         channels: C.
+        groups: divides C; None as in `compile`.
     """
 
-    def __init__(self, graph: Graph, channels: int) -> None:
-        self.groups = resolve_groups(None, channels)
+    def __init__(self, graph: Graph, channels: int, groups: int | None = None) -> None:
+        self.groups = resolve_groups(groups, channels)
         self.start = {p.name: np.full(channels if p.axes else (), p.attr[2], np.float32) for p in graph.params}
         self._forward = lower(graph)
         self._backward = lower(Differentiate().run(graph))
@@ -103,16 +105,28 @@ class _Layer:
         return np.broadcast_to(value, (n, self.groups, c // self.groups, height * width)).reshape(x.shape)
 
 
+# Several questions are asked of one layer in turn, and deriving it takes as long as an answer.
+layer_of = lru_cache(maxsize=4)(Layer)
+
+
 @np.errstate(all="ignore")
 def propagate(
-    graph: Graph, *, depth: int = DEPTH, width: int = WIDTH, size: int = SIZE, batch: int = BATCH, seed: int = 0
+    graph: Graph,
+    *,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    size: int = SIZE,
+    batch: int = BATCH,
+    groups: int | None = None,
+    seed: int = 0,
+    back: bool = True,
 ) -> Propagation:
     """The signals of noise (batch, width, size, size) that goes through `depth` times a 3×3 convolution and the layer.
 
-    Weights are normal, of variance 2 / fan-in; arithmetic is float32; a random cotangent goes back. The numbers do not
-    depend on the machine (`reproducible`).
+    Weights are normal, of variance 2 / fan-in; arithmetic is float32; with `back`, a random cotangent goes back. The
+    numbers do not depend on the machine (`reproducible`).
     """
-    layer = _Layer(graph, width)
+    layer = layer_of(graph, width, groups)
     rng = stream(seed, "propagation", width)
     signal, gradient = (_noise(rng, (batch, width, size, size)) for _ in range(2))
     deviation = (2 / (9 * width)) ** 0.5
@@ -132,7 +146,7 @@ def propagate(
         inputs.append(convolve(signal, weights[len(inputs)]))
         signal = layer.forward(inputs[-1])
     norms: list[float] = []
-    while _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
+    while back and _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
         norms.insert(0, math.sqrt(square))
         if not inputs:
             break
@@ -219,7 +233,7 @@ def _inputs(seed: int) -> dict[str, Array]:
 
 def trials(graph: Graph, seed: int = 0) -> dict[str, str]:
     """The faults of the layer alone, by input: values or gradients not finite, or zero; empty text for a good one."""
-    layer = _Layer(graph, SHAPE[1])
+    layer = layer_of(graph, SHAPE[1])
     cotangent = _noise(stream(seed, "cotangent", 0), SHAPE)
     out = {}
     for name, x in _inputs(seed).items():

@@ -144,7 +144,8 @@ def convolve(x: Array, weights: Array) -> Array:
         i, j = divmod(k, 3)
         np.divide(padded[:, i : i + height, j : j + width], quantum, out=patches[..., k, :])
     np.rint(patches, out=patches)
-    product = (patches.reshape(-1, 9 * channels) @ factors).reshape(n, height, width, -1)
+    # One product a row of the image: so small ones BLAS does on one thread, and waits for no core that others use.
+    product = patches.reshape(n, height, width, 9 * channels) @ factors
     with np.errstate(over="ignore"):
         y = (product * (quantum * WEIGHT_QUANTUM)).astype(np.float32)
     return np.ascontiguousarray(y.transpose(0, 3, 1, 2))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from normforge.errors import OptionError, RunError, nearest
 from normforge.ir.layers import layers
@@ -30,9 +30,52 @@ class Space(Section):
     custom: dict[str, str] = Field(default={}, description="further primitives: name = formula of a, or of a and b")
 
 
+# What a protocol of evolution sets; the defaults of the settings are the paper's.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "structural": {
+        "draws": "grown",
+        "mutation": "moves",
+        "grafts": 0.2,
+        "first": 8,
+        "fresh": 0.15,
+        "selection": "average",
+        "window": 100,
+        "tournament": 0.15,
+        "tournament_least": 3,
+        "ties": 0.02,
+    },
+}
+
+
 class Evolution(Section):
     """Tournament with aging (EvoNorm, section 4.3)."""
 
+    OPEN: ClassVar[tuple[str, ...]] = ("protocol", "attempts", "start", "order", "lag")  # no protocol sets these
+
+    protocol: Literal["paper", "structural"] | None = Field(
+        default=None,
+        description="a set of values for the settings below, in place of a preset's: the paper's, whole, so that no "
+        "other value may be given; or moves on the active graph, for some hundreds of trained layers",
+    )
+    draws: Literal["random", "grown"] = Field(
+        default="random",
+        description="a fresh layer: random genes, as in the paper; or insertions into x, which it reads",
+    )
+    mutation: Literal["redraw", "moves", "both"] = Field(
+        default="redraw",
+        description="of a child: one gene drawn anew, as in the paper; one move on the active graph (insert, delete, "
+        "change, swap); or each for half of them",
+    )
+    grafts: float = Field(
+        default=0.0, ge=0, le=1, description="share of children with a subtree of a second parent, and no mutation"
+    )
+    crossover: float = Field(
+        default=0.0, ge=0, le=1, description="share of the others mutated from the mix of two parents' genes"
+    )
+    attempts: int = Field(default=20, ge=1, description="mutations tried until the canonical hash changes")
+    first: int = Field(default=0, ge=0, description="layers to be scored before the first child is made")
+    fresh: float = Field(default=0.5, ge=0, le=1, description="share of fresh layers after those; 1 is random search")
     selection: Literal["pareto", "average", "first", "nsga2"] = Field(
         default="pareto",
         description="winner of a tournament: a random member of its Pareto front; least mean rank; best on the first "
@@ -41,9 +84,19 @@ class Evolution(Section):
     window: int = Field(default=2500, ge=1, description="only the most recent scored layers can be parents")
     tournament: float = Field(default=0.05, gt=0, le=1, description="share of the population in a tournament")
     tournament_least: int = Field(default=5, ge=1, description="members of a tournament in a small population")
-    fresh: float = Field(default=0.5, ge=0, le=1, description="share of fresh random layers; 1 is random search")
-    crossover: float = Field(default=0.0, ge=0, le=1, description="share of children mutated from two parents' mix")
-    attempts: int = Field(default=20, ge=1, description="mutations tried until the canonical hash changes")
+    ties: float = Field(
+        default=0.0,
+        ge=0,
+        description="how much worse in each score a layer may be and still win, by less memory traffic, or as much and "
+        "fewer nodes; 0: it may not",
+    )
+    niche: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="cosine of behaviour from which two layers are of one niche, whose best alone can be a parent, "
+        "such as 0.98; 0 is off",
+    )
     start: tuple[str, ...] = Field(default=(), description="named layers or formulas that are proposed first")
     order: Literal["fixed", "arrival"] = Field(
         default="fixed",
@@ -51,6 +104,29 @@ class Evolution(Section):
         "or whatever has arrived, which keeps every worker busy and is recorded",
     )
     lag: int = Field(default=8, ge=1, description="evaluations under way that a proposal does not wait for")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_protocol(cls, values: Any) -> Any:
+        """What the protocol sets, under what is given."""
+        protocol = values.get("protocol") if isinstance(values, dict) else None
+        return {**PROTOCOLS[protocol], **values} if protocol in PROTOCOLS else values
+
+
+class Filters(Section):
+    """What a layer must pass before it takes a slot, beside the static stages, hash and fingerprint."""
+
+    family: bool = Field(default=False, description="one layer of each family: the same up to what parameters absorb")
+    behaviour: float = Field(
+        default=0.0, ge=0, le=1, description="cosine of outputs above which two layers are one, such as 0.995; 0 is off"
+    )
+    signal: float = Field(
+        default=0.0, ge=0, description="largest z of a layer, of how a signal changes in it, such as 1.5; 0 is off"
+    )
+    linearity: float = Field(
+        default=2.0, ge=0, description="added to z where y is a straight line of x; in proportion from R² 0.95 on"
+    )
+    probing: bool = Field(default=False, description="probe a layer before it takes a slot, not after")
 
 
 class Objectives(Section):
@@ -177,6 +253,7 @@ class Config(Section):
     preset: str = "demo"
     seed: int = Field(default=0, ge=0)
     space: Space = Space()
+    filters: Filters = Filters()
     evolution: Evolution = Evolution()
     objectives: Objectives = Objectives()
     networks: Networks = Networks()
@@ -234,13 +311,16 @@ def load(preset: str = "demo", overrides: Iterable[str] = (), file: Path | None 
         )
     values = _merge({}, PRESETS[preset]) | {"preset": preset}
     known = dict(flat(Config()))
-    for key, value in _leaves("", from_file):
-        _place(values, key, value, known)
+    given = list(_leaves("", from_file))
     for override in overrides:
-        key, equals, text = override.partition("=")
+        key, equals, text = (part.strip() for part in override.partition("="))
         if not equals:
             raise OptionError(f"{override!r} sets nothing: write key=value, such as recipe.steps=100")
-        _place(values, key.strip(), _value(text.strip(), known.get(key.strip())), known)
+        given.append((key, _value(text, known.get(key))))
+    if "evolution.protocol" in dict(given):
+        values["evolution"] = {k: v for k, v in values.get("evolution", {}).items() if k in Evolution.OPEN}
+    for key, value in given:
+        _place(values, key, value, known)
     try:
         config = Config.model_validate(values)
     except ValidationError as e:
@@ -270,6 +350,12 @@ def _check(config: Config) -> None:
         raise OptionError("networks.use names a network twice")
     if len(set(config.objectives.also)) < len(config.objectives.also):
         raise OptionError("objectives.also names an objective twice")
+    for name, setting in Evolution.model_fields.items() if config.evolution.protocol == "paper" else ():
+        if name not in Evolution.OPEN and (value := getattr(config.evolution, name)) != setting.default:
+            raise OptionError(
+                f"evolution.protocol = paper is the paper's whole, with evolution.{name} = {setting.default}: "
+                f"leave the protocol out for {name} = {value}"
+            )
     if "margin" in config.objectives.also and not config.stability.steps:
         raise OptionError("objectives.also = margin is measured by the stability stage: give stability.steps above 0")
     if config.ladder.use:
@@ -373,10 +459,7 @@ def check_same(saved: dict[str, Any], config: Config, where: str) -> None:
     Raises:
         RunError: names the first field that differs and may not.
     """
-    now, before = (
-        dict(flat(config)),
-        dict(flat(Config())) | saved,
-    )  # a setting is new with what it was before as default
+    now, before = dict(flat(config)), dict(flat(Config())) | saved  # a setting that there was not yet has its default
     for key in [*now, *(k for k in before if k not in now)]:
         if key.startswith(Config.MAY_CHANGE):
             continue

@@ -22,7 +22,8 @@ _LEADERS = 3
 
 MEANING = {
     Fate.DEGENERATE: "refused by types and dependence alone",
-    Fate.DUPLICATE: "the same function as an earlier one",
+    Fate.DUPLICATE: "the same as an earlier one",
+    Fate.GATE: "a signal does not keep its size in it",
     Fate.PROBING: "values or gradients not finite on noise",
     Fate.MICRO: "has not begun to learn in the micro training",
     Fate.QUALITY: "does not learn in a short training",
@@ -37,7 +38,16 @@ MEANING = {
     Fate.SCORED: "scored: may become a parent",
 }
 # Shown when there are any.
-_RARE = (Fate.MICRO, Fate.EARLY, Fate.PASSED, Fate.ERROR, Fate.CRASHED, Fate.TIMEOUT, Fate.MEMORY)
+_RARE = (
+    Fate.GATE,
+    Fate.MICRO,
+    Fate.EARLY,
+    Fate.PASSED,
+    Fate.ERROR,
+    Fate.CRASHED,
+    Fate.TIMEOUT,
+    Fate.MEMORY,
+)
 
 
 class Display:

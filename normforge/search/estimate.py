@@ -16,7 +16,8 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import layers
 from normforge.search import space
 from normforge.search.config import Config
-from normforge.search.funnel import Fate, Outcome, Seen, formula, refuse_static
+from normforge.search.filters import Filters
+from normforge.search.funnel import Fate, Outcome, formula
 from normforge.search.space import SearchSpace
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
@@ -32,7 +33,7 @@ class Estimate:
 
     Attributes:
         drawn: layers drawn to find the sample.
-        draw_seconds: of one draw with its static stages.
+        draw_seconds: of one draw with its filters.
         sample: outcomes of random candidates that came to the stages with numbers.
         known: outcomes of bn-relu, which goes through all stages, by rung of the ladder, "" without one,
             and of the full training in any case.
@@ -124,7 +125,7 @@ class Estimate:
         search = min(config.budget.minutes * 60, self.evaluations * self.seconds / count)
         return [
             f"{self.drawn} layers drawn at {1 / self.draw_seconds:.0f} a second; "
-            f"{self.share:.1%} are neither degenerate nor duplicate.",
+            f"{self.share:.1%} come through the filters.",
             f"{len(self.sample)} of those evaluated: {', '.join(f'{n} {f}' for f, n in fates.items())}; "
             f"{self.seconds:.1f} s each on average, {self.full_seconds:.1f} s for bn-relu, which comes through "
             f"({', '.join(f'{stage} {s:.1f} s' for stage, s in spent.items())}).",
@@ -147,7 +148,7 @@ def estimate(config: Config, sample: int = 8, report: Callable[[str], None] = la
     Raises:
         RunError: there are none, or bn-relu itself does not come through the stages.
     """
-    drawn, seen = SearchSpace(config.space), Seen()
+    drawn, filters = SearchSpace(config.space), Filters(config)
     graphs: list[Graph] = []
     sizes: dict[bool, list[int]] = {True: [], False: []}
     index, last, seconds = 0, 0, 0.0
@@ -155,21 +156,23 @@ def estimate(config: Config, sample: int = 8, report: Callable[[str], None] = la
         start = time.perf_counter()
         genotype = drawn.random(stream(config.seed, "ask", index))
         graph = drawn.to_graph(genotype)
-        refused, keys = refuse_static(graph, seen)
+        refused, keys = filters.refuse(graph)
         if index:  # the first one imports what the others use
             seconds += time.perf_counter() - start
         data: dict[str, object] = {"genes": space.to_json(genotype), "parents": []}
         if refused:
             data |= refused.to_json()
         else:
-            seen.add(index, keys)
+            filters.add(index, keys)
             graphs.append(graph)
             last = index
-            data |= keys | {"formula": formula(graph)}
+            data |= keys.stored | {"formula": formula(graph)}
         sizes[refused is None].append(len(json.dumps(data)))
         index += 1
     if not graphs:
-        raise RunError(f"{index} layers drawn, and all of them degenerate: give the space more operations or nodes")
+        raise RunError(
+            f"{index} layers drawn, and none came through the filters: give the space more operations or nodes"
+        )
     rungs = config.ladder.use or ("",)
     beside = () if "full" in rungs or not config.ladder.use else ("full",)  # the training of the end
     tasks = [Task(str(i), graph, config, rung=rungs[0]) for i, graph in enumerate(graphs)]

@@ -115,7 +115,8 @@ class Evaluation:
             _Refused: by one of them.
         """
         rung, rungs = self.task.rung, self.config.ladder.use
-        if not rung or rung == rungs[0]:
+        first = not rung or rung == rungs[0]
+        if first and not self.config.filters.probing:  # where that is on, the layer has passed it already
             with self._timed(Fate.PROBING):
                 # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
                 if findings := probe(self.graph, seed=self.config.recipe.seed).findings:

@@ -138,14 +138,16 @@ class Candidate(Asked):
         formula: as drawn; empty where it was refused without numbers.
         hash: identity of its function; empty where it was refused without numbers.
         fingerprint: of its numbers, where it has one.
+        family: of its function, up to what parameters absorb, where `filters.family` asks for it.
     """
 
     TYPE: ClassVar[str] = "candidate"
-    FIELDS: ClassVar[frozenset[str]] = Asked.FIELDS | _OUTCOME | {"formula", "hash", "fingerprint"}
+    FIELDS: ClassVar[frozenset[str]] = Asked.FIELDS | _OUTCOME | {"formula", "hash", "fingerprint", "family"}
     outcome: Outcome
     formula: str = ""
     hash: str = ""
     fingerprint: str = ""
+    family: str = ""
 
     @property
     def name(self) -> str:
@@ -160,7 +162,7 @@ class Candidate(Asked):
     @property
     def keys(self) -> dict[str, str]:
         """The keys by which later candidates are duplicates of this one."""
-        return {k: v for k, v in (("hash", self.hash), ("fingerprint", self.fingerprint)) if v}
+        return {k: v for k in ("hash", "fingerprint", "family") if (v := getattr(self, k))}
 
     def after(self, promoted: Promoted) -> Candidate:
         """The candidate after a promotion, with what all its rungs have found."""
@@ -181,7 +183,7 @@ class Candidate(Asked):
         """The event of a record; the inverse of `record`."""
         data = record.data
         _check_fields(data, cls.FIELDS)
-        texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint")}
+        texts = {k: data.get(k, "") for k in ("formula", "hash", "fingerprint", "family")}
         return cls(**_made(record), outcome=Outcome.from_json(data), **texts)
 
 

@@ -1,7 +1,7 @@
-"""The funnel: what can become of a candidate, and the stages that need no numbers.
+"""The funnel: what can become of a candidate.
 
-The stages in order of rising cost are degenerate and duplicate, here; probing, quality, stability, early and full
-training, in `evaluate`. Each refusal carries its reason.
+The stages in order of rising cost are degenerate, duplicate and signal, in `filters`; probing, quality, stability,
+early and full training, in `evaluate`. Each refusal carries its reason.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from normforge.errors import ParseError
 from normforge.ir.graph import Graph
-from normforge.passes import Degeneracy, fingerprint
 
 
 class Fate(enum.StrEnum):
     """The ends of a candidate's way, in the order of the funnel."""
 
     DEGENERATE = "degenerate"  # by its types, by dependence, by range or by form, without numbers
-    DUPLICATE = "duplicate"  # the same function as an earlier candidate, or the same numbers
+    DUPLICATE = "duplicate"  # the function, the numbers, the family or the behaviour of an earlier candidate
+    GATE = "signal"  # a signal does not keep its size on its way through it
     PROBING = "probing"  # the layer alone and in a stack of convolutions: not finite, dead or exploding
     MICRO = "micro"  # the micro training of the ladder: has not begun to learn
     QUALITY = "quality"  # short training
@@ -123,51 +123,6 @@ def least_accuracy(times: float, classes: int, way: float = 0.5) -> float:
     """The accuracy of `times` chance, but no more than a share of the way from chance to 1: of two classes, where twice
     chance would be every image right, 75 %."""
     return min(times / classes, (1 + (classes - 1) * way) / classes)
-
-
-class Seen:
-    """The candidates that a run has looked at, by `hash` and by fingerprint."""
-
-    def __init__(self) -> None:
-        self._by: dict[str, dict[str, int]] = {"hash": {}, "fingerprint": {}}
-
-    def add(self, index: int, keys: Mapping[str, Any]) -> None:
-        """Remember candidate `index` by `keys["hash"]` and, where it has one, `keys["fingerprint"]`."""
-        for name, known in self._by.items():
-            if keys.get(name):
-                known.setdefault(keys[name], index)
-
-    def find(self, name: str, key: str | None) -> int | None:
-        """The first candidate that has this key."""
-        return self._by[name].get(key) if key else None
-
-
-def refuse_static(graph: Graph, seen: Seen) -> tuple[Outcome | None, dict[str, str]]:
-    """Put a layer through the static stages: by form and by duplicates, without numbers.
-
-    Args:
-        graph: the layer.
-        seen: the candidates before it.
-
-    Returns:
-        None for a layer that is worth training, and its keys: `hash` and, where it has one, `fingerprint`.
-    """
-    try:
-        findings = Degeneracy().run(graph)
-        if findings:
-            return Outcome(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}"), {}
-        keys = {"hash": graph.hash}
-        earlier = seen.find("hash", graph.hash)
-        if earlier is not None:
-            return Outcome(Fate.DUPLICATE, f"hash: the same function as candidate {earlier}"), {}
-        if numbers := fingerprint(graph):
-            keys["fingerprint"] = numbers
-            earlier = seen.find("fingerprint", numbers)
-            if earlier is not None:
-                return Outcome(Fate.DUPLICATE, f"fingerprint: the same numbers as candidate {earlier}"), {}
-    except UNDECIDED as e:  # a drawn layer is arbitrary input: it may cost itself, never the run
-        return Outcome(Fate.ERROR, f"{type(e).__name__} in the static stages: {e}"), {}
-    return None, keys
 
 
 def formula(graph: Graph) -> str:

@@ -13,6 +13,7 @@ from normforge.errors import RunError, UnknownNameError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import CATALOGUE, layers
 from normforge.passes import simplify
+from normforge.probing.behaviour import Near, behaviour, cosines
 from normforge.search import events
 from normforge.search.config import Config, unflat
 from normforge.search.events import Began, Candidate, Compared, Reranked
@@ -179,5 +180,39 @@ def layer_of(reference: str) -> Graph:
     try:
         drawn = SearchSpace(settings(store).space)
         return drawn.to_graph(candidate_of(store, which, drawn).genotype)
+    finally:
+        store.close()
+
+
+def nearest_stored(graph: Graph, run: str) -> Near | None:
+    """The evaluated candidate of a run that is nearest to a layer by behaviour.
+
+    Args:
+        graph: the layer.
+        run: `DIRECTORY`, or `DIRECTORY#17` or `DIRECTORY#best` to leave that candidate out.
+
+    Returns:
+        None where no candidate, or not the layer, has a behaviour (see `normforge.probing.behaviour`).
+
+    Raises:
+        UnknownNameError: the run has no such candidate.
+        RunError: the directory holds no readable run.
+    """
+    directory, which = split(run) if "#" in run else (Path(run), "")
+    store = Store(directory)
+    try:
+        drawn = SearchSpace(settings(store).space)
+        left_out = candidate_of(store, which, drawn).index if which else None
+        vector, best = behaviour(graph), None
+        if vector is None:
+            return None
+        for candidate in events.each(store, Candidate):
+            if not candidate.evaluated or candidate.index == left_out:
+                continue
+            other = behaviour(drawn.to_graph(candidate.genotype))
+            cosine = float(cosines(other[None], vector)[0]) if other is not None else -1.0
+            if cosine > (best.cosine if best else -1.0):
+                best = Near(candidate.name, cosine, candidate.hash == graph.hash)
+        return best
     finally:
         store.close()

@@ -78,3 +78,11 @@ WINNER: dict[str, Callable[[Scores, np.random.Generator], int]] = {
     "first": lambda scores, rng: min(range(len(scores)), key=lambda i: scores[i][0]),
     "nsga2": lambda scores, rng: nsga2_ranking(scores)[0],
 }
+
+# The ranking of all layers, the likeliest winner first, by rule.
+RANKING: dict[str, Callable[[Scores], list[int]]] = {
+    "pareto": best_first,
+    "average": lambda scores: list(map(int, np.argsort(mean_ranks(scores), kind="stable"))),
+    "first": lambda scores: sorted(range(len(scores)), key=lambda i: scores[i][0]),
+    "nsga2": nsga2_ranking,
+}

@@ -127,14 +127,19 @@ class SearchSpace:
         for node in toposort([body]):
             if node not in number:
                 needed += self._steps(node)
-        free = self.nodes - len(needed)
-        if free < 0 or not needed:
+        if not 0 < len(needed) <= self.nodes:
             raise GraphError(f"the layer takes {len(needed)} nodes and the space has {self.nodes}")
-        genes = [self._gene(rng, INITIAL + k) for k in range(free)]
+        genes: list[Gene] = []
         for name, operands, node in needed:
             number[node] = INITIAL + len(genes)
             genes.append(Gene(name, tuple(number[operand] for operand in operands)))
-        return tuple(genes)
+        return self.padded(rng, genes)
+
+    def padded(self, rng: np.random.Generator, genes: Sequence[Gene]) -> Genotype:
+        """A layer of at most `nodes` genes with random ones before it that it does not read, up to `nodes`."""
+        free = self.nodes - len(genes)
+        moved = (Gene(name, tuple(i + free if i >= INITIAL else i for i in inputs)) for name, inputs in genes)
+        return (*(self._gene(rng, INITIAL + k) for k in range(free)), *moved)
 
     def _steps(self, node: Node) -> list[tuple[str, tuple[Node, ...], Node]]:
         if node.op is Op.SUB:

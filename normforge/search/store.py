@@ -122,7 +122,8 @@ class Store:
         """
         with self._readable():
             rows = self._db.execute(
-                "SELECT kind, key, elapsed, data FROM events WHERE ?1 IS NULL OR kind = ?1 ORDER BY id", (event_type,)
+                "SELECT kind, key, elapsed, data FROM events WHERE :type IS NULL OR kind = :type ORDER BY id",
+                {"type": event_type},
             )
             for name, key, elapsed, data in rows:
                 yield Record(name, key, elapsed, json.loads(data))

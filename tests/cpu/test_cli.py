@@ -32,6 +32,8 @@ MISTAKES = [
     (["check", "nowhere#3"], "nowhere"),
     (["check", "./"], "is a folder"),
     (["check", "gn-silu", "--static", "--plot", "unused"], "leave out --static"),
+    (["check", "gn-silu", "--static", "--run", "unused"], "leave out --static"),
+    (["check", "gn-silu", "--run", "unused"], "unused"),
     (["check", "gn-silu", "--plot", "unused/a.png"], "cannot draw"),
     (["check", "gn-silu", "--plot", "unused.xyz"], "cannot draw"),
     (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
@@ -77,6 +79,16 @@ def test_check_says_what_a_layer_is_like(monkeypatch: pytest.MonkeyPatch, capsys
     assert "no *" in out and "* by numbers" in out
 
 
+def test_check_says_what_a_layer_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(monkeypatch, capsys, "check", "gelu((x - mean[w,h,c/g](x)) / std[w,h,c/g](x))")
+    assert "a signal keeps its size" in out and "it bends" in out
+    assert "nearest known layer by behaviour: gn-" in out and "the same up to a bend" in out
+    _, out, _ = call(monkeypatch, capsys, "check", "relu(x)")
+    assert "grows with x" in out
+    _, out, _ = call(monkeypatch, capsys, "check", "gn-relu")
+    assert "gn-relu, cosine 1.000: the same function\nand then: gn-silu" in out
+
+
 def test_check_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("a.png", "a.svg"):
         code, out, _ = call(monkeypatch, capsys, "check", "gn-silu", "--plot", str(tmp_path / name))
@@ -112,7 +124,9 @@ def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     found = [line.strip() for line in out.splitlines() if line.startswith("  ") and "sweep " not in line]
     statistics = "saved.0 (mean over b,w,h) 256 B, saved.1 (var over b,w,h) 256 B"
     kept = "and a workspace that is kept from call to call"
-    assert code == 0 and found == [
+    launches = [line for line in found if line.startswith("launch")]
+    assert len(launches) == 3 and all(line.startswith("launch 1, call: all sweeps") for line in launches)
+    assert code == 0 and [line for line in found if line not in launches] == [
         # Small: two parameters, two running and two saved statistics.
         "moves 65.5 kB of full tensors, 32.8 kB each: 1.00 times the floor, 2 S = 65.5 kB; 1.5 kB of small ones",
         f"saves x 32.8 kB, gamma 256 B, beta 256 B, {statistics}; 33.8 kB in all",
@@ -132,7 +146,8 @@ def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert [line.split(":")[0] for line in out.splitlines() if "sums; slab" in line or "sum; slab" in line] == [
             "forward", "backward", "double backward",
         ]  # fmt: skip
-    assert "the floor" not in call(monkeypatch, capsys, "explain", "gn-silu")[1]
+    out = call(monkeypatch, capsys, "explain", "gn-silu")[1]
+    assert "the floor" not in out and "  launch 1, 0_slabs: slabs {b,g} by rows, programs = ceil(N * G / SLABS)" in out
 
 
 def test_plan_is_called_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

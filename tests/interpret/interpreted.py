@@ -22,7 +22,8 @@ import normforge as nf
 from normforge.codegen.orders import Program, program
 from normforge.codegen.plan import Plan
 from normforge.codegen.triton import blocks as triton_blocks
-from normforge.codegen.triton.cooperative import counters, divide, tile_channels
+from normforge.codegen.triton.cooperative import tile_channels
+from normforge.codegen.triton.division import counters, divide
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kinds import plan_of_kind
 from normforge.codegen.triton.launch import arguments
@@ -297,11 +298,11 @@ def run_cooperative(
     function = execute_text(module.source, f"nf_{plan.symbol}")[launch.kernel]
     smallest = next(t for b in range(8, 30) if (t := tile_channels(plan, module, dims, 1 << b)))
     smallest = math.gcd(smallest, *(tile_channels(plan, module, dims, 1 << b) or 0 for b in range(8, 30)))
-    sizes = module.shape(dims) | {"TILE": smallest * tile}
+    sizes = module.schedule.sizes(dims) | {"TILE": smallest * tile}
     values, blocks, _ = arguments(launch, sizes)
     made = [torch.full_like(e, float("nan")) for e in expected]
     named = dict(zip((*module.operands, *module.outputs), (*given, *made), strict=True))
-    for array in module.work:
+    for array in module.schedule.arrays:
         named[f"{array.name}_ptr"] = torch.full((math.prod(sizes[n] for n in array.shape),), float("nan"))
     division = divide(plan)
     runs = 1 if programs == 1 else len(division.tiled) + len(division.last)

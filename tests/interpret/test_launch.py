@@ -219,7 +219,7 @@ def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str)
             continue
         module = emit_triton(plan, plan.symbol)
         functions = execute_text(module.source, plan.symbol)
-        sizes = module.shape((2, 4, 3, 9))
+        sizes = module.schedule.sizes((2, 4, 3, 9))
         for launch in module.launches:
             values, blocks, _ = arguments(launch, sizes)
             parameters = list(inspect.signature(functions[launch.kernel].fn).parameters)
@@ -301,7 +301,7 @@ def test_twenty_more_shapes_need_no_new_kernel(name: str) -> None:
         module = emit_triton(make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw"), "t")
         met, more = (
             {
-                (launch.kernel, *arguments(launch, module.shape(dims))[1].items())
+                (launch.kernel, *arguments(launch, module.schedule.sizes(dims))[1].items())
                 for dims in map(plan_dims, shapes)
                 for launch in module.launches
             }

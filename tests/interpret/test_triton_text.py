@@ -122,7 +122,7 @@ def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> N
             dims = plan_dims((n, c, s))
             if slabs_of(plan).blocks(dims) is None:
                 continue
-            sizes = module.shape(dims)
+            sizes = module.schedule.sizes(dims)
             for launch in module.launches:
                 _, blocks, programs = arguments(launch, sizes)
                 constants = (*sorted(blocks.items()), ("warps", warps(launch, sizes)))

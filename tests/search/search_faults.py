@@ -107,6 +107,13 @@ def _numpy_bomb(path: str) -> None:
         raise
 
 
+def at_once(task: Task) -> Outcome:
+    """Scores that are a function of the layer, without training, for runs whose draws are what matters."""
+    loss = dict.fromkeys(task.config.networks.use, 1 + int(task.graph.hash[:8], 16) / 2**32)
+    half = dict.fromkeys(task.config.networks.use, 0.5)
+    return Outcome(Fate.SCORED, scores=loss, loss=loss, accuracy=half, holdout=loss, test=half)
+
+
 def real_but_for_one(task: Task) -> Outcome:
     """The real evaluation, but for one candidate."""
     from normforge.search.evaluate import run_task

@@ -44,6 +44,15 @@ def test_it_is_reported_and_shown(before):
     assert f"{held_out:.4g}" in printed(best)
 
 
+def test_the_nearest_of_its_layers_is_found(before):
+    near = nf.check("5 * tanh(x) * gamma", run=before).stored
+    assert near is not None and near.name == "#0" and near.cosine > 0.999 and not near.same
+    itself = nf.check("tanh(x) * gamma + beta", run=before).stored
+    assert itself is not None and itself.same
+    other = nf.check(nf.load(f"{before}#0"), run=f"{before}#0").stored
+    assert other is not None and other.name != "#0"
+
+
 def test_what_is_read_is_what_is_stored(before):
     store = Store(before)
     records = list(store.records())

@@ -1,7 +1,7 @@
 import pytest
 
 from normforge.errors import OptionError, RunError
-from normforge.search.config import PRESETS, Config, check_same, flat, load, unflat
+from normforge.search.config import PRESETS, PROTOCOLS, Config, Evolution, check_same, flat, load, unflat
 from normforge.train.config import NETWORKS, Networks
 
 
@@ -41,6 +41,31 @@ def test_what_is_stored_is_read_back(preset):
         unflat({**dict(flat(config)), "space.old": 1})
 
 
+def test_protocols_of_evolution():
+    structural = load("demo", ["evolution.protocol=structural", "evolution.draws=random"]).evolution
+    assert (structural.draws, structural.mutation, structural.selection) == ("random", "moves", "average")
+    assert structural.model_copy(update={"draws": "grown"}) == Evolution(protocol="structural")
+    assert unflat(dict(flat(Config(evolution=structural)))).evolution == structural
+    paper = load("demo", ["evolution.lag=3", "evolution.start=bn-relu", "evolution.protocol=paper"]).evolution
+    assert paper == Evolution(protocol="paper", lag=3, start=("bn-relu",))
+    assert paper.model_copy(update={"protocol": None}) == Evolution(lag=3, start=("bn-relu",))
+    for values in PROTOCOLS.values():
+        assert values.keys() <= Evolution.model_fields.keys() - set(Evolution.OPEN)
+
+
+def test_a_protocol_goes_before_the_presets_settings(tmp_path, monkeypatch):
+    chosen = {"protocol": "structural", "fresh": 0.3, "lag": 5}
+    monkeypatch.setitem(PRESETS, "structural", {"evolution": chosen})
+    assert load("structural").evolution == Evolution(**chosen)
+    assert load("structural", ["evolution.fresh=0.4"]).evolution == Evolution(**chosen | {"fresh": 0.4})
+    paper = Evolution(protocol="paper", lag=5)
+    assert load("structural", ["evolution.protocol=paper"]).evolution == paper
+    file = tmp_path / "run.toml"
+    file.write_text('[evolution]\nprotocol = "paper"\n')
+    assert load("structural", [], file).evolution == paper
+    assert load("structural", ["evolution.protocol=none"]).evolution == Evolution(lag=5)
+
+
 def test_every_network_has_a_section():
     assert set(NETWORKS) == set(Networks.model_fields) - {"use", "groups"}
 
@@ -56,6 +81,8 @@ def test_every_network_has_a_section():
         (["recipe.steps=-1"], "recipe.steps = '-1'"),
         (["recipe.rate=nan"], "recipe.rate"),
         (["quality.steps=500"], "quality.steps"),
+        (["evolution.protocol=papers"], "evolution.protocol"),
+        (["evolution.protocol=paper", "evolution.fresh=0.3"], "fresh = 0.5"),
         (["recipe.nesterov=true", "recipe.momentum=0"], "needs recipe.momentum"),
         (["final.baselines=bn-rel"], "did you mean 'bn-relu'"),
         (["networks.use="], "networks.use"),
@@ -82,5 +109,13 @@ def test_only_budget_workers_and_cache_may_change():
         key = override.split("=")[0]
         with pytest.raises(RunError, match=f"{key} = "):
             check_same(saved, load("demo", [override]), "runs/demo")
+    older = {key: value for key, value in saved.items() if not key.startswith("filters.")}
+    check_same(older, Config(), "runs/demo")  # a run of before there was the setting is one with its default
+    with pytest.raises(RunError, match="signal = 0"):
+        check_same(older, load("demo", ["filters.signal=1.5"]), "runs/demo")
     with pytest.raises(RunError, match="another version"):
         check_same({**saved, "space.old": 1}, Config(), "runs/demo")
+    older = {key: value for key, value in saved.items() if key != "evolution.draws"}
+    check_same(older, Config(), "runs/demo")  # there was no such setting, so it was as the default is
+    with pytest.raises(RunError, match=r"evolution\.draws"):
+        check_same(older, load("demo", ["evolution.draws=grown"]), "runs/demo")

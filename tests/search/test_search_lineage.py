@@ -11,6 +11,7 @@ from normforge.passes import simplify
 from normforge.search.config import load
 from normforge.search.reports import lineage
 from normforge.search.reports.summary import summary_of
+from normforge.search.space import Gene
 from normforge.search.store import Store
 
 
@@ -56,6 +57,16 @@ def test_both_parents_of_a_mix_are_ancestors(tmp_path):
     assert steps[0].index == mixed and not steps[-1].parents
     assert all(a.parents[0] == b.index for a, b in pairwise(steps))
     assert by_index[mixed].outcome.fate == events[mixed]["fate"]
+
+
+@pytest.mark.parametrize(
+    "rules", ["evolution.protocol=paper", "evolution.protocol=structural", "evolution.crossover=1"]
+)
+def test_genes_are_compared_where_children_keep_their_numbers(rules):
+    config = load("demo", [rules])
+    parent, child = ((Gene("tanh", (0,)), Gene(name, inputs)) for name, inputs in (("neg", (4,)), ("add", (4, 3))))
+    kept = config.evolution.mutation == "redraw"
+    assert lineage.gene_changes(parent, child, config) == (["n5: neg(n4) → add(n4, v1)"] if kept else [])
 
 
 def test_changes_of_a_formula():

@@ -93,7 +93,8 @@ def test_check_puts_the_stages_together() -> None:
     assert [f.stage for f in report.findings] == [Check.PROBING]
     assert not report.ok
     assert nf.check(parse("x * square(x)"), probe=False).ok
-    assert list(report.seconds) == ["type", "dependence", "range", "form", "probing, alone", "probing, propagation"]
+    stages = ["type", "dependence", "range", "form", "probing, alone", "probing, propagation", "signal", "behaviour"]
+    assert list(report.seconds) == stages
     good = nf.check(layers["gn-silu"])
     assert good.ok and good.propagation is not None and good.propagation.depth == DEPTH
     assert good.properties["traffic"] == [2, 3, 5]

@@ -17,7 +17,7 @@ from normforge.errors import GraphError
 from normforge.ir import evaluate as float64
 from normforge.ir import layers, parse
 from normforge.passes.differentiate import Differentiate
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 from normforge.probing.probe import propagate, trials
 from normforge.probing.reproducible import convolve, convolve_back, evaluate, mean, quantised_weights, total, variance
 from normforge.testing import assert_close

@@ -15,7 +15,8 @@ import normforge as nf
 from normforge.codegen.orders import program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.target import Device
-from normforge.codegen.triton.cooperative import channel_block, counters, divide, programs_at_once, tile_channels
+from normforge.codegen.triton.cooperative import channel_block, programs_at_once, tile_channels
+from normforge.codegen.triton.division import counters, divide
 from normforge.codegen.triton.emit import emit_triton
 from normforge.codegen.triton.kernels import SweepKernel
 from normforge.codegen.triton.kinds import choose_plan
@@ -48,11 +49,11 @@ def test_calls_the_stages_of_the_twin(layer: str, order: int) -> None:
     assert all(mine[name] == theirs[name] for name in stages)
     calls = re.findall(r"(nf_\w+_stage)\(", mine["nf_cooperative"])
     assert sorted(calls) == sorted(stages)
-    sizes = ours.shape(DIMS)
+    sizes = ours.schedule.sizes(DIMS)
     blocks = arguments(ours.launches[0], sizes)[1]
     separate = [arguments(launch, sizes)[1] for launch in twins.launches]
     assert list(blocks.values()) == [value for one in separate for value in one.values()]
-    assert ours.launches[0].pointers[-1] == "counters_ptr" and ours.work == twins.work
+    assert ours.launches[0].pointers[-1] == "counters_ptr" and ours.schedule.arrays == twins.schedule.arrays
 
 
 @pytest.mark.parametrize("order", range(3))
@@ -93,7 +94,7 @@ class Run:
         launch = self.module.launches[0]
         tile = tile_channels(plan, self.module, dims, budget)
         assert tile is not None
-        self.tile, self.sizes = tile, self.module.shape(dims) | {"TILE": tile}
+        self.tile, self.sizes = tile, self.module.schedule.sizes(dims) | {"TILE": tile}
         values, self.blocks, _ = arguments(launch, self.sizes)
         text = functions(self.module.source)["nf_cooperative"]
         text = re.sub(r": tl.constexpr", "", "def " + text).replace(".to(tl.int64)", "")
@@ -201,7 +202,7 @@ def test_tiles_are_whole_blocks_and_fit(layer: str, dims: tuple[int, int, int, i
     tile = tile_channels(plan, module, dims, 50 << 20)
     if tile is None:
         return
-    _, blocks, _ = arguments(module.launches[0], module.shape(dims))
+    _, blocks, _ = arguments(module.launches[0], module.schedule.sizes(dims))
     n, g, k, s = dims
     division = divide(plan)
     assert division is not None

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from normforge.codegen.index import Index, chunk, element, extents, full
+from normforge.codegen.index import Ceil, Count, Index, chunk, element, extents, full
 from normforge.codegen.stage import Stage
 from normforge.ir.types import B, G, K, S
 
@@ -52,3 +52,11 @@ def test_a_stage_notes_every_size_that_an_index_names(index: Index) -> None:
     out = Stage()
     text = out.at(index).plain
     assert out.sizes == {name for name in SIZES if name in text}
+
+
+def test_counts_are_printed_and_computed() -> None:
+    blocks = Ceil(("N", "G"), "BLOCK_P")
+    programs = Count(("N", blocks, "Q"))
+    assert str(programs) == "N * ceil(N * G / BLOCK_P) * Q" and programs.value({**SIZES, "BLOCK_P": 4}) == 2 * 2 * 2
+    assert str(Count(())) == "1" and Count(()).value({}) == 1
+    assert str(Ceil((), "BLOCK_P")) == "ceil(1 / BLOCK_P)" and Ceil((), "BLOCK_P").value({"BLOCK_P": 8}) == 1

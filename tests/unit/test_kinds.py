@@ -23,8 +23,8 @@ def test_small_slabs_are_resident(order: int) -> None:
     assert kind("bn-relu", (16, 8, 4, 64), order=order) == "resident"
 
 
-def test_a_device_of_half_tiles() -> None:
-    tight = Device(148, 126 << 20, half_tiles=True)
+def test_a_device_of_smaller_tiles() -> None:
+    tight = Device(148, 126 << 20, capability=100)
     large: Dims = (64, 32, 1, 88 * 88)
     assert kind("in-relu", large) == "resident" and kind("in-relu", large, device=tight) == "swept"
     for order in range(3):

@@ -101,6 +101,32 @@ ABSORBED = [
     ("(x / std[c](x) + 1) * gamma + beta", "x / std[c](x) * gamma + beta"),
     ("relu(x) * gamma + beta + v0", "relu(x) * gamma + beta"),
     ("relu(-beta - gamma * x)", "relu(gamma * x + beta)"),
+    # a scale that comes out into gamma
+    ("sqrt(x * v1) * gamma + beta", "sqrt(x) * gamma + beta"),
+    ("sqrt(3 * x) * gamma + beta", "sqrt(x) * gamma + beta"),
+    ("sqrt(tanh(x) / rms[w,h](x) * v1) * gamma", "sqrt(tanh(x) / rms[w,h](x)) * gamma"),
+    ("abs(x * v1) * gamma + beta", "abs(x) * gamma + beta"),
+    ("tanh(x) / v1 * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * sqrt(v1) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * (v0 + v1) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * tanh(v1) * exp(v0) / sigmoid(v1) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * rms[w,h,c](v0) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x) * mean[w,h,c](v1) * gamma", "tanh(x) * gamma"),
+    ("tanh(x) * v0 * v1 * gamma", "tanh(x) * v0 * gamma"),
+    ("param a scalar = 2; tanh(x) * a * v1", "tanh(x) * v1"),
+    ("rms[w,h](v1 * x) * tanh(x) * gamma", "rms[w,h](x) * tanh(x) * gamma"),
+    ("x / std[w,h](4 * x) * gamma", "x / std[w,h](x) * gamma"),
+    # constants that beta absorbs
+    ("(tanh(x) + rms[w,h](0)) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("(tanh(x) + abs(v0)) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("(tanh(x) + v0 * v1) * v1 * gamma + beta", "tanh(x) * gamma + beta"),
+    # signs
+    ("-tanh(-sqrt(-x)) * gamma + beta", "tanh(sqrt(x)) * gamma + beta"),
+    ("min(x, -tanh(x)) * gamma + beta", "max(-x, tanh(x)) * gamma + beta"),
+    # a moment of a moment
+    ("rms[w,h](rms[w,h](x)) * tanh(x) * gamma", "rms[w,h](x) * tanh(x) * gamma"),
+    ("x / rms[w,h,c](rms[w,h](x)) * gamma", "x / rms[w,h,c](x) * gamma"),
+    ("x / rms[w,h,c](std[w,h](2 * x)) * gamma", "x / rms[w,h,c](std[w,h](x)) * gamma"),
 ]
 NOT_ABSORBED = [
     ("2 * x", "x"),
@@ -112,6 +138,25 @@ NOT_ABSORBED = [
     ("tanh(gamma * x) * 2", "tanh(gamma * x)"),
     ("param a scalar = 1; gamma * (x + 1) + a", "param a scalar = 1; gamma * x + a"),  # one value for all channels
     ("gamma * x + 2", "gamma * x"),
+    ("sqrt(x * v1)", "sqrt(x)"),  # nothing to absorb it
+    ("tanh(x * v1) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("sqrt(x * v0) * gamma", "sqrt(x) * gamma"),  # starts at zero
+    ("tanh(x) * v0 * gamma", "tanh(x) * gamma"),
+    ("tanh(x) / v0 * gamma", "tanh(x) * gamma"),
+    ("param a scalar = 2; tanh(x) * a * v1", "param a scalar = 2; tanh(x) * a"),  # one value for all channels
+    ("(tanh(x) + abs(v0) * x) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("(tanh(x) + rms[w,h](0)) * gamma", "tanh(x) * gamma"),  # no beta
+    ("tanh(x + rms[w,h](0)) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("tanh(x / rms[w,h](0)) * gamma + beta", "tanh(x) * gamma + beta"),
+    ("relu(-x) * gamma + beta", "relu(x) * gamma + beta"),  # not odd
+    ("max(x, tanh(x)) * gamma + beta", "min(x, tanh(x)) * gamma + beta"),
+    ("x / mean[c](rms[w,h](x)) * gamma", "x / rms[w,h,c](x) * gamma"),
+    ("x / rms[c](mean[w,h](x)) * gamma", "x / rms[w,h,c](x) * gamma"),
+    ("rms[w,h](rms[w,h](x)) * tanh(x) * gamma", "rms[w,h,c](rms[w,h](x)) * tanh(x) * gamma"),
+    ("std[w,h,c](rms[w,h](x)) * tanh(x) * gamma", "std[w,h,c](x) * tanh(x) * gamma"),
+    ("tanh(rms[w,h](v1 * x)) * x * gamma", "tanh(rms[w,h](x)) * x * gamma"),
+    ("eps = 1; x / rms[w,h](x + 1) * gamma", "eps = 1; x / rms[w,h](x) * gamma"),
+    ("(square(rms[w,h](x)) - mean[w,h](square(x))) * x * gamma", "0 * x * gamma"),  # ε, and not nothing
 ]
 
 

@@ -12,8 +12,12 @@ import pytest
 import normforge as nf
 from normforge.codegen.c.emit import emit_c
 from normforge.codegen.orders import program
+from normforge.codegen.plan import LAYOUTS, Plan
+from normforge.codegen.registry import find_target
+from normforge.codegen.triton.emit import emit_triton
+from normforge.codegen.triton.kernels import SweepKernel
 from normforge.codegen.triton.kinds import KINDS, plan_of_kind
-from normforge.codegen.triton.schedule import launches_text
+from normforge.codegen.triton.launches import TritonSchedule
 from normforge.ir import evaluate, verify
 from normforge.ir.types import FULL
 from normforge.passes.factor import Factor
@@ -123,12 +127,55 @@ def test_plans_match_the_golden_file() -> None:
         for target in ("c", "triton"):
             for order in range(3):
                 lines.append(f"{name} {nf.plan(graph, order, target=target)}")
+    for name in ("bn-relu", "gn-silu", "layernorm-gelu"):
         for kind in KINDS:
-            for order in range(3):
-                plan = plan_of_kind(kind, program(graph, order, True), "float32", "nchw")
-                if plan is not None:
-                    lines += [f"{name} order {order}, {kind}: {plan.launches} launches", launches_text(plan)]
+            for layout in LAYOUTS:
+                for order in range(3):
+                    plan = plan_of_kind(kind, program(nf.layers[name], order, True), "bfloat16", layout)
+                    if plan is not None:
+                        lines.append(f"{name} {kind} {plan}")
     text = "\n".join(lines) + "\n"
     if os.environ.get("NORMFORGE_GOLDENS"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+DIMS = ((8, 32, 2, 14 * 14), (3, 5, 3, 49), (256, 1, 512, 1), (4, 8, 2, 56 * 56))
+
+
+@pytest.mark.parametrize("name", ["bn-relu", "gn-silu", "evonorm-b0", "layernorm-gelu"])
+def test_the_schedule_says_what_the_source_does(name: str) -> None:
+    """The stages that name an array are those that the schedule says write or read it; kernels have the names of its
+    launches; and chunks are as many as its formulas say."""
+    for order in range(3):
+        for layout in LAYOUTS:
+            for kind in KINDS:
+                plan = plan_of_kind(kind, program(nf.layers[name], order, True), "float32", layout)
+                if plan is not None:
+                    check_schedule(plan)
+
+
+def check_schedule(plan: Plan) -> None:
+    schedule, module = plan.schedule, emit_triton(plan, plan.symbol)
+    assert isinstance(schedule, TritonSchedule)
+    assert module.schedule == schedule and plan.launches == len(schedule.launches)
+    counters = plan.kind == "cooperative"
+    named = [f"{plan.symbol}_{launch.name}" for launch in schedule.launches[counters:]]
+    assert [launch.kernel for launch in module.launches] == named
+    stages = [stage for launch in module.launches for stage in launch.stages]
+    for array in schedule.arrays:
+        using = [s.kernel for s in stages if f"{array.name}_ptr" in s.pointers]
+        assert using == [f"{plan.symbol}_{s}" for s in (*array.written, *array.read)]
+        assert array.written and array.read
+    for dims in DIMS:
+        if schedule.slabs is not None and schedule.slabs.blocks(dims) is None:
+            continue
+        sizes = schedule.sizes(dims)
+        ends = sum(array.count.value(sizes) for array in schedule.arrays)
+        assert ends <= schedule.places(sizes)[1] == find_target("triton").workspace(plan, dims) // 4
+        for group in schedule.groups:
+            for stage in group.stages:
+                own = stage.kernel.index if isinstance(stage.kernel, SweepKernel) else ""
+                blocks = sizes | {b: sizes[f"{b}{own}"] for b in ("BLOCK_C", "BLOCK_S") if own != ""}
+                for chunks, count in stage.chunks:
+                    assert count.value(blocks) == sizes[chunks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import pytest
 from normforge.codegen.c.names import SMALL_CODE, VECTOR_CODE
 from normforge.codegen.c.prelude import prelude as c_prelude
 from normforge.codegen.triton.names import CODE
+from normforge.codegen.triton.prelude import CALLS
+from normforge.codegen.triton.prelude import FUNCTIONS as TRITON_FUNCTIONS
 from normforge.codegen.triton.prelude import prelude as triton_prelude
 from normforge.errors import MissingOperationError
 from normforge.ir import Graph, Op, evaluate, parse
@@ -24,9 +27,9 @@ from normforge.ir.types import FULL, S
 from normforge.passes.algebra import SYMPY, Algebra
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.differentiate import VJP, Differentiate
-from normforge.passes.keys import lower
 from normforge.passes.legalise import LOWER
 from normforge.passes.normal_form.identity import FUNCTIONS, MOMENTS, Identity
+from normforge.passes.pipeline import lower
 from normforge.passes.properties import homogeneity, is_bounded, monotony
 from normforge.passes.ranges import FINITE, INTERVALS, Ranges
 from normforge.passes.running import BUFFERS
@@ -52,6 +55,15 @@ def test_every_table_has_every_operation() -> None:
     assert SURFACE - LEAF - set((UNARY_NAMES | PAIR_NAMES | MOMENT_NAMES).values()) == {
         Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG,
     }  # fmt: skip
+
+
+def test_the_triton_prelude_says_what_its_functions_call() -> None:
+    """`tl.join` is not `join`: what is called is a name by itself."""
+    for name, text in TRITON_FUNCTIONS.items():
+        calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        called = {f.id for f in calls if isinstance(f, ast.Name)} & set(TRITON_FUNCTIONS)
+        assert called == set(CALLS.get(name, ())), name
+    assert set(CALLS) <= set(TRITON_FUNCTIONS)
 
 
 @pytest.mark.parametrize("op", Op)

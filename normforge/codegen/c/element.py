@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from normforge.codegen.c.function import Function
-from normforge.codegen.c.names import Storage, is_stored
+from normforge.codegen.c.names import CStorage, is_stored
 from normforge.codegen.c.values import below, counts_all
 from normforge.codegen.index import element
 from normforge.codegen.plan import is_full_input
@@ -31,7 +31,7 @@ class ElementEmitter:
     fused: frozenset[Node]
 
     @property
-    def storage(self) -> Storage:
+    def storage(self) -> CStorage:
         """Where values live."""
         return self.out.storage
 

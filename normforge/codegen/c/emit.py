@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 
 from normforge.codegen.c.driver import COLUMNS, DOUBLE, INTERFACE, POSITIONS, SIZE_BITS, WHOLE
 from normforge.codegen.c.function import Function
-from normforge.codegen.c.names import Storage
+from normforge.codegen.c.names import CStorage
 from normforge.codegen.c.prelude import prelude
 from normforge.codegen.c.small import Group, emit, group
 from normforge.codegen.c.sweep import emit_sweep
@@ -24,7 +24,7 @@ from normforge.passes.factor import is_full
 
 def emit_c(plan: Plan, name: str, title: str = "") -> str:
     """C source that defines `const Kernel <name>`: what the driver calls on the operands and outputs of the plan."""
-    storage = Storage(plan)
+    storage = CStorage(plan)
     buffered, products = kept(plan), fused(plan)
     functions = [emit_sweep(storage, i, buffered, products) for i in range(len(plan.sweeps))]
     functions += _stages(storage)
@@ -60,12 +60,12 @@ def _parted(functions: list[Function], declarations: Mapping[str, str], descript
     return f"{out}\n{guard} 0\n{first}#endif\n\n{guard} 1\n{second}\n{description}#endif\n"
 
 
-def _comment(plan: Plan, title: str, storage: Storage) -> str:
+def _comment(plan: Plan, title: str, storage: CStorage) -> str:
     """The layer, its plan, and what each pointer of a context is."""
     given = [f"  {storage.operands[node]}: {node.name} {node.type}" for node in plan.operands]
     made = [f"  out{i}: {label} {node.type}" for i, (label, node) in enumerate(plan.outputs)]
     work = [f"  {a.name}: {a.ctype}[{' * '.join(a.shape) or 1}]" for a in storage.arrays.values()]
-    text = "\n".join([f"{title}\n{plan}", "pointers:", *given, *made, *work]).replace("*/", "* /")
+    text = "\n".join([f"{title}\n{plan.summary}", "pointers:", *given, *made, *work]).replace("*/", "* /")
     return "/*\n" + "\n".join(f" * {line}" for line in text.strip().split("\n")) + "\n */\n"
 
 
@@ -80,14 +80,14 @@ def _kept(plan: Plan, groups: list[list[Group]]) -> set[Node]:
     return keep
 
 
-def _expanded(storage: Storage, nodes: tuple[Node, ...], *, leaves: bool) -> list[Node]:
+def _expanded(storage: CStorage, nodes: tuple[Node, ...], *, leaves: bool) -> list[Node]:
     """The values among `nodes` (or leaves) that a sweep with channels inside reads from a copy."""
     frontier = {n: None for s in storage.plan.sweeps for n in s.frontier}
     here = set(nodes)
     return [n for n in frontier if storage.is_expanded(n) and (n in here or (leaves and n.op in LEAF))]
 
 
-def _stages(storage: Storage) -> list[Function]:
+def _stages(storage: CStorage) -> list[Function]:
     """The functions between sweeps: prologue, one after each sweep, epilogue; none for what has nothing to do."""
     plan = storage.plan
     first, *between, last = [group(nodes, storage) for nodes in (plan.prologue, *plan.stages, plan.epilogue)]
@@ -102,7 +102,7 @@ def _stages(storage: Storage) -> list[Function]:
 
 
 def _stage(
-    storage: Storage, name: str, groups: list[Group], keep: set[Node], expand: list[Node], *, copies: bool = False
+    storage: CStorage, name: str, groups: list[Group], keep: set[Node], expand: list[Node], *, copies: bool = False
 ) -> Function | None:
     outputs = list(enumerate(storage.plan.outputs)) if copies else []
     copied = [(i, n) for i, (_, n) in outputs if not is_full(n.axes) and storage.outputs.get(n) != f"out{i}"]
@@ -126,7 +126,7 @@ def _ctype(node: Node) -> str:
     return "X" if node.type.cls is FloatClass.DATA else "T"
 
 
-def _declarations(plan: Plan, storage: Storage) -> dict[str, str]:
+def _declarations(plan: Plan, storage: CStorage) -> dict[str, str]:
     """What a function can declare from its context, by name."""
     declared = {n: f"const int64_t {n} = x->{n};" for n in "NGKCSLQ"} | {"past": "const int past = x->past;"}
     pointers = [(f"const {_ctype(node)}", storage.operands[node]) for node in plan.operands]
@@ -135,7 +135,7 @@ def _declarations(plan: Plan, storage: Storage) -> dict[str, str]:
     return declared | {name: f"{ctype} *restrict {name} = x->p[{i}];" for i, (ctype, name) in enumerate(pointers)}
 
 
-def _emit_description(out: Lines, plan: Plan, name: str, storage: Storage, buffers: int, functions: Set[str]) -> None:
+def _emit_description(out: Lines, plan: Plan, name: str, storage: CStorage, buffers: int, functions: Set[str]) -> None:
     """What the driver needs to know; `buffers` are kept between sweeps, `functions` the names of those that there
     are."""
     arrays = storage.arrays.values()

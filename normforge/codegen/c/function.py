@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normforge.codegen.c.names import SMALL_CODE, VECTOR_CODE, Storage, literal
+from normforge.codegen.c.names import SMALL_CODE, VECTOR_CODE, CStorage, literal
 from normforge.codegen.index import Index, chunk, element, extents
 from normforge.codegen.stage import Stage
 from normforge.ir.node import Node
@@ -22,7 +22,7 @@ class Function(Stage):
         signature: `name(parameters)`.
     """
 
-    def __init__(self, storage: Storage, name: str, parameters: str) -> None:
+    def __init__(self, storage: CStorage, name: str, parameters: str) -> None:
         super().__init__(depth=1)
         self.storage = storage
         self.name = name

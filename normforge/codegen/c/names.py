@@ -58,7 +58,7 @@ class Array:
     shape: tuple[str, ...]
 
 
-class Storage:
+class CStorage:
     """Names for every node of a plan.
 
     Small values live in the caller's tensors (operands, outputs) or in the workspace; row sums that are taken

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from normforge.codegen.c.function import Function
-from normforge.codegen.c.names import Storage
+from normforge.codegen.c.names import CStorage
 from normforge.codegen.index import chunk, element, extents
 from normforge.codegen.plan import is_sweep_sum
 from normforge.ir.node import Node
@@ -42,7 +42,7 @@ def loop_axes(node: Node) -> int:
     return node.args[0].axes if node.op is Op.SUM and not is_sweep_sum(node) else node.axes
 
 
-def group(nodes: Iterable[Node], storage: Storage) -> list[Group]:
+def group(nodes: Iterable[Node], storage: CStorage) -> list[Group]:
     """Greedily collect what can share a nest, in an order that respects operands."""
     pending = [n for n in nodes if storage.chunked or not is_sweep_sum(n)]
     # Column sums are stored by their sweep, finished.
@@ -132,7 +132,7 @@ def _steps(group: Group, nest: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [(a,) for a in nest]
 
 
-def _wide_array(storage: Storage, node: Node) -> str:
+def _wide_array(storage: CStorage, node: Node) -> str:
     """The array in which a sum is added up in double: its own where that is one."""
     own = storage.array(node)
     if own in storage.arrays and storage.arrays[own].ctype == "double":
@@ -209,7 +209,7 @@ def _emit_merge(out: Function, node: Node) -> None:
     out(f"const double {v} = u{v} / {positions};")
 
 
-def has_variance(node: Node, storage: Storage) -> bool:
+def has_variance(node: Node, storage: CStorage) -> bool:
     """True when the variance of the same rows (or columns) is taken too: mean and M2 then come as a pair."""
     return any(
         n.op is Op.VAR and n.args == node.args and n.attr == node.attr

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normforge.codegen.c.function import Function
-from normforge.codegen.c.names import Storage
+from normforge.codegen.c.names import CStorage
 from normforge.codegen.c.positions import PositionsWalk
 from normforge.codegen.c.rows import RowsWalk
 from normforge.ir.node import Node
 from normforge.ir.types import S
 
 
-def emit_sweep(storage: Storage, number: int, kept: Sequence[Node], fused: frozenset[Node]) -> Function:
+def emit_sweep(storage: CStorage, number: int, kept: Sequence[Node], fused: frozenset[Node]) -> Function:
     """`sweepN(const Ctx *x, Region r, void *keep, int slab)` for the sweep of this number.
 
     `keep` has room for the values of `kept`: those of the region r where `slab` is true, else those of a tile.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from normforge.codegen.c.element import ElementEmitter
 from normforge.codegen.c.function import Function
-from normforge.codegen.c.names import Storage, is_stored
+from normforge.codegen.c.names import CStorage, is_stored
 from normforge.codegen.c.small import has_variance
 from normforge.codegen.c.values import KEEP, TILE, below, counts_all
 from normforge.codegen.index import extents
@@ -42,7 +42,7 @@ class Work:
     stores: tuple[tuple[str, Node], ...] = ()
 
     @classmethod
-    def of(cls, sweep: Sweep, storage: Storage) -> Work:
+    def of(cls, sweep: Sweep, storage: CStorage) -> Work:
         """All that a sweep does. The mean beside a variance is no sum of its own."""
         sums = [n for n in sweep.sums if n.op is Op.SUM or (n.op is Op.MEAN and not has_variance(n, storage))]
         pairs = [n for n in sweep.sums if n.op is Op.VAR]

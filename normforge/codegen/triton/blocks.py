@@ -40,7 +40,7 @@ def sweep_sizes(layout: str, walk: SweepWalk, tile: int, sizes: Mapping[str, int
     """
     bc, bs = sweep_blocks(layout, walk, tile, sizes, item)
     chunks = cdiv(sizes["S"], bs)
-    wanted = cdiv(ENOUGH_PROGRAMS, sizes["N"] * walk.beside(sizes, bc))
+    wanted = cdiv(ENOUGH_PROGRAMS, sizes["N"] * walk.beside.value({**sizes, "BLOCK_C": bc}))
     tiles = walk.tiles(chunks, wanted)
     threads, vector = own_elements(layout, walk, (bc, bs), min(VECTOR_BYTES // item, sizes["ALIGNED"]))
     return {
@@ -102,14 +102,15 @@ def slab_sizes(slabs: Slabs, dims: Dims) -> dict[str, int]:
     if blocks is None:
         raise ShapeError(f"slabs of {dims} (N, groups, channels a group, positions) fit no tile up to {slabs.tile}")
     rung = blocks.rung
-    n, _, _, s = slabs.folded(dims)
-    return {
-        "N": n, "S": s, "L0": blocks.length,
+    n, g, k, s = slabs.folded(dims)
+    sizes = {
+        "N": n, "G": g, "K": k, "C": g * k, "S": s, "L0": blocks.length,
         "VECTOR": min(slabs.alignment(dims, blocks), VECTOR_BYTES // slabs.itemsize),
         "BLOCK_A": rung.a, "BLOCK_E": rung.e, "MANY": int(rung.many and blocks.slabs > 1), "WARPS": blocks.warps,
-        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "PROGRAMS": blocks.programs, "Q0": blocks.chunks,
+        "SLABS": blocks.slabs, "WIDTH": blocks.slabs, "Q0": blocks.chunks,
         "ALIGNED": slabs.alignment(dims, blocks),
     }  # fmt: skip
+    return sizes | {"PROGRAMS": slabs.programs.value(sizes)}
 
 
 def small_blocks(kernels: Sequence[SmallKernel], sizes: Mapping[str, int]) -> list[dict[str, int]]:

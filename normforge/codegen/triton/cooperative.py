@@ -18,109 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.stage import Stage
-from normforge.codegen.triton.kernels import SlabKernel, SmallKernel, SweepKernel
-from normforge.codegen.triton.launch import (
-    Launch,
-    TritonModule,
-    arguments,
-    kernel_head,
-    part_block,
-    stage_call,
-)
-from normforge.codegen.triton.schedule import launch_groups
-from normforge.codegen.triton.slabs import cdiv
-from normforge.codegen.triton.walks import ROWS
+from normforge.codegen.triton.division import COUNTERS, Tiled, divide
+from normforge.codegen.triton.kernels import SweepKernel
+from normforge.codegen.triton.launch import Launch, TritonModule, arguments, kernel_head, part_block, stage_call
 from normforge.errors import BackendError
-from normforge.ir.types import B, G, K, S
+from normforge.ir.types import B, G, K
 
-COUNTERS = "counters_ptr"
 # Share of the level-2 cache that tiles may fill: where it is two halves, what both read is there twice.
 L2_SHARE = 0.4
-
-
-@dataclass(frozen=True)
-class Tiled:
-    """A stage that runs tile by tile.
-
-    Attributes:
-        number: in the order of `launch_groups`, which names its blocks.
-        kernel: the stage.
-        lag: how many tiles it is behind the first sweep.
-        after: number of the stage of the same tile that it waits for; -1 for the first.
-    """
-
-    number: int
-    kernel: SweepKernel | SmallKernel
-    lag: int
-    after: int
-
-    @property
-    def by_sample(self) -> bool:
-        """True where its programs are numbered sample by sample."""
-        return isinstance(self.kernel, SweepKernel) or bool(self.kernel.space & B)
-
-
-@dataclass(frozen=True)
-class Division:
-    """The stages of a cooperative plan.
-
-    Attributes:
-        tiled: in the order of a step.
-        last: (number, kernel, number of the stage that all tiles must have passed, or -1) of those that run at the end.
-    """
-
-    tiled: tuple[Tiled, ...]
-    last: tuple[tuple[int, SweepKernel | SmallKernel, int], ...]
-
-    @property
-    def counted(self) -> tuple[int, ...]:
-        """The stages that other stages of a tile wait for: they have a counter a tile."""
-        return tuple(sorted({t.after for t in self.tiled} - {-1}))
-
-    @property
-    def ends(self) -> bool:
-        """True where stages at the end wait for tiles: the last counter is of programs that have passed them all."""
-        return any(after >= 0 for *_, after in self.last)
-
-
-def divide(plan: Plan) -> Division | None:
-    """The stages of a cooperative plan. None for a plan without a second sweep, with sums over channels position by
-    position, or with sweeps that need small values from across slabs; and where nothing can be cut into tiles."""
-    kernels = [k for group in launch_groups(plan) for k in group if not isinstance(k, SlabKernel)]
-    sweeps = [k for k in kernels if isinstance(k, SweepKernel)]
-    if len(sweeps) < 2 or any(k.walk is not ROWS for k in sweeps) or not plan.slab & (B | G) or plan.layout != "nchw":
-        return None
-    wanted: set[int] = set()  # what a sweep needs; the rest can wait
-    for i in reversed(range(len(kernels))):
-        if isinstance(kernels[i], SweepKernel) or any(kernels[i].gives & kernels[j].needs for j in wanted):
-            wanted.add(i)
-    tiled: list[Tiled] = []
-    seen, after = 0, -1
-    for i in sorted(wanted):
-        kernel = kernels[i]
-        if isinstance(kernel, SweepKernel):
-            tiled.append(Tiled(i, kernel, seen, after))
-            seen += 1
-        elif kernel.space & plan.slab == plan.slab and not kernel.space & S:
-            tiled.append(Tiled(i, kernel, max(seen - 1, 0), after))
-        else:
-            return None
-        after = i
-    last = []
-    for i in sorted(set(range(len(kernels))) - wanted):
-        needed = [j for j in range(i) if kernels[j].gives & kernels[i].needs]
-        if not wanted.issuperset(needed):
-            return None
-        last.append((i, kernels[i], max(needed, default=-1)))
-    # A merge comes after all sweeps of the step, but for one that a first sweep needs.
-    tiled.sort(key=lambda t: (0 if t.after < 0 else 1 if isinstance(t.kernel, SweepKernel) else 2, t.number))
-    return Division(tuple(tiled), tuple(last))
 
 
 def channel_block(plan: Plan, tiled: Tiled) -> tuple[str, str]:
@@ -134,12 +44,12 @@ def channel_block(plan: Plan, tiled: Tiled) -> tuple[str, str]:
 # -- text
 
 
-def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointers: Sequence[str]) -> Launch:
+def cooperative_launch(plan: Plan, kernel: str, launches: Sequence[Launch], pointers: Sequence[str]) -> Launch:
     """The one launch of a plan.
 
     Args:
         plan: of kind "cooperative".
-        name: starts the name of the kernel.
+        kernel: its name.
         launches: those of the multi-launch kind.
         pointers: every pointer of the text, in the order of arguments.
 
@@ -154,7 +64,7 @@ def cooperative_launch(plan: Plan, name: str, launches: Sequence[Launch], pointe
     sizes = tuple(dict.fromkeys(name for stage in stages for name in stage.size_names))
     blocks = tuple(part_block(block, i) for i, stage in enumerate(stages) for block in stage.blocks)
     parts = tuple(launches)
-    return Launch(f"{name}_cooperative", None, given, (*sizes, "TILE"), blocks, parts, cooperative=True)
+    return Launch(kernel, None, given, (*sizes, "TILE"), blocks, parts, cooperative=True)
 
 
 def cooperative_text(plan: Plan, launch: Launch) -> Stage:
@@ -242,19 +152,6 @@ def _call(stage: Launch, pid: str, number: int) -> list[str]:
 # -- sizes
 
 
-def counters(plan: Plan, dims: tuple[int, int, int, int], tile: int) -> int:
-    """How many integers, zero at first, a launch counts its programs in: one a tile and stage that is waited for, and
-    one for the end."""
-    division = divide(plan)
-    return 0 if division is None else len(division.counted) * cdiv(_channels(plan, dims), tile) + division.ends
-
-
-def _channels(plan: Plan, dims: tuple[int, int, int, int]) -> int:
-    """What tiles are cut from: the channels, or those of all samples one after the other."""
-    n, g, k, _ = dims
-    return n * g * k if plan.slab & B else g * k
-
-
 def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, int], l2_bytes: int) -> int | None:
     """Channels of a tile: whole slabs and whole blocks of every stage, as many as fit.
 
@@ -271,7 +168,7 @@ def tile_channels(plan: Plan, module: TritonModule, dims: tuple[int, int, int, i
     division = divide(plan)
     assert division is not None
     n, g, k, s = dims
-    sizes = module.shape(dims)
+    sizes = module.schedule.sizes(dims)
     _, blocks, _ = arguments(module.launches[0], sizes)
     extent = {"": 1, "K": k, "C": g * k}
     slab = k * (1 if plan.slab & G else g) if not plan.slab & K else 1

@@ -12,10 +12,9 @@ from functools import lru_cache
 
 from normforge.codegen.index import extents
 from normforge.codegen.plan import Plan
-from normforge.codegen.shapes import ITEM_BYTES
 from normforge.codegen.stage import Stage
 from normforge.codegen.text import Lines
-from normforge.codegen.triton.blocks import DIMS, SWEEP_THREADS, VECTOR_BYTES
+from normforge.codegen.triton.blocks import DIMS
 from normforge.codegen.triton.cooperative import cooperative_launch, cooperative_text
 from normforge.codegen.triton.kernels import Kernel, SlabKernel, SmallKernel, SweepKernel
 from normforge.codegen.triton.launch import (
@@ -28,18 +27,14 @@ from normforge.codegen.triton.launch import (
     part_block,
     stage_call,
 )
-from normforge.codegen.triton.names import Storage
+from normforge.codegen.triton.launches import TritonStage, triton_schedule
+from normforge.codegen.triton.names import TritonStorage
 from normforge.codegen.triton.prelude import prelude
 from normforge.codegen.triton.resident import ResidentText
-from normforge.codegen.triton.schedule import launch_groups, schedule
-from normforge.codegen.triton.slab_plan import SLAB_KINDS, slabs_of
-from normforge.codegen.triton.slabs import Slabs
 from normforge.codegen.triton.small import SmallText
 from normforge.codegen.triton.sweep import SweepText
 from normforge.codegen.triton.swept import SweptText
-from normforge.codegen.triton.walks import SweepWalk
 from normforge.errors import BackendError
-from normforge.ir.types import S
 
 # The sizes and blocks that a stage may use beside N, G, K and S, in the order of its arguments.
 SIGNATURES: dict[type[Kernel], tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -48,9 +43,6 @@ SIGNATURES: dict[type[Kernel], tuple[tuple[str, ...], tuple[str, ...]]] = {
     SmallKernel: ((), ("BLOCK_P", "BLOCK_R", "BLOCK_Q")),  # and Q and L of each sweep whose partials it merges
 }
 FIXED = ("BLOCK_C", "BLOCK_S", "ALIGNED")  # what every sweep is given
-# Of a tile, for each thread: what it loads of all tensors at once, and the sums that it keeps through the walk.
-LOADED_BYTES = 64
-KEPT_SUMS = 96
 
 
 @lru_cache(maxsize=256)
@@ -62,90 +54,48 @@ def emit_triton(plan: Plan, name: str, title: str = "") -> TritonModule:
     """
     if plan.dtype == "float64":
         raise BackendError("the Triton backend computes in float32: convert the input, or use backend='c' or 'eager'")
-    storage = Storage(plan)
+    schedule = triton_schedule(plan)
+    storage = TritonStorage(plan, schedule)
     texts: list[str] = []
     launches: list[Launch] = []
     functions: set[str] = set()
-    stages = iter(emit_stages(plan, name, storage, functions))
-    for group in launch_groups(plan):
-        mine = [next(stages) for _ in group]
-        parts = [stage for stage, _ in mine]
-        launch = parts[0] if len(parts) == 1 else merge(parts, tuple(storage.shapes))
-        texts += [text for _, text in mine]
+    for planned in schedule.groups:
+        stages = [_stage(stage, name, storage, functions) for stage in planned.stages]
+        texts += [text for _, text in stages]
+        parts = [launch for launch, _ in stages]
+        kernel = f"{name}_{planned.name}"
+        launches.append(parts[0] if len(parts) == 1 else merge(kernel, parts, tuple(storage.shapes)))
         if plan.kind != "cooperative":
-            texts.append(_kernel_text(launch))
-        launches.append(launch)
+            texts.append(_kernel_text(launches[-1]))
     if plan.kind == "cooperative":
-        whole = cooperative_launch(plan, name, launches, tuple(storage.shapes))
+        whole = cooperative_launch(plan, f"{name}_{schedule.launches[-1].name}", launches, tuple(storage.shapes))
         body = cooperative_text(plan, whole)
         functions |= body.functions
         texts.append(str(body))
         launches = [whole]
     body_text = "\n".join(texts)
     source = f"{_comment(plan, title)}\n{prelude(functions)}\n{body_text}"
-    return TritonModule(
-        source,
-        plan.layout,
-        tuple(storage.operands.values()),
-        tuple(storage.outputs),
-        tuple(storage.work.values()),
-        tuple(launches),
-        ITEM_BYTES[plan.dtype],
-        *_sweep_tiles(plan),
-    )
+    operands = tuple(storage.operands.values())
+    return TritonModule(source, schedule, operands, tuple(storage.outputs), tuple(launches))
 
 
-def emit_stages(plan: Plan, name: str, storage: Storage, functions: set[str]) -> list[tuple[Launch, str]]:
-    """Every stage of a plan, as the launch that it would be alone and the text of its device function, in the order of
-    `launch_groups`; the functions of the prelude that they call are added to `functions`."""
-    stages = []
-    for number, kernel in enumerate(k for group in launch_groups(plan) for k in group):
-        body = Stage("    ")
-        if isinstance(kernel, SlabKernel):
-            (SweptText if plan.kind == "swept" else ResidentText)(storage, kernel).emit(body)
-            label = "slabs"
-        elif isinstance(kernel, SweepKernel):
-            SweepText(storage, kernel).emit(body)
-            label = f"sweep{kernel.index + 1}"
-        else:
-            SmallText(storage, kernel).emit(body)
-            label = "small"
-        functions |= body.functions
-        launch = _launch(kernel, f"{name}_{number}_{label}", body, storage)
-        stages.append((launch, _stage_text(launch, body, storage)))
-    return stages
+def _stage(stage: TritonStage, name: str, storage: TritonStorage, functions: set[str]) -> tuple[Launch, str]:
+    """A stage as the launch that it would be alone, and the text of its device function; the functions of the prelude
+    that it calls are added to `functions`."""
+    body = Stage("    ")
+    kernel = stage.kernel
+    if isinstance(kernel, SlabKernel):
+        (SweptText if kernel.slabs.loop else ResidentText)(storage, kernel).emit(body)
+    elif isinstance(kernel, SweepKernel):
+        SweepText(storage, kernel).emit(body)
+    else:
+        SmallText(storage, kernel).emit(body)
+    functions |= body.functions
+    launch = _launch(kernel, f"{name}_{stage.name}", body, storage)
+    return launch, _stage_text(launch, body, storage)
 
 
-def _sweep_tiles(plan: Plan) -> tuple[tuple[int, ...], tuple[SweepWalk, ...], Slabs | None]:
-    """Tiles and walks of the sweeps, or how programs own slabs."""
-    if plan.kind in SLAB_KINDS:
-        return (), (), slabs_of(plan)
-    count = range(len(plan.sweeps))
-    return tuple(tile_elements(plan, i) for i in count), tuple(_walk(plan, i) for i in count), None
-
-
-def tile_elements(plan: Plan, index: int) -> int:
-    """Elements of a tile of a sweep. Several loads of 16 bytes a thread are under way at once, one of each tensor at
-    least, and fewer of each where there are more tensors, so that registers are enough. Where sums run across the
-    contiguous axis a thread keeps one for each element of a load: loads are narrower for many sums."""
-    sweep = plan.sweeps[index]
-    item = ITEM_BYTES[plan.dtype]
-    vector = VECTOR_BYTES // item
-    each = max(LOADED_BYTES // (VECTOR_BYTES * max(len(sweep.loads), 1)), 1)
-    tile = SWEEP_THREADS * vector * (1 << each.bit_length() - 1)
-    across = [n for n in sweep.sums if bool(n.reduced & S) == (plan.layout == "nhwc")]
-    while vector > 1 and len(across) * vector > KEPT_SUMS:
-        vector //= 2
-        tile = SWEEP_THREADS * vector
-    return tile
-
-
-def _walk(plan: Plan, index: int) -> SweepWalk:
-    """The walk that decides the chunks of a sweep."""
-    return next(k.walk for k in schedule(plan) if isinstance(k, SweepKernel) and k.index == index)
-
-
-def _launch(kernel: Kernel, name: str, body: Stage, storage: Storage) -> Launch:
+def _launch(kernel: Kernel, name: str, body: Stage, storage: TritonStorage) -> Launch:
     pointers = tuple(p for p in storage.shapes if p in body.arrays)
     sizes, blocks = SIGNATURES[type(kernel)]
     if isinstance(kernel, SmallKernel):
@@ -158,7 +108,7 @@ def _launch(kernel: Kernel, name: str, body: Stage, storage: Storage) -> Launch:
     )  # fmt: skip
 
 
-def _stage_text(launch: Launch, body: Stage, storage: Storage) -> str:
+def _stage_text(launch: Launch, body: Stage, storage: TritonStorage) -> str:
     out = Lines("    ")
     out("", "@triton.jit", f"def {launch.stage}(", "    pid,")
     for pointer in launch.pointers:
@@ -192,4 +142,4 @@ def _kernel_text(launch: Launch) -> str:
 
 
 def _comment(plan: Plan, title: str) -> str:
-    return "".join(f"# {line}\n" for line in f"{title}\n{plan}".strip().split("\n"))
+    return "".join(f"# {line}\n" for line in f"{title}\n{plan.summary}".strip().split("\n"))

@@ -16,6 +16,8 @@ from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan, make_plan
 from normforge.codegen.shapes import ITEM_BYTES, Dims
 from normforge.codegen.target import Device
+from normforge.codegen.triton.blocks import slab_sizes
+from normforge.codegen.triton.division import divide
 from normforge.codegen.triton.slab_plan import SLAB_KINDS, TARGET_NAME, slab_plan, slabs_of
 from normforge.codegen.triton.slabs import extent
 from normforge.ir.types import FULL
@@ -61,23 +63,22 @@ def choose_plan(program: Program, dtype: str, layout: str, dims: Dims | None, de
 def _holds(plan: Plan, dims: Dims, device: Device) -> bool:
     slabs = slabs_of(plan)
     blocks = slabs.blocks(dims)
-    return blocks is not None and blocks.rung in slabs.rungs_of(half=device.half_tiles)
+    return blocks is not None and blocks.rung in slabs.rungs_on(device.capability)
 
 
 def _sweeps_well(plan: Plan, dims: Dims, device: Device) -> bool:
-    blocks = slabs_of(plan).blocks(dims)
-    if blocks is None:
+    slabs = slabs_of(plan)
+    if slabs.blocks(dims) is None:
         return False
+    programs = slab_sizes(slabs, dims)["PROGRAMS"]
     tensors = len({n for s in plan.sweeps for n in s.loads}) + plan.writes
     total = extent(FULL, dims) * tensors * ITEM_BYTES[plan.dtype]
-    busy = blocks.programs >= device.processors or total // blocks.programs <= SHORT_SLAB
+    busy = programs >= device.processors or total // programs <= SHORT_SLAB
     return busy and (plan.order == 0 or (plan.layout == "nhwc" and total <= device.l2_bytes))
 
 
 def plan_of_kind(kind: str, program: Program, dtype: str, layout: str) -> Plan | None:
     """The plan of a kind for target "triton"; None where there is none."""
-    from normforge.codegen.triton.cooperative import divide
-
     if kind in SLAB_KINDS:
         return slab_plan(program, dtype, layout, kind)
     plan = make_plan(program, TARGET_NAME, dtype, layout)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from normforge.codegen.text import wrapped
-from normforge.codegen.triton.blocks import DIMS, NUM_WARPS, extent, slab_sizes, small_blocks, sweep_sizes
+from normforge.codegen.triton.blocks import NUM_WARPS, small_blocks
 from normforge.codegen.triton.kernels import Kernel, SlabKernel, SmallKernel, SweepKernel
-from normforge.codegen.triton.names import Work
-from normforge.codegen.triton.slabs import Slabs, cdiv
-from normforge.codegen.triton.tiles import ALIGNMENTS
-from normforge.codegen.triton.walks import SweepWalk
+from normforge.codegen.triton.launches import TritonSchedule
 
 OF_A_SWEEP = ("Q", "L")  # sizes that each sweep has its own of
 
@@ -63,7 +59,7 @@ class Launch:
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """The sizes as `TritonModule.shape` names them: Q and L are those of the sweep."""
+        """The sizes as `TritonSchedule.sizes` names them: Q and L are those of the sweep."""
         return tuple(f"{name}{self.sweep}" if name in OF_A_SWEEP and self.sweep >= 0 else name for name in self.sizes)
 
 
@@ -73,45 +69,16 @@ class TritonModule:
 
     Attributes:
         source: self-contained Python text.
-        layout: "nchw" or "nhwc".
+        schedule: what is launched, and its sizes.
         operands, outputs: pointer names of the tensors in calling order.
-        work: float32 arrays that a call allocates.
         launches: in order.
-        item_bytes: of an element of a full tensor.
-        tiles: elements of a tile, by sweep.
-        walks: how each sweep is walked.
-        slabs: how programs own slabs; None where they do not.
     """
 
     source: str
-    layout: str
+    schedule: TritonSchedule
     operands: tuple[str, ...]
     outputs: tuple[str, ...]
-    work: tuple[Work, ...]
     launches: tuple[Launch, ...]
-    item_bytes: int
-    tiles: tuple[int, ...]
-    walks: tuple[SweepWalk, ...]
-    slabs: Slabs | None = None
-
-    def shape(self, dims: tuple[int, int, int, int]) -> dict[str, int]:
-        """Every size and block of a call: N, G, K, S, C, and Q, L, BLOCK_C, BLOCK_S, THREADS, VECTOR of each sweep by
-        number. ALIGNED says what the contiguous extent is a multiple of. TILE, the channels that a cooperative launch
-        does at a time, is all of them, where its device has no say.
-
-        Args:
-            dims: N, groups, channels a group, positions.
-        """
-        sizes = dict(zip(DIMS, dims, strict=True))
-        sizes["C"] = sizes["TILE"] = sizes["G"] * sizes["K"]
-        if self.slabs is not None:
-            return sizes | slab_sizes(self.slabs, dims)
-        contiguous = sizes["S"] if self.layout == "nchw" else sizes["C"]
-        sizes["ALIGNED"] = next(a for a in ALIGNMENTS if contiguous % a == 0)
-        for i, (tile, walk) in enumerate(zip(self.tiles, self.walks, strict=True)):
-            found = sweep_sizes(self.layout, walk, tile, sizes, self.item_bytes)
-            sizes |= {f"{name}{i}": value for name, value in found.items()}
-        return sizes
 
 
 def warps(launch: Launch, sizes: dict[str, int]) -> int:
@@ -119,21 +86,18 @@ def warps(launch: Launch, sizes: dict[str, int]) -> int:
     return sizes["WARPS"] if isinstance(launch.does, SlabKernel) else NUM_WARPS
 
 
-def merge(parts: Sequence[Launch], pointers: Sequence[str]) -> Launch:
+def merge(kernel: str, parts: Sequence[Launch], pointers: Sequence[str]) -> Launch:
     """One launch of several stages that do not depend on each other.
 
     Args:
+        kernel: its name.
         parts: more than one; all but the last are for small values.
         pointers: every pointer of the text, in the order of arguments.
     """
     used = {p for part in parts for p in part.pointers}
     sizes = dict.fromkeys(name for part in parts for name in part.size_names)
     blocks = [part_block(name, i) for i, part in enumerate(parts) for name in part.blocks]
-    stem, number, _ = parts[0].kernel.rsplit("_", 2)
-    labels = "_".join(part.kernel.rsplit("_", 1)[1] for part in parts)
-    kernel = f"{stem}_{number}_{labels}"
-    given = tuple(p for p in pointers if p in used)
-    return Launch(kernel, None, given, tuple(sizes), tuple(blocks), tuple(parts))
+    return Launch(kernel, None, tuple(p for p in pointers if p in used), tuple(sizes), tuple(blocks), tuple(parts))
 
 
 def part_block(name: str, part: int) -> str:
@@ -142,7 +106,7 @@ def part_block(name: str, part: int) -> str:
 
 
 def stage_call(stage: Launch, pid: str, blocks: tuple[str, ...]) -> list[str]:
-    """The call of a stage for one program, in a kernel whose arguments have the names of `TritonModule.shape`."""
+    """The call of a stage for one program, in a kernel whose arguments have the names of `TritonSchedule.sizes`."""
     return wrapped(stage.stage, (pid, *stage.pointers, *stage.size_names, *blocks), "")
 
 
@@ -158,27 +122,12 @@ def kernel_head(launch: Launch) -> list[str]:
     return ["", f"@triton.jit(do_not_specialize=[{names}])", *wrapped(f"def {launch.kernel}", parameters, ":")]
 
 
-def workspace(module: TritonModule, sizes: dict[str, int]) -> tuple[list[tuple[int, int]], int]:
-    """First and last element of each array of the workspace, each on a line of its own, and how many there are in all.
-
-    Args:
-        module: the module.
-        sizes: from `TritonModule.shape`.
-    """
-    places, total = [], 0
-    for array in module.work:
-        count = math.prod(sizes[name] for name in array.shape)
-        places.append((total, total + count))
-        total += cdiv(count, 64) * 64
-    return places, total
-
-
 def arguments(launch: Launch, sizes: dict[str, int]) -> tuple[tuple[int, ...], dict[str, int], int]:
     """(sizes in calling order, constexpr arguments by name, number of programs) of one launch.
 
     Args:
         launch: the launch.
-        sizes: from `TritonModule.shape`.
+        sizes: from `TritonSchedule.sizes`.
     """
     values = tuple(sizes[name] for name in launch.size_names)
     found = stage_blocks(launch, sizes)
@@ -197,15 +146,12 @@ def stage_blocks(launch: Launch, sizes: dict[str, int]) -> list[tuple[dict[str, 
     merging = iter(small_blocks(small, sizes))
     found = []
     for stage in launch.stages:
+        assert stage.does is not None
         blocks: Mapping[str, int] = sizes
         if isinstance(stage.does, SmallKernel):
-            blocks = next(merging)
-            programs = cdiv(extent(stage.does.space, sizes), blocks["BLOCK_P"])
+            blocks = {**sizes, **next(merging)}
         elif isinstance(stage.does, SweepKernel):
-            i = stage.sweep
-            blocks = sizes | {name: sizes[f"{name}{i}"] for name in ("BLOCK_C", "BLOCK_S", "THREADS", "VECTOR")}
-            programs = sizes["N"] * stage.does.walk.beside(sizes, blocks["BLOCK_C"]) * sizes[f"Q{i}"]
-        else:
-            programs = sizes["PROGRAMS"]
-        found.append(({name: blocks[name] for name in stage.blocks}, programs))
+            own = ("BLOCK_C", "BLOCK_S", "THREADS", "VECTOR")
+            blocks = sizes | {name: sizes[f"{name}{stage.sweep}"] for name in own}
+        found.append(({name: blocks[name] for name in stage.blocks}, stage.does.programs.value(blocks)))
     return found

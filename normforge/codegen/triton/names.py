@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
 
 from normforge.codegen.index import element, extents
-from normforge.codegen.plan import Plan, is_sweep_sum
+from normforge.codegen.plan import Plan
 from normforge.codegen.stage import Stage
-from normforge.codegen.triton.kernels import sweep_numbers
-from normforge.ir.node import Node, preorder
+from normforge.codegen.triton.kernels import needed, sweep_numbers
+from normforge.codegen.triton.launches import TritonSchedule
+from normforge.codegen.triton.workspace import identifier, is_small_output, partial_name, value_name
+from normforge.ir.node import Node
 from normforge.ir.ops import CORE, ELEMENTWISE, LEAF, Op, Table
 from normforge.ir.types import B, axes_name, reduced_name
 from normforge.passes.factor import is_full
@@ -56,30 +56,15 @@ def literal(value: float) -> str:
     return repr(value) if math.copysign(1.0, value) > 0 else f"({value!r})"
 
 
-def identifier(name: str) -> str:
-    """A name of the IR, such as `ct.d.x`, as a Python identifier."""
-    return re.sub(r"\W", "_", name)
-
-
-@dataclass(frozen=True)
-class Work:
-    """An array of float32 in the workspace: its name and its shape, as names of sizes."""
-
-    name: str
-    shape: tuple[str, ...]
-
-
-class Storage:
+class TritonStorage:
     """Names for every node of a plan.
 
-    Small values live in the caller's tensors (operands, outputs) or in the workspace; row sums have partials of
-    shape [N][Q][C], Q the number of chunks of a row in their sweep.
+    Small values live in the caller's tensors (operands, outputs) or in the workspace, whose arrays the schedule has.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, schedule: TritonSchedule) -> None:
         self.plan = plan
-        self.index = {node: i for i, node in enumerate(plan.graph.nodes)}
-        self.work: dict[str, Work] = {}
+        self.index = {node: i for i, node in enumerate(schedule.values)}
         self.shapes: dict[str, str] = {}  # pointer -> its comment
         self.sweep_of = sweep_numbers(plan)
         self.operands: dict[Node, str] = {}
@@ -89,8 +74,10 @@ class Storage:
         self.returned: dict[Node, list[str]] = {}  # small values -> the outputs that they are
         for i, (label, node) in enumerate(plan.outputs):
             self.outputs.append(self._pointer(f"out_{identifier(label)}", i, f"{label} {shape_text(node)}"))
-            if not is_full(node.axes) and node.op not in LEAF:
+            if is_small_output(node):
                 self.returned.setdefault(node, []).append(self.outputs[-1])
+        for array in schedule.arrays:
+            self.shapes.setdefault(f"{array.name}_ptr", f"{array.what} [{', '.join(array.shape)}]")
 
     def _pointer(self, stem: str, number: int, comment: str) -> str:
         name = f"{stem}_ptr"
@@ -103,7 +90,7 @@ class Storage:
         """The local variable that holds the value of a node."""
         if node.op is Op.INPUT or node.op is Op.PARAM:
             return f"in_{self.operands[node][: -len('_ptr')]}"
-        return f"v{self.index.setdefault(node, len(self.index))}"
+        return f"v{self.index[node]}"
 
     def array(self, node: Node) -> str:
         """The pointer to a stored small value."""
@@ -111,7 +98,7 @@ class Storage:
             return self.operands[node]
         if node in self.returned:
             return self.returned[node][0]
-        return self._reserve(f"w{self.var(node)[1:]}", extents(node.axes), str(node.op))
+        return f"{value_name(self.index[node])}_ptr"
 
     def store(self, out: Stage, node: Node, value: str, mask: str, *, beside: str = "") -> None:
         """Store a small value at n, c (or g), s, once for each output that it is; `beside` is an index that is 0
@@ -121,20 +108,8 @@ class Storage:
             out(f"tl.store({out.array(pointer)} + {at}, {value}, mask={mask})")
 
     def partial(self, node: Node, kind: str = "p") -> str:
-        """Partials of a row sum: p sums, m means, q sums of squared deviations of chunks.
-
-        m and q belong to the operand, which a mean and a variance share.
-        """
-        of = node if kind == "p" else node.args[0]
-        what = {"p": "sums", "m": "means", "q": "sums of squared deviations"}[kind]
-        q = f"Q{self.sweep_of[node]}"
-        return self._reserve(f"{kind}{self.index[of]}", ("N", q, "C"), f"{what} of chunks of {self.var(of)}")
-
-    def _reserve(self, name: str, shape: tuple[str, ...], what: str) -> str:
-        self.work.setdefault(name, Work(name, shape))
-        pointer = f"{name}_ptr"
-        self.shapes.setdefault(pointer, f"{what} [{', '.join(shape)}]")
-        return pointer
+        """The pointer to partials of a row sum, see `workspace`."""
+        return f"{partial_name(self.index, node, kind)}_ptr"
 
     def constant(self, node: Node) -> str | None:
         """The expression of a constant or a size; None for anything else."""
@@ -185,11 +160,11 @@ def shape_text(node: Node) -> str:
     return "[N, C, *spatial]" if is_full(node.axes) and node.axes & B else f"[{', '.join(extents(node.axes))}]"
 
 
-def below(storage: Storage, roots: Iterable[Node], stop: frozenset[Node] | set[Node]) -> list[Node]:
+def below(storage: TritonStorage, roots: Iterable[Node], stop: Set[Node]) -> list[Node]:
     """What has to be evaluated for `roots`, operands first: down to leaves, `stop`, and sums that sweeps take."""
+    return in_order(storage, needed(roots, stop))
 
-    def operands(node: Node) -> tuple[Node, ...]:
-        return () if node in stop or is_sweep_sum(node) or node.op is Op.SUM else node.args
 
-    inside = [n for n in preorder(roots, operands) if n.op not in (Op.CONST, Op.SIZE)]
-    return sorted(inside, key=lambda n: storage.index.setdefault(n, len(storage.index)))
+def in_order(storage: TritonStorage, nodes: Iterable[Node]) -> list[Node]:
+    """Operands first."""
+    return sorted(nodes, key=storage.index.__getitem__)

@@ -352,16 +352,15 @@ def wait(counter_ptr, programs):
 }
 
 
-# What each of them calls; `join`, where the word follows `tl.`, is not called and only kept so far.
+# What each of them calls.
 CALLS: dict[str, tuple[str, ...]] = {
     "own_pair": ("own_sum",),
     "sum_row": ("lanes",),
-    "sum_row2": ("join", "lanes", "number", "sum_row"),
-    "sum_row4": ("join", "lanes", "numbers4", "sum_row"),
+    "sum_row2": ("lanes", "number", "sum_row"),
+    "sum_row4": ("lanes", "numbers4", "sum_row"),
     "sum_slab": ("lanes", "sum_all"),
-    "sum_slab2": ("join", "lanes", "number", "sum_slab"),
-    "sum_slab4": ("join", "lanes", "numbers4", "sum_slab"),
-    "sum_rows2": ("join",),
+    "sum_slab2": ("lanes", "number", "sum_slab"),
+    "sum_slab4": ("lanes", "numbers4", "sum_slab"),
     "numbers4": ("number",),
 }
 

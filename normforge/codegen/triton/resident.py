@@ -15,8 +15,7 @@ from normforge.codegen.plan import is_full_input
 from normforge.codegen.stage import Stage
 from normforge.codegen.text import wrapped
 from normforge.codegen.triton.kernels import SlabKernel
-from normforge.codegen.triton.names import Storage
-from normforge.codegen.triton.slab_plan import slabs_of
+from normforge.codegen.triton.names import TritonStorage
 from normforge.codegen.triton.slab_tile import SLAB_TILES, SlabTile
 from normforge.codegen.triton.swept_tile import STAGES
 from normforge.ir.node import Node, toposort
@@ -62,19 +61,19 @@ def fold(out: Stage, steps: Iterable[Step], value: str) -> str:
 class ResidentText:
     """Emits the body of the kernel of a resident plan."""
 
-    storage: Storage
+    storage: TritonStorage
     kernel: SlabKernel
 
     def __post_init__(self) -> None:
         self.walk = self.kernel.walk
         self.tile = self._make_tile()
-        self.persistent = slabs_of(self.storage.plan).persistent
+        self.persistent = self.kernel.slabs.persistent
         self.done: set[Node] = set()
         self.means: dict[tuple[tuple[Node, ...], tuple[object, ...]], str] = {}
 
     def _make_tile(self) -> SlabTile:
         """Where elements lie."""
-        return SLAB_TILES[self.walk.name](self.walk, persistent=slabs_of(self.storage.plan).persistent)
+        return SLAB_TILES[self.walk.name](self.walk, persistent=self.kernel.slabs.persistent)
 
     def emit(self, out: Stage) -> None:
         """Write it."""

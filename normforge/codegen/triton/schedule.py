@@ -26,7 +26,7 @@ from normforge.codegen.triton.slab_plan import SLAB_KINDS, divide, slabs_of
 from normforge.codegen.triton.walks import COLUMNS, GROUPS, ROWS
 from normforge.ir.node import Node, preorder, toposort
 from normforge.ir.ops import LEAF, Op
-from normforge.ir.types import B, G, S, axes_name
+from normforge.ir.types import B, G, S
 from normforge.passes.factor import is_full
 
 # A small value that follows from stored ones by at most this many operations is computed again by each sweep.
@@ -34,8 +34,8 @@ INLINE_OPS = 8
 
 
 @lru_cache(maxsize=1024)
-def schedule(plan: Plan) -> tuple[Kernel, ...]:
-    """The launches of a plan, in order."""
+def make_kernels(plan: Plan) -> tuple[Kernel, ...]:
+    """The kernels of a plan, in order."""
     return _Scheduler(plan).run()
 
 
@@ -45,7 +45,7 @@ def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
     reads: that of other small values, such as the statistics beside which gradients of parameters are merged, or else
     that of a sweep, which comes last in its launch. Slabs are alone in theirs, which has warps of its own."""
     groups: list[list[Kernel]] = []
-    for kernel in schedule(plan):
+    for kernel in make_kernels(plan):
         needs = kernel.needs
         last = max((i for i, group in enumerate(groups) for k in group if needs & k.gives), default=-1)
         free = groups[last + 1 :] if isinstance(kernel, SmallKernel) else []
@@ -56,11 +56,6 @@ def launch_groups(plan: Plan) -> tuple[tuple[Kernel, ...], ...]:
         else:
             home.insert(len(home) - isinstance(home[-1], SweepKernel), kernel)
     return tuple(map(tuple, groups))
-
-
-def launch_count(plan: Plan) -> int:
-    """How many kernels one call launches; a cooperative one, and one that zeroes its counters."""
-    return 2 if plan.kind == "cooperative" else len(launch_groups(plan))
 
 
 class _Scheduler:
@@ -99,7 +94,7 @@ class _Scheduler:
             self.prepare(list(parts.before), [], 0)
         reads = frozenset(n for n in parts.inside if n in self.stored)
         stores = self.plan.sweeps[-1].stores
-        self.kernels.append(SlabKernel(slabs_of(self.plan).walk, stores, parts.values, parts.partials, reads))
+        self.kernels.append(SlabKernel(slabs_of(self.plan), stores, parts.values, parts.partials, reads))
         self.stored |= set(parts.values)
 
     # -- what is there
@@ -223,20 +218,3 @@ class _Scheduler:
 
     def _reads(self, roots: Iterable[Node]) -> frozenset[Node]:
         return frozenset(n for n in preorder(roots, self.operands) if n in self.stored)
-
-
-def launches_text(plan: Plan) -> str:
-    """What a GPU launches for a plan, a line a kernel: its programs, the sums that it takes, how many values it stores
-    for others. A cooperative launch runs all of them."""
-    lines = []
-    for i, group in enumerate(launch_groups(plan)):
-        for kernel in group:
-            if isinstance(kernel, SweepKernel):
-                what = f"sweep {kernel.index + 1} by {kernel.walk}, {len(kernel.sums)} sums"
-            elif isinstance(kernel, SmallKernel):
-                merged = "".join(f", merges sweep {m + 1}" for m in kernel.merges)
-                what = f"small at {axes_name(kernel.space)}, {len(kernel.sums)} sums{merged}"
-            else:
-                what = f"slabs by {kernel.walk.name}"
-            lines.append(f"  launch {i + 1}: {what}, gives {len(kernel.gives)}, grid {kernel.grid}")
-    return "\n".join(lines)

@@ -10,31 +10,27 @@ from normforge.codegen.triton.slabs import Slabs, SlabWalk
 from normforge.codegen.triton.tiles import LOOP_TILES, TILES, Rung
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
-from normforge.ir.types import B, G, S
+from normforge.ir.types import G, S
 
 
 def largest_tile(
     walk: SlabWalk,
     sums: Iterable[Node],
-    partials: Iterable[Node],
     order: int,
     itemsize: int,
     *,
     loop: bool,
     divides: bool,
 ) -> int:
-    """Elements of the largest tile of a plan; `partials` are the sums that a program leaves for others, `loop` says
-    that a program walks its slab, `divides` that full values are divided by full values, which takes registers."""
+    """Elements of the largest tile of a plan; `loop` says that a program walks its slab, `divides` that full values are
+    divided by full values, which takes registers."""
     if loop:
         return LOOP_TILES[walk.name][min(order, 2)]
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
-    if order == 0 and walk.crossed & B:  # addresses of rows of several samples take registers too
-        found = min(found, 16384)
     if divides and not keyed:  # the limits of "keyed" are of layers that do
         found = min(found, max(1024, TILES["keyed"][min(order, 2)] // 2))
-    found = found if itemsize == 2 or found == 1024 else found // 2
-    return min(found, 8192) if end_in_rows(walk, partials) else found
+    return found if itemsize == 2 or found == 1024 else found // 2
 
 
 def end_in_rows(walk: SlabWalk, sums: Iterable[Node]) -> bool:

@@ -20,8 +20,8 @@ from normforge.ir.node import Node, make, toposort
 from normforge.ir.ops import LEAF, REDUCE, Op
 from normforge.ir.types import FULL, B, S
 from normforge.passes.canonicalise import Canonicalise
-from normforge.passes.factor import Factor, is_full
-from normforge.passes.products import Collect, Share
+from normforge.passes.factor import is_full
+from normforge.passes.pipeline import factored
 
 TARGET_NAME = "triton"
 SLAB_KINDS = ("resident", "swept")
@@ -52,11 +52,7 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     (for swept plans also `slabs.loops`) refuses; and derivatives are not swept along channels that lie far apart, whose
     sums, one for each position of a tile, are more than a thread has registers for.
     """
-    graph = program.graph
-    if program.order:
-        graph = Share().run(Collect().run(Factor(expand=True, rows=False).run(Collect().run(graph))))
-    else:
-        graph = Factor(expand=False, rows=False).run(graph)
+    graph = factored(program.graph, program.order, rows=False)
     slab = slab_of(graph)
     walk = make_walk(layout, slab)
     if walk is None or (kind == "swept" and program.order and type(walk) is SlabColumns):
@@ -71,7 +67,7 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
         return None
     divides = any(n.op is Op.DIV and is_full(n.args[1].axes) for n in inside)
     item, loop = ITEM_BYTES[dtype], kind == "swept"
-    tile = largest_tile(walk, taken, parts.partials, program.order, item, loop=loop, divides=divides)
+    tile = largest_tile(walk, taken, program.order, item, loop=loop, divides=divides)
     stores = tuple((k, n) for k, n in graph.outputs if is_full(n.axes))
     if kind == "swept":
         sweeps = phases(graph, walk, parts, stores)

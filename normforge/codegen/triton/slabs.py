@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from math import gcd, lcm
 from typing import ClassVar
 
+from normforge.codegen.index import Ceil, Count, extents
 from normforge.codegen.shapes import Dims
-from normforge.codegen.triton.tiles import ALIGNMENTS, LADDERS, LOOPS, RAGGED, Rung
+from normforge.codegen.triton.tiles import ALIGNMENTS, LADDERS, LOOPS, RAGGED, Rung, share
 from normforge.ir.types import FULL, B, C, G, K, S
 
 # Of programs that walk slab after slab: each writes a row of partial sums, which is read once, all together at most a
@@ -38,7 +39,6 @@ class Blocks:
         rung: the tile.
         warps: of a program.
         slabs: slabs that a program owns along BLOCK_A (rows) or channels along BLOCK_E (channels); else 1.
-        programs: their number.
         chunks: parts of a row over space, in one program or several: partial sums are as many.
         length: positions of a chunk where a program walks it.
     """
@@ -46,21 +46,21 @@ class Blocks:
     rung: Rung
     warps: int
     slabs: int
-    programs: int
     chunks: int
     length: int = 0
 
 
 @dataclass(frozen=True)
 class SlabWalk:
-    """Attributes:
-    name: see the module's text.
-    slab: the axes that a program does not cross.
-    on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
+    """How a slab lies in the tile of a program: which axes along which of its sides. A class a row of the table above.
+
+    Attributes:
+        name: see the module's text.
+        slab: the axes that a program does not cross.
+        on_a, on_e: the axes that vary along BLOCK_A and BLOCK_E.
     """
 
     name: ClassVar[str]
-    grid: ClassVar[str]  # as plans print it
     slab: int
     on_a: int
     on_e: int
@@ -87,12 +87,19 @@ class SlabWalk:
         """The blocks of a shape for a tile; None where it holds no slab."""
         raise NotImplementedError
 
+    def programs(self, slabs: Slabs) -> Count:
+        """How many there are."""
+        raise NotImplementedError
+
+    def chunks(self, slabs: Slabs) -> tuple[tuple[str, Count], ...]:
+        """How the positions of a sample are divided."""
+        return (("Q0", Count(())),)
+
 
 class SlabRows(SlabWalk):
     """Rows over space, in chunks."""
 
     name = "rows"
-    grid = "cdiv(slabs, slabs of a program)"
 
     def sums_rows(self, axes: int) -> bool:
         """As `SlabWalk.sums_rows`."""
@@ -100,16 +107,24 @@ class SlabRows(SlabWalk):
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
         """As `SlabWalk.fit`."""
-        count = extent(self.slab, dims)
         if slabs.loop:
             least = min(slabs.rungs, key=lambda r: (self._covered(r, dims), -r.e))
-            return Blocks(rung, warps, 1, count, 1) if rung == least else None
+            return Blocks(rung, warps, 1, 1) if rung == least else None
         chunks = cdiv(dims[3], rung.e)
         each = extent(self.crossed & ~S, dims) * chunks
         if each > rung.a:
             return None
         many = rung.a // each if rung.many else 1
-        return Blocks(rung, warps, many, cdiv(count, many), chunks)
+        return Blocks(rung, warps, many, chunks)
+
+    def programs(self, slabs: Slabs) -> Count:
+        """As `SlabWalk.programs`."""
+        of = extents(self.slab)
+        return Count(of) if slabs.loop else Count((Ceil(of, "SLABS"),))
+
+    def chunks(self, slabs: Slabs) -> tuple[tuple[str, Count], ...]:
+        """As `SlabWalk.chunks`."""
+        return super().chunks(slabs) if slabs.loop else (("Q0", Count((Ceil(("S",), "BLOCK_E"),))),)
 
     def _covered(self, rung: Rung, dims: Dims) -> int:
         """Elements of the tiles of a slab of rows, what lies beyond its ends included."""
@@ -121,7 +136,6 @@ class SlabColumns(SlabWalk):
     """All channels (of a group) of a block of positions."""
 
     name = "columns"
-    grid = "N (* G) * cdiv(S, BLOCK_E)"
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
         """As `SlabWalk.fit`."""
@@ -134,16 +148,23 @@ class SlabColumns(SlabWalk):
         owned = dims[0] * (dims[1] if self.slab & G else 1)
         if slabs.persistent:
             chunks, length = slabs.share(owned, dims[3], rung.a)
-            return Blocks(rung, warps, 1, owned * chunks, chunks, length)
-        chunks = cdiv(dims[3], split)
-        return Blocks(rung, warps, 1, owned * chunks, chunks)
+            return Blocks(rung, warps, 1, chunks, length)
+        return Blocks(rung, warps, 1, cdiv(dims[3], split))
+
+    def programs(self, slabs: Slabs) -> Count:
+        """As `SlabWalk.programs`."""
+        return Count(("N", *("G",) * bool(self.slab & G), "Q0"))
+
+    def chunks(self, slabs: Slabs) -> tuple[tuple[str, Count], ...]:
+        """As `SlabWalk.chunks`."""
+        part = "L0" if slabs.persistent else "BLOCK_E" if self.on_e & S else "BLOCK_A"
+        return (("Q0", Count((Ceil(("S",), part),))),)
 
 
 class SlabPositions(SlabColumns):
     """The same where channels are contiguous."""
 
     name = "positions"
-    grid = "N (* G) * chunks of S"
 
     @property
     def loops_over(self) -> int:
@@ -159,7 +180,6 @@ class SlabChannels(SlabWalk):
     """All positions (of the batch) of a block of channels, or of whole groups."""
 
     name = "channels"
-    grid = "(N *) cdiv(C, WIDTH)"
 
     def fit(self, slabs: Slabs, dims: Dims, rung: Rung, warps: int) -> Blocks | None:
         """As `SlabWalk.fit`."""
@@ -170,7 +190,11 @@ class SlabChannels(SlabWalk):
         width = g * k if not self.slab & G else rung.e // unit * unit
         if not 0 < width <= rung.e or (not slabs.loop and (s if self.slab & B else n * s) > rung.a):
             return None
-        return Blocks(rung, warps, width, (n if self.slab & B else 1) * cdiv(g * k, width), 1)
+        return Blocks(rung, warps, width, 1)
+
+    def programs(self, slabs: Slabs) -> Count:
+        """As `SlabWalk.programs`."""
+        return Count((*("N",) * bool(self.slab & B), Ceil(("C",), "WIDTH")))
 
 
 @dataclass(frozen=True)
@@ -196,6 +220,16 @@ class Slabs:
     itemsize: int = 2
 
     @property
+    def programs(self) -> Count:
+        """How many there are, in the sizes that `blocks.slab_sizes` gives."""
+        return self.walk.programs(self)
+
+    @property
+    def chunks(self) -> tuple[tuple[str, Count], ...]:
+        """How the positions of a sample are divided."""
+        return self.walk.chunks(self)
+
+    @property
     def persistent(self) -> bool:
         """Programs walk one slab after the other and keep what crosses slabs in registers meanwhile."""
         return isinstance(self.walk, SlabPositions) and self.partials > 0 and not self.loop
@@ -208,9 +242,10 @@ class Slabs:
         ladder = LOOPS["partials" if self.partials and isinstance(self.walk, SlabPositions) else self.walk.name]
         return tuple(Rung(r.a * self.tile // r.elements, r.e) for r in ladder if r.a * self.tile >= r.elements)
 
-    def rungs_of(self, *, half: bool) -> tuple[Rung, ...]:
-        """The tiles for a device; `half` leaves out those above half of the largest, but for the smallest."""
-        return tuple(r for r in self.rungs if not half or r == self.rungs[0] or 2 * r.elements <= self.tile)
+    def rungs_on(self, capability: int) -> tuple[Rung, ...]:
+        """The tiles that a device may hold a slab in, by its compute capability; always the smallest."""
+        limit = share(capability) * self.tile
+        return tuple(r for r in self.rungs if r == self.rungs[0] or r.elements <= limit)
 
     def blocks(self, dims: Dims) -> Blocks | None:
         """The smallest rung that holds a slab; None where none does.

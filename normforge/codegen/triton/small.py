@@ -8,36 +8,28 @@ it meets on a walk, and threads are joined after it, so that the loads of severa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from normforge.codegen.index import chunk, extents
 from normforge.codegen.plan import is_sweep_sum
 from normforge.codegen.stage import Stage
-from normforge.codegen.triton.kernels import SmallKernel, is_merge, is_small_sum, sum_operand
-from normforge.codegen.triton.names import Storage, below
+from normforge.codegen.triton.kernels import Nest, SmallKernel, is_merge, is_small_sum, sum_operand
+from normforge.codegen.triton.names import TritonStorage, below, in_order
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
 from normforge.ir.types import B, C, G, K, S, axes_name, reduced_name
 
 
 @dataclass
-class Nest:
-    """What is computed in one walk over `axes` beyond the points: sums, and stores of larger values."""
-
-    axes: int
-    sums: list[Node] = field(default_factory=list)
-    stores: list[Node] = field(default_factory=list)
-
-
-@dataclass
 class SmallText:
     """Emits one kernel of small values."""
 
-    storage: Storage
+    storage: TritonStorage
     kernel: SmallKernel
 
     def __post_init__(self) -> None:
         self.done: set[Node] = set()  # values at the points that are there
+        self.needed = in_order(self.storage, self.kernel.needed)
 
     def emit(self, out: Stage) -> None:
         """The body of the kernel."""
@@ -50,8 +42,8 @@ class SmallText:
         self._decode(out, space, "p", 0)
         if space & K and self._uses_group():
             out("g = c // K")
-        self.storage.define_sizes(out, (n for n in self._all() if n not in self.kernel.reads))
-        for nest in self._nests():
+        self.storage.define_sizes(out, (n for n in self.needed if n not in self.kernel.reads))
+        for nest in self.kernel.nests:
             self._emit_nest(out, nest)
         stores = [n for n in self.kernel.stores if n.axes == space]
         copies = [n for _, n in self.kernel.copies]
@@ -62,13 +54,8 @@ class SmallText:
             value = self.storage.constant(node) or self.storage.var(node)
             out(f"tl.store({out.array(self.storage.outputs[i])} + p, {value}, mask=p_in)")
 
-    def _all(self) -> list[Node]:
-        """Everything that the kernel evaluates, its sums and their operands included."""
-        roots = [*self.kernel.stores, *(n for _, n in self.kernel.copies)]
-        return below(self.storage, [*roots, *self.kernel.sums, *map(sum_operand, self.kernel.sums)], self.kernel.reads)
-
     def _uses_group(self) -> bool:
-        return any(n.axes & G and not n.axes & K for n in self._all())
+        return any(n.axes & G and not n.axes & K for n in self.needed)
 
     def _decode(self, out: Stage, axes: int, index: str, outside: int) -> None:
         """n, c or g, s from a flat index over `axes`, whose order is b, c, s; `outside` are known already."""
@@ -92,24 +79,6 @@ class SmallText:
             out("c = g * K + k")
 
     # -- nests
-
-    def _nests(self) -> list[Nest]:
-        """Walks in an order that respects operands: sums that need others of this kernel come after them."""
-        level: dict[Node, int] = {}
-        nests: dict[tuple[int, int], Nest] = {}
-        for node in self.kernel.sums:
-            level[node] = self._level(sum_operand(node), level)
-            axes = sum_operand(node).axes
-            nests.setdefault((level[node], axes), Nest(axes)).sums.append(node)
-        for node in self.kernel.stores:
-            if node.axes != self.kernel.space:
-                key = (self._level(node, level), node.axes)
-                nests.setdefault(key, Nest(node.axes)).stores.append(node)
-        return [nests[key] for key in sorted(nests)]
-
-    def _level(self, node: Node, level: dict[Node, int]) -> int:
-        found = below(self.storage, [node], self.kernel.reads)
-        return max((level[n] + 1 for n in found if n in level), default=0)
 
     def _emit_nest(self, out: Stage, nest: Nest) -> None:
         st, space = self.storage, self.kernel.space

@@ -17,7 +17,7 @@ from normforge.codegen.index import chunk, full
 from normforge.codegen.plan import is_full_input
 from normforge.codegen.stage import Stage
 from normforge.codegen.triton.kernels import SweepKernel
-from normforge.codegen.triton.names import Storage, below
+from normforge.codegen.triton.names import TritonStorage, below
 from normforge.codegen.triton.walks import ROWS
 from normforge.ir.node import Node
 from normforge.ir.ops import Op
@@ -34,7 +34,7 @@ PARTIAL = chunk()
 class SweepText:
     """Emits the body of one sweep kernel."""
 
-    storage: Storage
+    storage: TritonStorage
     kernel: SweepKernel
 
     def __post_init__(self) -> None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from normforge.codegen.orders import Program
 from normforge.codegen.plan import Plan
+from normforge.codegen.schedule import Schedule
 from normforge.codegen.shapes import Dims, slab_bytes
 from normforge.codegen.target import Device, Target
 from normforge.codegen.triton.kinds import KINDS, TYPICAL_DEVICE, choose_plan
+from normforge.codegen.triton.launches import triton_schedule
 from normforge.codegen.triton.names import CODE
 from normforge.codegen.triton.slab_plan import TARGET_NAME
 
@@ -33,11 +35,9 @@ class TritonTarget(Target):
         """The plan of the kind that suits the dims; for a H200 where no device is given."""
         return choose_plan(program, dtype, layout, dims, device or TYPICAL_DEVICE)
 
-    def launches(self, plan: Plan) -> int:
-        """What the work is divided into, see `schedule`."""
-        from normforge.codegen.triton.schedule import launch_count
-
-        return launch_count(plan)
+    def schedule(self, plan: Plan) -> Schedule:
+        """The kernels, see `normforge.codegen.triton.launches`."""
+        return triton_schedule(plan)
 
     def holder(self, plan: Plan) -> str:
         """Programs of resident plans have their slabs in registers."""
@@ -60,14 +60,8 @@ class TritonTarget(Target):
         return emit_triton(plan, plan.symbol, title).source
 
     def workspace(self, plan: Plan, dims: Dims) -> int:
-        """Bytes of the float32 arrays between the launches; 0 for a dtype that is refused."""
-        from normforge.codegen.triton.emit import emit_triton
-        from normforge.codegen.triton.launch import workspace
-
-        if plan.dtype not in self.dtypes:
-            return 0
-        module = emit_triton(plan, plan.symbol)
-        return 4 * workspace(module, module.shape(dims))[1]
+        """As `Target.workspace`; 0 for a dtype that is refused."""
+        return super().workspace(plan, dims) if plan.dtype in self.dtypes else 0
 
 
 TARGET = TritonTarget()

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rung:
-    """Attributes:
-    a, e: BLOCK_A and BLOCK_E.
-    many: a program may own several slabs along BLOCK_A.
+    """One tile of a ladder.
+
+    Attributes:
+        a, e: BLOCK_A and BLOCK_E.
+        many: a program may own several slabs along BLOCK_A.
     """
 
     a: int
@@ -33,10 +35,10 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
 }
 # What kernels are told of rows; 14 x 14 positions are a multiple of 4.
 ALIGNMENTS = (16, 4, 1)
-# Elements of the largest tile of 16-bit numbers, by walk and order; half for float32. Under triton 3.6 to 3.9 nothing
-# spills for sm_80, sm_90 and gfx942 (bench/tiles.py); for sm_100 see `Device.half_tiles`. In most a thread has at most
-# 128 registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows
-# some of whose sums end in rows.
+# Elements of the largest tile of 16-bit numbers, by walk and order; half for float32. Meant not to spill under triton
+# 3.6 to 3.9 for sm_80, sm_90 and gfx942 (bench/tiles.py); for others see `SHARES`. In most a thread has at most 128
+# registers, so that one program loads while another stores; what is larger is swept. "keyed" is a walk over rows some
+# of whose sums end in rows.
 TILES: dict[str, tuple[int, int, int]] = {
     "rows": (8192, 4096, 1024),
     "keyed": (8192, 4096, 1024),
@@ -44,6 +46,9 @@ TILES: dict[str, tuple[int, int, int]] = {
     "positions": (4096, 4096, 2048),
     "channels": (4096, 4096, 1024),
 }
+# From a compute capability on (100 is sm_100), the share of these limits that resident plans get: the largest tile of a
+# device whose compilers spill above that.
+SHARES: dict[int, float] = {100: 0.5}
 # Elements of the largest tile, by order, where the contiguous axis is no multiple of 16: each element then has an
 # address and a mask of its own from loads to stores.
 RAGGED = (4096, 4096, 1024)
@@ -62,3 +67,8 @@ LOOP_TILES: dict[str, tuple[int, int, int]] = {
     "positions": (2048, 2048, 1024),
     "channels": (2048, 2048, 1024),
 }
+
+
+def share(capability: int) -> float:
+    """The share of the limits of resident plans that a device gets, by its compute capability as in `Device`."""
+    return next((found for least, found in sorted(SHARES.items(), reverse=True) if capability >= least), 1.0)

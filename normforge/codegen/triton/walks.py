@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from normforge.codegen.index import Ceil, Count
 from normforge.codegen.stage import Stage
 from normforge.ir.types import C, G, K, S
 
@@ -54,11 +55,18 @@ class SweepWalk:
         """Blocks of positions that one program takes, of `chunks` of a row; `wanted` programs a row are enough."""
         return 1
 
-    def beside(self, sizes: Mapping[str, int], block: int) -> int:
-        """Programs for one chunk of the positions of a sample, for blocks of so many channels."""
-        return 1
+    @property
+    def beside(self) -> Count:
+        """Programs for one chunk of the positions of a sample."""
+        return Count(())
 
-    grid = "N * Q"
+    def programs(self, sweep: int) -> Count:
+        """Of a sweep of this number, by which its chunks go."""
+        return Count(("N", *self.beside.factors, f"Q{sweep}"))
+
+    def chunks(self, sweep: int) -> tuple[tuple[str, Count], ...]:
+        """How the positions of a sample are divided: L of them, whole tiles, are a chunk."""
+        return ((f"Q{sweep}", Count((Ceil(("S",), f"L{sweep}"),))),)
 
     # -- text
 
@@ -93,15 +101,15 @@ class Groups(SweepWalk):
     name = "groups"
     length = "K"
     each_group = True
-    grid = "N * G * Q"
 
     def channels(self, sizes: Mapping[str, int]) -> int:
         """As `SweepWalk.channels`."""
         return sizes["K"]
 
-    def beside(self, sizes: Mapping[str, int], block: int) -> int:
+    @property
+    def beside(self) -> Count:
         """As `SweepWalk.beside`."""
-        return sizes["G"]
+        return Count(("G",))
 
     def sample(self, out: Stage) -> None:
         """As `SweepWalk.sample`."""
@@ -125,7 +133,6 @@ class Rows(SweepWalk):
     axes = S
     axis, block, mask = 1, "BLOCK_S", "s_in"
     length = "L"
-    grid = "N * cdiv(C, BLOCK_C) * Q"
 
     def along(self, layout: str) -> bool:
         """As `SweepWalk.along`."""
@@ -135,9 +142,10 @@ class Rows(SweepWalk):
         """As `SweepWalk.tiles`."""
         return -(-chunks // min(wanted, chunks))
 
-    def beside(self, sizes: Mapping[str, int], block: int) -> int:
+    @property
+    def beside(self) -> Count:
         """As `SweepWalk.beside`."""
-        return -(-sizes["C"] // block)
+        return Count((Ceil(("C",), "BLOCK_C"),))
 
     def place(self, out: Stage) -> None:
         """As `SweepWalk.place`."""

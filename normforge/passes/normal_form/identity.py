@@ -40,7 +40,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, UNARY, Op, Table
 from normforge.passes.normal_form.intervals import Interval, point
-from normforge.passes.normal_form.moments import mean, rms, root, std, terms
+from normforge.passes.normal_form.moments import mean, plain_root, rms, root, std, terms
 from normforge.passes.normal_form.polynomial import Key
 from normforge.passes.normal_form.values import OPAQUE, UNIT, UNIT_NUMBER, ZERO, Algebra, TooLarge, Value
 from normforge.passes.ranges import INTERVALS, guarded_log
@@ -193,8 +193,15 @@ def absolute(space: Algebra, v: Value) -> Value:
 
 def sqrt(space: Algebra, v: Value) -> Value:
     """The value v / root(|v| + ε)."""
-    inside = space.add(absolute(space, v), Value(space.exact_eps))
-    return space.div(v, root(space, inside))
+    size, outside = absolute(space, v), UNIT
+    if space.scales and v.number:
+        fixed = tuple((k, p) for k, p in size.powers if not space.factor[k].depends)
+        outside = plain_root(space, Value(size.number, fixed))
+        if not space.depends(size):
+            return space.div(v, outside)
+        size = space.build(UNIT_NUMBER, {k: p for k, p in size.powers if space.factor[k].depends}, size.holes)
+    inside = space.add(size, Value(space.exact_eps))
+    return space.div(v, space.mul(outside, root(space, inside)))
 
 
 # -- max and min

@@ -9,11 +9,12 @@ from typing import Any
 from normforge.ir.ops import Op
 from normforge.ir.types import B, G, K, S
 from normforge.passes.normal_form.intervals import INFINITY, Interval, point
-from normforge.passes.normal_form.polynomial import Key, Poly, add, multiply
-from normforge.passes.normal_form.values import UNIT_NUMBER, Algebra, TooLarge, Value
+from normforge.passes.normal_form.polynomial import ONE, Key, Poly, add, multiply, split
+from normforge.passes.normal_form.values import UNIT, UNIT_NUMBER, Algebra, TooLarge, Value
 from normforge.passes.ranges import INTERVALS
 
 MAX_SQUARED = 8  # terms of a value whose square is averaged term by term
+MOST_EPS = 64  # times ε: a constant beside what stands under a root that counts as ε
 Part = tuple[Key, int]
 Rational = Any  # a polynomial with rational coefficients
 
@@ -131,6 +132,57 @@ def _joint_mean(space: Algebra, axes: int, parts: list[Part]) -> Value:
 
 def root(space: Algebra, v: Value) -> Value:
     """The square root of a value that holds ε: it is never below √ε."""
+    if space.scales:
+        outside, v = _scale_of(space, v)
+        if not (outside.is_number and outside.number == 1):
+            return space.mul(plain_root(space, outside), _root(space, v))
+    return _root(space, v)
+
+
+def _scale_of(space: Algebra, v: Value) -> tuple[Value, Value]:
+    """m and P + ε of m·P + k·ε: m a number times what does not depend on x and is not negative; else 1 and v."""
+    whole = UNIT, v
+    if len(v.powers) != 1 or v.powers[0][1] != 1 or v.number <= 0 or not space.depends(v):
+        return whole
+    poly = dict(space.factor[v.powers[0][0]].poly)
+    constant = poly.pop(ONE, 0) * v.number
+    if not poly or not constant > 0:
+        return whole
+    content, common, rest = split(poly)
+    number = content * v.number
+    if number < 0 or constant > MOST_EPS * space.exact_eps * max(number, UNIT_NUMBER):
+        return whole
+    outside: dict[Key, int] = {}
+    inside: dict[Key, int] = {}
+    for key, p in common.items():
+        f = space.factor[key]
+        taken = 0 if f.depends else p if f.interval.nonnegative else p - p % 2
+        outside[key], inside[key] = taken, p - taken
+    product = space.mul(space.build(UNIT_NUMBER, inside), space.factored(UNIT_NUMBER, rest))
+    held = space.add(product, Value(space.exact_eps))
+    return space.build(number, outside), Value(held.number, held.powers, held.holes | v.holes)
+
+
+def plain_root(space: Algebra, v: Value) -> Value:
+    """The root of a number times what is not negative."""
+    if v.number != 1:
+        return space.mul(_root(space, Value(v.number)), plain_root(space, Value(UNIT_NUMBER, v.powers, v.holes)))
+    out = UNIT
+    for key, p in v.powers:
+        f = space.factor[key]
+        base = space.build(UNIT_NUMBER, {key: 1})
+        if p % 2 == 0:
+            if not f.interval.nonnegative:
+                square = space.power(base, 2)
+                base = space.atom(Op.ABS, (base,), interval=f.interval.magnitude(), square=square)
+            out = space.mul(out, space.power(base, p // 2))
+        else:
+            atom = space.atom(Op.ROOT, (base,), interval=INTERVALS[Op.ROOT](f.interval), square=base)
+            out = space.mul(out, space.power(atom, p))
+    return out
+
+
+def _root(space: Algebra, v: Value) -> Value:
     if v.is_number and v.number > 0:
         top, bottom = math.isqrt(v.number.numerator), math.isqrt(v.number.denominator)
         if top * top == v.number.numerator and bottom * bottom == v.number.denominator:

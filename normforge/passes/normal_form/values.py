@@ -33,7 +33,7 @@ MAX_EXPONENT = 8  # of exp: the largest whole number that is taken out of an ope
 
 
 @dataclass(frozen=True, eq=False)
-class Factor:
+class Irreducible:
     """An atom, or an irreducible sum of two terms or more.
 
     Attributes:
@@ -114,14 +114,16 @@ class Algebra:
         learned: intervals of factors that do not show them by themselves, as that of a variance.
         late: such an interval was learned after the factor had been used without it.
         before: how many factors there were when the operation at hand began.
+        scales: take numbers and parameters out of roots, as if ε were scaled with the rest; see `family`.
     """
 
     eps: float
-    factor: dict[Key, Factor] = field(default_factory=dict)
+    factor: dict[Key, Irreducible] = field(default_factory=dict)
     steps: int = 0
     learned: dict[Key, Interval] = field(default_factory=dict)
     late: bool = False
     before: int = 0
+    scales: bool = False
 
     # -- questions
 
@@ -176,7 +178,7 @@ class Algebra:
                 axes &= ~reduced
             if degree is None:
                 degree = 2 if depends else 0
-            self.factor[key] = Factor(
+            self.factor[key] = Irreducible(
                 key, {((key, 1),): 1}, axes, depends, interval, op, args, reduced, square, degree, name
             )
         holes = frozenset().union(*(a.holes for a in args))
@@ -217,7 +219,7 @@ class Algebra:
             interval = self.poly_interval(poly)
             if key in self.learned:
                 interval = interval.meet(self.learned[key])
-            self.factor[key] = Factor(key, poly, axes, depends, interval, degree=degree)
+            self.factor[key] = Irreducible(key, poly, axes, depends, interval, degree=degree)
         return key
 
     # -- products

@@ -155,7 +155,7 @@ def _candidate(c: Candidate, parent: Candidate | None, rank: int | None, summary
         "accuracy": [_rounded(outcome.accuracy.get(n)) for n in summary.config.networks.use],
         "at": clock(c.elapsed),
         "seconds": {stage: _rounded(s) for stage, s in outcome.seconds.items()},
-        "genes": gene_changes(parent.genotype, c.genotype) if parent else [],
+        "genes": gene_changes(parent.genotype, c.genotype, summary.config) if parent else [],
         "changes": changes(short(parent.formula, _LONGEST), text) if parent else [],
     }
 

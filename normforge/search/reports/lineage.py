@@ -71,8 +71,13 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def gene_changes(parent: Genotype, child: Genotype) -> list[str]:
-    """The nodes that differ: `n9: sigmoid(n5) → tanh(v0)`; nodes are numbered as in the search space."""
+def gene_changes(parent: Genotype, child: Genotype, config: Config) -> list[str]:
+    """The nodes that differ: `n9: sigmoid(n5) → tanh(v0)`; nodes are numbered as in the search space.
+
+    None in a run with moves or grafts, which number nodes anew: formulas say what they did.
+    """
+    if config.evolution.mutation != "redraw" or config.evolution.grafts:
+        return []
     pairs = enumerate(zip(parent, child, strict=False), INITIAL)
     return [f"n{k}: {_gene(old)} → {_gene(new)}" for k, (old, new) in pairs if old != new]
 
@@ -85,7 +90,7 @@ def _gene(gene: Gene) -> str:
 def origin(candidate: Candidate, config: Config) -> str:
     """The origin of a candidate in words."""
     if candidate.parents:
-        how = "mutated from" if len(candidate.parents) == 1 else "mixed and mutated from"
+        how = "mutated from" if len(candidate.parents) == 1 else "made from"
         return f"{how} {' and '.join(f'#{p}' for p in candidate.parents)}"
     return "given by evolution.start" if candidate.index < len(config.evolution.start) else "fresh"
 
@@ -174,7 +179,7 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
         return
     say(console, "\nback to its first ancestor; [-gone-] and {+new+} since the parent:", "bold")
     if further := len(found) - len(steps):
-        say(console, f"along first parents; {further} further ancestors came in by crossover", "dim")
+        say(console, f"along first parents; {further} further ancestors came in as second parents", "dim")
     formulas = [c.formula or formula(drawn.to_graph(c.genotype)) for c in steps]
     for k, step in enumerate(steps):
         scores = ", ".join(f"{s:.4g}" for s in step.outcome.scores.values())
@@ -183,7 +188,8 @@ def _show_line(console: Console, found: list[Candidate], config: Config, drawn: 
         if k + 1 == len(steps):
             say(console, f"      {formulas[k]}")
             break
-        say(console, f"      {'; '.join(gene_changes(steps[k + 1].genotype, step.genotype))}", "dim")
+        if genes := gene_changes(steps[k + 1].genotype, step.genotype, config):
+            say(console, f"      {'; '.join(genes)}", "dim")
         text = Text("      ")
         for mark, words in changes(formulas[k + 1], formulas[k]):
             marked = words if mark == "=" else f"[-{words}-]" if mark == "-" else f"{{+{words}+}}"

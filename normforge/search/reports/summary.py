@@ -22,6 +22,7 @@ from normforge.search.store import Store
 # Stages in the order of the funnel, by the fate of those that each refuses; the static ones are timed together.
 STAGE = {
     Fate.DEGENERATE: "static",
+    Fate.GATE: "signal",
     Fate.PROBING: "probing",
     Fate.MICRO: "micro",
     Fate.QUALITY: "quality",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,8 @@ from normforge.ir.graph import Graph
 from normforge.search import events
 from normforge.search.events import Asked, Candidate, Promoted
 from normforge.search.evolution import Member, TournamentEvolution
-from normforge.search.funnel import UNDECIDED, Fate, Outcome, Seen, formula, refuse_static
+from normforge.search.filters import Filters, Keys
+from normforge.search.funnel import UNDECIDED, Fate, Outcome, formula
 from normforge.search.ladder import Ladder
 from normforge.search.run.dispatcher import Dispatcher
 from normforge.search.run.session import Session
@@ -27,13 +27,12 @@ class _Drawn:
 
     asked: Asked
     graph: Graph
-    keys: dict[str, str]  # hash and fingerprint; none where the static stages refused it
-    static: float  # seconds of the static stages
+    keys: Keys
 
     def candidate(self, outcome: Outcome, elapsed: float) -> Candidate:
         """With its fate."""
         asked = self.asked
-        outcome.seconds["static"] = self.static
+        outcome.seconds.update(self.keys.seconds)
         return Candidate(
             asked.index,
             elapsed,
@@ -42,8 +41,8 @@ class _Drawn:
             asked.known,
             asked.limits,
             outcome=outcome,
-            formula=formula(self.graph) if self.keys else "",
-            **self.keys,
+            formula=formula(self.graph) if self.keys.hash else "",
+            **self.keys.stored,
         )
 
 
@@ -75,7 +74,7 @@ class SearchPhase:
         self._under_way: dict[str, _Drawn] = {}
         self._ended: dict[str, Candidate | Promoted] = {}  # evaluated, and not told yet
         self._unstored: set[str] = set()  # of those
-        self._seen = Seen()
+        self._filters = Filters(config)
 
     def step(self) -> bool:
         """One move: tell, draw, dispatch or wait. False when the search is over.
@@ -140,9 +139,8 @@ class SearchPhase:
         before = events.find(store, Asked, str(index)) if self._by_arrival else None
         asked = before or self._ask(index)
         graph = self._session.space.to_graph(asked.genotype)
-        start = time.perf_counter()
-        refused, keys = refuse_static(graph, self._seen)
-        drawn = _Drawn(asked, graph, keys, round(time.perf_counter() - start, 5))
+        refused, keys = self._filters.refuse(graph)
+        drawn = _Drawn(asked, graph, keys)
         if refused is not None:
             self._session.record(drawn.candidate(refused, self._session.progress.elapsed))
             return
@@ -172,12 +170,13 @@ class SearchPhase:
     def _take_stored(self, candidate: Candidate) -> None:
         if candidate.evaluated:
             self._ended[str(candidate.index)] = candidate
-            self._take_slot(candidate.index, candidate.keys)
+            graph = self._session.space.to_graph(candidate.genotype)
+            self._take_slot(candidate.index, self._filters.restored(graph, candidate.keys))
 
-    def _take_slot(self, index: int, keys: dict[str, str]) -> None:
+    def _take_slot(self, index: int, keys: Keys) -> None:
         self._slots.append(str(index))
         self._evaluated += 1
-        self._seen.add(index, keys)
+        self._filters.add(index, keys)
 
     def _limits(self) -> dict[str, float]:
         """By network, the halfway loss of the worst layer that is among the share to keep."""

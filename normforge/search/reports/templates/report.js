@@ -48,7 +48,7 @@
   function parents(c) {
     const words = [];
     c.parents.forEach((p, i) => words.push(i ? " and " : "", link(p)));
-    return c.parents.length ? [c.parents.length > 1 ? "mixed and mutated from " : "mutated from ", ...words] : [c.origin];
+    return c.parents.length ? [c.parents.length > 1 ? "made from " : "mutated from ", ...words] : [c.origin];
   }
   function changes(c) {
     const tags = { "-": "del", "+": "ins", "=": "span" };
