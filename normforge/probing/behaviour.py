@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from normforge.ir.graph import Graph
 from normforge.ir.layers import layers
-from normforge.passes.keys import lower
+from normforge.passes.pipeline import lower
 from normforge.probing.reproducible import Array, evaluate, mean, variance
 from normforge.streams import stream
 
