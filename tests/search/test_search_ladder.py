@@ -124,6 +124,20 @@ def test_a_layer_of_a_higher_rung_wins_a_tournament_and_keeps_its_age():
     assert evolution.winner(np.random.default_rng(0)).scores == (0.2,)
 
 
+def test_a_niche_keeps_the_best_of_its_highest_rung():
+    rules = load("demo", ["evolution.niche=0.9", "evolution.selection=average", "evolution.ties=0.5"]).evolution
+    tanh, relu = (
+        PAPER.encode(parse(f"{f} * gamma + beta"), np.random.default_rng(0)) for f in ("tanh(x)", "max(x, 0)")
+    )
+    behaviour = {tanh: np.array([1.0, 0.0]), relu: np.array([0.0, 1.0])}
+    evolution = TournamentEvolution(rules, PAPER, 0, repr, behaviour=behaviour.__getitem__)
+    for index, genotype in enumerate((tanh, tanh, relu)):
+        evolution.tell(Member(index, genotype, (0.1 * (index + 1),)))
+    assert [m.index for m in evolution.parents()] == [0, 2]
+    evolution.tell(Member(1, tanh, (7.0, 8.0), rung=1))
+    assert [m.index for m in evolution.parents()] == [1, 2]
+
+
 # -- runs of fabricated evaluations
 
 
