@@ -152,6 +152,13 @@ def made_up(task: Task) -> Outcome:
     return Outcome(fate, "", own, loss=loss, seconds={refused.value: trained}, rung=task.rung, trained=trained)
 
 
+def made_up_to_300(task: Task) -> Outcome:
+    """The same, but for a run that is to be killed: candidates from 300 on never end."""
+    if int(task.key.partition("/")[0]) >= 300:
+        time.sleep(600)
+    return made_up(task)
+
+
 # By candidate: the layers that `STARTS` begins with.
 PLANTED = {"0": "spin", "1": "bomb", "2": "segfault", "3": "nan", "4": "data", "5": "raise"}
 STARTS = ",".join(f"{op}(x) * gamma + beta" for op in ("tanh", "sigmoid", "exp", "square", "abs", "log", "sqrt"))

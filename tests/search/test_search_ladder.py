@@ -196,7 +196,7 @@ def test_four_workers_go_the_same_way(finished, tmp_path):
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     directory = tmp_path / "killed"
-    process = start(directory, *FABRICATED, "workers.count=2", work=MADE_UP)
+    process = start(directory, *FABRICATED, "workers.count=2", work="search_faults:made_up_to_300")
     wait_for_candidates(directory, 9)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
