@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from normforge.ir.types import FULL
 from normforge.search.space import INITIAL, Gene, Genotype, SearchSpace
 
 LEAST, MOST = 2, 6
@@ -34,10 +35,12 @@ def active(genotype: Genotype) -> Genotype:
 
 
 def grown(rng: np.random.Generator, space: SearchSpace) -> Genotype:
-    """A random layer that depends on x: the node x, and 2 to 6 insertions, as far as the space has nodes."""
+    """A random layer: the node x, and 2 to 6 insertions, as far as the space has nodes, none of which makes of it one
+    number for a sample or a channel."""
     body = [Gene(_OUTPUT, (_X,))]
     for _ in range(min(int(rng.integers(LEAST, MOST + 1)), space.nodes)):
-        body = _insert(rng, space, body)
+        made = (_insert(rng, space, body) for _ in range(_ATTEMPTS))
+        body = next((one for one in made if _varies(space, one)), body)
     layer = _layer(rng, space, body)
     assert layer is not None
     return layer
@@ -143,6 +146,12 @@ def _layer(rng: np.random.Generator, space: SearchSpace, body: _Body) -> Genotyp
     genes = body[:-1]
     fits = 0 < len(genes) <= space.nodes and any(_X in gene.inputs for gene in genes)
     return space.padded(rng, genes) if fits else None
+
+
+def _varies(space: SearchSpace, body: _Body) -> bool:
+    """Does a layer vary over samples and positions, by its types? Others are degenerate, most of all those in which a
+    moment is on the only way from x to the output."""
+    return space.to_graph(tuple(body[:-1])).output.axes == FULL
 
 
 def _put(body: _Body, at: int, new: Sequence[Gene]) -> _Body:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from normforge.errors import RunError
 from normforge.ir.graph import Graph
+from normforge.probing.behaviour import Vector, behaviour
 from normforge.search import events
 from normforge.search.events import Asked, Candidate, Promoted
 from normforge.search.evolution import Member, TournamentEvolution
@@ -63,7 +64,9 @@ class SearchPhase:
         config = session.config
         self._by_arrival = config.evolution.order == "arrival"
         self._ladder = Ladder(config.ladder.use or ("",), config.ladder.promote)
-        self._evolution = TournamentEvolution(config.evolution, session.space, config.seed, self._identity, start)
+        self._evolution = TournamentEvolution(
+            config.evolution, session.space, config.seed, self._identity, start, self._behaviour
+        )
         self._index = 0  # of the next candidate
         self._slots: list[str] = []  # evaluation of each slot, by the key of its task
         self._evaluated = 0  # candidates that have taken a slot
@@ -224,6 +227,9 @@ class SearchPhase:
         self._ladder.tell(rung, index, scores)
         self._evolution.tell(self._members[index])
         self._halfways.append(outcome.halfway)
+
+    def _behaviour(self, genotype: Genotype) -> Vector | None:
+        return behaviour(self._session.space.to_graph(genotype))
 
     def _identity(self, genotype: Genotype) -> str:
         graph = self._session.space.to_graph(genotype)
