@@ -1,17 +1,17 @@
-"""Evolution against random search, at the same number of evaluations; then the best found against known layers.
+"""Does evolution beat random search? Arms on the micro rung, all registered here before any of them runs.
 
-    python bench/evolution.py                  # whatever is missing, then tables and plot; hours on two cores
-    python bench/evolution.py --report         # tables and plot alone
-    python bench/evolution.py --evaluations 40 --seeds 1 --networks resnet --out runs/small    # a small one
+    python bench/evolution.py                             # whatever is missing, then the tables; hours on two cores
+    python bench/evolution.py --report                    # tables and plot alone
+    python bench/evolution.py --arms gated-evolution,gated-random --seeds 2 --trained 20 --out runs/small
 
-Both search on fractals, on all networks, from the same space, with the same stages and recipe; random search is
-evolution with nothing but fresh layers. Every seed is a run of the search engine of its own, which can be stopped and
-goes on; they share a cache of evaluations. A curve is the best mean validation loss over networks so far, by
-evaluations, mean and deviation over seeds.
+An arm is a configuration (`ARMS`); its seeds (`SEEDS`) are runs of the search engine of their own, on fractals, whose
+budget is counted in full micro trainings (eq). They can be stopped and go on. Random search is the same configuration
+with nothing but fresh layers, behind the same filters.
 
-Judged on digits, which no search saw: the best of each run after its re-ranking, and the known layers, all trained
-alike with fresh seeds on all networks. A training fails if it is not finite or ends below twice chance; failures are
-counted apart from means.
+The score of a run is not what the search saw: its best layers that the stability stage does not refuse, five at most,
+are trained from three other sets of weights; the first of them is trained from three others again, and the mean loss of
+those three is the score. Layers that stability refused are counted. Arms are compared by the exact Mann-Whitney test,
+one-sided: the first is below the second. The effect size is the share of pairs of runs in which it is, ties by half.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,192 +35,310 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from scipy.stats import mannwhitneyu
 
 import normforge as nf
+from normforge.ir.graph import Graph
 from normforge.passes import simplify
+from normforge.probing.behaviour import nearest_known
 from normforge.search import events, results
 from normforge.search.config import Config, load
 from normforge.search.events import Candidate, Compared
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.run import run
-from normforge.search.space import PAPER
+from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 from normforge.search.tasks import WORK, Task
 from normforge.search.workers import open_pool, run_all
 
 RESULTS = Path(__file__).parent / "results"
-KNOWN = ("bn-relu", "bn-silu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
-MODES = ("evolution", "random")
-CLASSES = 10
+FILTERS = ("filters.family=true", "filters.behaviour=0.995", "filters.signal=1.5", "filters.probing=true")
+GATED = ("evolution.protocol=structural", *FILTERS)
+RANDOM = ("evolution.fresh=1", "evolution.draws=random")
+ARMS: dict[str, tuple[str, ...]] = {
+    "gated-evolution": GATED,
+    "gated-random": (*FILTERS, *RANDOM),
+    "paper-evolution": ("evolution.protocol=paper",),
+    "paper-random": RANDOM,
+    # Random search over the draws that evolution begins with.
+    "gated-grown": (*GATED, "evolution.fresh=1"),
+    # Evolution with one thing taken away.
+    "no-gate": (*GATED, "filters.signal=0"),
+    "no-behaviour": (*GATED, "filters.behaviour=0"),
+    "no-grown-draws": (*GATED, "evolution.draws=random"),
+    "no-moves": (*GATED, "evolution.mutation=redraw", "evolution.grafts=0"),
+}
+SEEDS: dict[str, tuple[int, ...]] = {
+    name: tuple(range(2000, 2008 if name.startswith("gated") else 2005)) for name in ARMS
+}
+TESTS = (  # the first is below the second, with a p of at most
+    ("gated-evolution", "gated-random", 0.01),
+    ("gated-evolution", "gated-grown", 0.01),
+    ("gated-evolution", "paper-evolution", 0.05),
+    ("gated-evolution", "paper-random", 0.05),
+)
+KNOWN = ("bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
+TRAINED = 100.0  # eq of a run
+BEST, SEEN, FRESH = 5, (1, 2, 3), (4, 5, 6)  # layers ranked again; the weights of that ranking, and of the score
 
 
-def config(mode: str, seed: int, options: argparse.Namespace) -> Config:
-    """Of one run."""
-    settings = [
-        f"seed={seed}",
-        f"networks.use={options.networks}",
-        f"evolution.fresh={1.0 if mode == 'random' else 0.5}",
-        f"budget.evaluations={options.evaluations}",
-        "budget.minutes=100000",
-        f"workers.count={options.workers}",
-        f"cache.file={options.out / 'evaluations.db'}",
-        "final.best=1",
-        "final.seeds=1",
-        "final.baselines=bn-relu",
-    ]
-    return load("fractals", settings)
+def settings(arm: str, seed: int, options: argparse.Namespace) -> Config:
+    """The configuration of one run."""
+    return load(
+        "fractals",
+        [
+            f"seed={seed}",
+            "networks.use=plain",
+            "networks.groups=4",
+            "data.fractals.size=8",
+            "ladder.use=micro",
+            "recipe.steps=120",
+            "recipe.batch=32",
+            "quality.steps=30",
+            *ARMS[arm],
+            f"budget.trained={options.trained}",
+            "budget.minutes=100000",
+            f"workers.count={options.workers}",
+            "final.candidates=1",
+            "final.best=1",
+            "final.seeds=1",
+            "final.baselines=bn-relu",
+        ],
+    )
 
 
-def directory(mode: str, seed: int, options: argparse.Namespace) -> Path:
-    """Of one run."""
-    return options.out / f"{mode}-{seed}"
+@dataclass
+class Run:
+    """A run as it was stored.
+
+    Attributes:
+        candidates: all of them, in the order of their numbers.
+        space: that they were drawn from.
+    """
+
+    candidates: list[Candidate]
+    space: SearchSpace
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read a run directory."""
+        store = Store(path)
+        try:
+            found = sorted(events.candidates(store), key=lambda c: c.index)
+            return cls(found, SearchSpace(results.settings(store).space))
+        finally:
+            store.close()
+
+    def curve(self) -> list[tuple[float, float, float]]:
+        """(eq, CPU-seconds, best loss) after each trained layer."""
+        trained = spent = 0.0
+        best, points = math.inf, []
+        for candidate in self.candidates:
+            trained += candidate.outcome.trained
+            spent += candidate.seconds
+            best = min(best, loss_of(candidate.outcome))
+            if candidate.outcome.trained:
+                points.append((trained, spent, best))
+        return points
+
+    def ranked(self) -> list[Candidate]:
+        """The scored layers, the best first, each once."""
+        scored = [c for c in self.candidates if c.outcome.fate is Fate.SCORED]
+        return results.best_distinct(sorted(scored, key=lambda c: loss_of(c.outcome)), len(scored), self.space)
 
 
-def progress_of(path: Path) -> list[float]:
-    """The best mean loss over networks after each evaluation, in slot order; infinite before the first scored one."""
-    store = Store(path)
-    evaluated = sorted((c for c in events.each(store, Candidate) if c.evaluated), key=lambda c: c.index)
-    best, curve = math.inf, []
-    for candidate in evaluated:
-        if candidate.outcome.fate is Fate.SCORED:
-            best = min(best, statistics.fmean(candidate.outcome.loss.values()))
-        curve.append(best)
-    store.close()
-    return curve
+def loss_of(outcome: Outcome) -> float:
+    """The loss of a micro training; infinite where it failed."""
+    return outcome.loss.get("micro", math.inf) if outcome.fate is Fate.SCORED else math.inf
 
 
-def found(path: Path) -> Candidate:
-    """The best after re-ranking."""
-    store = Store(path)
-    try:
-        return results.candidate_of(store, "best", PAPER)
-    finally:
-        store.close()
+class Judge:
+    """Trains layers from weights that no search used, each once; what was trained is stored."""
 
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self._config = settings("gated-evolution", 0, options)
+        self._config = self._config.model_copy(
+            update={"ladder": self._config.ladder.model_copy(update={"use": ("micro", "stability")})}
+        )
+        self._console = console
+        self._store = Store(options.out / "judged", write=True)
+        self._done = {t.key: t.outcome for t in events.each(self._store, Compared)}
 
-def judge(graphs: dict[str, nf.Graph], options: argparse.Namespace) -> dict[str, list[Outcome]]:
-    """Trainings on digits, kept in a store of their own so that they go on where they were stopped."""
-    settings = load("demo", [f"networks.use={options.networks}", f"workers.count={options.workers}"])
-    store = Store(options.out / "judged", write=True)
-    done = {trained.key: trained.outcome for trained in events.each(store, Compared)}
-    tasks = [
-        Task(f"{graph.hash}/{repeat}", graph, settings, repeat, final=True)
-        for graph in graphs.values()
-        for repeat in range(1, options.judges + 1)
-    ]
-    tasks = list({t.key: t for t in tasks if t.key not in done}.values())
-    if tasks:
-        pool = open_pool(WORK, settings.workers)
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task("judging on digits", total=len(tasks))
-            for task, outcome in run_all(pool, tasks):
-                store.append([Compared(task.key, 0.0, outcome).record()])
-                done[task.key] = outcome
-                progress.advance(bar)
-        pool.stop()
-    store.close()
-    repeats = range(1, options.judges + 1)
-    return {name: [done[f"{graph.hash}/{r}"] for r in repeats] for name, graph in graphs.items()}
+    def stable(self, graphs: Sequence[Graph]) -> list[bool]:
+        """Does the stability stage let each layer pass?"""
+        found = self._evaluate([(graph, "stability", 0) for graph in graphs])
+        return [outcome.fate is Fate.SCORED for outcome in found]
 
+    def losses(self, graphs: Sequence[Graph], repeats: Sequence[int]) -> list[float]:
+        """The mean micro loss of each layer over weights; infinite where a training failed."""
+        found = self._evaluate([(graph, "micro", r) for graph in graphs for r in repeats])
+        values = [o.loss.get("micro", math.inf) if o.fate is Fate.PASSED else math.inf for o in found]
+        step = len(repeats)
+        return [statistics.fmean(values[i : i + step]) for i in range(0, len(values), step)]
 
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
-    """NaN of nothing."""
-    values = list(values)
-    if not values:
-        return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def summary(options: argparse.Namespace) -> dict[str, Any]:
-    """Curves, what was found, and the judgement."""
-    networks = options.networks.split(",")
-    curves = {m: [progress_of(directory(m, s, options)) for s in range(options.seeds)] for m in MODES}
-    layers = {f"{m} {s}": found(directory(m, s, options)) for m in MODES for s in range(options.seeds)}
-    graphs = {name: PAPER.to_graph(layer.genotype) for name, layer in layers.items()} | {
-        name: nf.parse(name) for name in KNOWN
-    }
-    rows = []
-    for name, outcomes in judge(graphs, options).items():
-        trained = results.Row(name, str(simplify(graphs[name])), name in layers, results.FAILED / CLASSES, outcomes)
-        by_network = {
-            n: {"loss": trained.mean("loss", n), "test": trained.mean("test", n), "failed": trained.failures(n)}
-            for n in networks
+    def _evaluate(self, asked: Sequence[tuple[Graph, str, int]]) -> list[Outcome]:
+        keys = [f"{graph.hash}/{rung}/{repeat}" for graph, rung, repeat in asked]
+        tasks = {
+            key: Task(key, graph, self._config, repeat, rung)
+            for key, (graph, rung, repeat) in zip(keys, asked, strict=True)
+            if key not in self._done
         }
-        scores = layers[name].outcome.scores if trained.found else None
-        rows.append({"layer": name, "formula": trained.formula, "networks": by_network, "found on fractals": scores})
-    rows.sort(key=lambda r: (sum(v["failed"] for v in r["networks"].values()), _mean_loss(r)))
-    at = [k for k in (25, 50, 100, 200, 400, 800, 1600) if k < options.evaluations] + [options.evaluations]
-    best = {
-        m: {k: mean_and_deviation(c[k - 1] for c in curves[m] if len(c) >= k and math.isfinite(c[k - 1])) for k in at}
-        for m in MODES
+        if tasks:
+            pool = open_pool(WORK, self._config.workers)
+            try:
+                with Progress(console=self._console) as progress:
+                    bar = progress.add_task("judging", total=len(tasks))
+                    for task, outcome in run_all(pool, tasks.values()):
+                        self._store.append([Compared(task.key, 0.0, outcome).record()])
+                        self._done[task.key] = outcome
+                        progress.advance(bar)
+            finally:
+                pool.stop()
+        return [self._done[key] for key in keys]
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+
+def score(found: Run, judge: Judge) -> dict[str, Any]:
+    """The score of a run, and the layer that has it."""
+    ranked, kept, unstable = found.ranked(), [], 0
+    graphs = {c.name: found.space.to_graph(c.genotype) for c in ranked}
+    for candidate in ranked:
+        if len(kept) == BEST:
+            break
+        if judge.stable([graphs[candidate.name]])[0]:
+            kept.append(candidate)
+        else:
+            unstable += 1
+    curve = found.curve()
+    row: dict[str, Any] = {
+        "trained": sum(1 for c in found.candidates if c.outcome.trained),
+        "drawn": len(found.candidates),
+        "eq": curve[-1][0] if curve else 0.0,
+        "CPU seconds": round(sum(c.seconds for c in found.candidates), 1),
+        "best seen": curve[-1][2] if curve else math.inf,
+        "unstable among the best": unstable,
+        "score": math.inf,
     }
-    return {"curves": curves, "best mean loss after": best, "judged on digits": rows}
+    if kept:
+        again = judge.losses([graphs[c.name] for c in kept], SEEN)
+        first = kept[min(range(len(kept)), key=again.__getitem__)]
+        graph = graphs[first.name]
+        near = nearest_known(graph, 1)
+        row |= {
+            "score": judge.losses([graph], FRESH)[0],
+            "layer": str(simplify(graph)),
+            "nearest": str(near[0]) if near else "none",
+        }
+    return row
 
 
-def _mean_loss(row: dict[str, Any]) -> float:
-    losses = [v["loss"][0] for v in row["networks"].values()]
-    return math.inf if any(map(math.isnan, losses)) else statistics.fmean(losses)
+def summary(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Scores, tests and curves of the runs that there are."""
+    judge = Judge(options, console)
+    try:
+        rows = {}
+        for arm in options.arms:
+            paths = {seed: options.out / f"{arm}-{seed}" for seed in seeds_of(arm, options)}
+            rows[arm] = {seed: Run.read(p) for seed, p in paths.items() if (p / "search.db").exists()}
+        scored = {arm: {seed: score(found, judge) for seed, found in runs.items()} for arm, runs in rows.items()}
+        curves = {arm: [found.curve() for found in runs.values()] for arm, runs in rows.items()}
+        known = dict(zip(KNOWN, judge.losses([nf.parse(name) for name in KNOWN], FRESH), strict=True))
+    finally:
+        judge.close()
+    tests = [
+        {"below": a, "above": b, "at most": most, **compare(scored[a].values(), scored[b].values())}
+        for a, b, most in TESTS
+        if scored.get(a) and scored.get(b)
+    ]
+    return {"settings": ARMS, "runs": scored, "tests": tests, "known": known, "curves": curves}
+
+
+def compare(ones: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The exact one-sided Mann-Whitney p that the first scores are lower, and the share of pairs in which they are."""
+    a, b = [r["score"] for r in ones], [r["score"] for r in others]
+    p = float(mannwhitneyu(a, b, alternative="less", method="exact").pvalue)
+    wins = statistics.fmean(1.0 if x < y else 0.5 if x == y else 0.0 for x in a for y in b)
+    return {"p": p, "share of pairs": wins}
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The tables for people."""
-    table = Table("evaluations", *MODES, title="Best mean validation loss over networks, fractals", box=None)
-    for k in result["best mean loss after"]["evolution"]:
-        table.add_row(str(k), *(_plus_minus(result["best mean loss after"][m][k]) for m in MODES))
+    """Print the tables."""
+    table = Table("arm", "scores by seed", "mean", "layers", "CPU s", "unstable", box=None)
+    for arm, runs in result["runs"].items():
+        rows = list(runs.values())
+        if not rows:
+            continue
+        scores = [r["score"] for r in rows]
+        table.add_row(
+            arm,
+            " ".join(f"{s:.3f}" for s in scores),
+            f"{statistics.fmean(scores):.3f}",
+            f"{statistics.fmean(r['trained'] for r in rows):.0f}",
+            f"{statistics.fmean(r['CPU seconds'] for r in rows):.0f}",
+            str(sum(r["unstable among the best"] for r in rows)),
+        )
     console.print(table)
-    networks = list(result["judged on digits"][0]["networks"])
-    table = Table("layer", *(f"{n}: loss, test acc., failed" for n in networks), title="Judged on digits", box=None)
-    for row in result["judged on digits"]:
-        cells = [f"{_plus_minus(v['loss'])}, {_plus_minus(v['test'])}, {v['failed']}" for v in row["networks"].values()]
-        table.add_row(row["layer"], *cells)
-    console.print(table)
-    for row in result["judged on digits"]:
-        console.print(f"  {row['layer']:12} {row['formula']}", highlight=False, markup=False, soft_wrap=True)
+    console.print("known, same weights: " + ", ".join(f"{n} {v:.3f}" for n, v in result["known"].items()))
+    for test in result["tests"]:
+        verdict = "holds" if test["p"] <= test["at most"] else "does not hold"
+        console.print(
+            f"{test['below']} below {test['above']}: p = {test['p']:.4f} (at most {test['at most']}: {verdict}), "
+            f"in {test['share of pairs']:.0%} of pairs"
+        )
+    for arm, runs in result["runs"].items():
+        for seed, row in runs.items():
+            layer = f"{row.get('layer', '-')}   [{row.get('nearest', '')}]"
+            console.print(f"  {arm} {seed}: {row['score']:.3f} {layer}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _plus_minus(value: tuple[float, float]) -> str:
-    return "-" if math.isnan(value[0]) else f"{value[0]:.3f} ± {value[1]:.3f}"
-
-
-def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
-    """Mean and deviation over seeds."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for mode, color in zip(MODES, ("tab:red", "tab:gray"), strict=True):
-        length = min(map(len, curves[mode]))
-        columns = [[c[k] for c in curves[mode]] for k in range(length)]
-        shown = [k for k, column in enumerate(columns) if all(map(math.isfinite, column))]
-        means = [statistics.fmean(columns[k]) for k in shown]
-        spread = [statistics.stdev(columns[k]) if len(columns[k]) > 1 else 0.0 for k in shown]
-        axes.step(shown, means, where="post", color=color, label=mode)
-        low, high = ([m + s * d for m, d in zip(means, spread, strict=True)] for s in (-1, 1))
-        axes.fill_between(shown, low, high, step="post", color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel="evaluations", ylabel="best mean validation loss", title="Search on fractals, mean ± deviation")
-    axes.legend()
+def plot(curves: dict[str, list[list[tuple[float, float, float]]]], path: Path) -> None:
+    """The best loss that a run has seen, mean over seeds: by eq and by CPU-seconds."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for (arm, runs), color in zip(curves.items(), plt.get_cmap("tab10").colors, strict=False):
+        for axis, at in zip(axes, (0, 1), strict=True):
+            for k, points in enumerate(runs):
+                label = arm if k == 0 else None
+                axis.step(
+                    [p[at] for p in points], [p[2] for p in points], where="post", color=color, alpha=0.6, label=label
+                )
+    axes[0].set(xlabel="micro trainings (eq)", ylabel="best loss seen")
+    axes[1].set(xlabel="CPU-seconds, filters included", xscale="log")
+    axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
+def seeds_of(arm: str, options: argparse.Namespace) -> tuple[int, ...]:
+    """The registered seeds of an arm, as many as are asked for."""
+    return SEEDS[arm][: options.seeds]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluations", type=int, default=200, help="of each run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--networks", default="resnet,mobilenet,efficientnet")
-    parser.add_argument("--judges", type=int, default=5, help="seeds of the judgement")
+    parser.add_argument("--arms", default=",".join(ARMS), help="only these, separated by commas")
+    parser.add_argument("--seeds", type=int, help="only the first of each arm's")
+    parser.add_argument("--trained", type=float, default=TRAINED, help="eq of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("runs/evolution"), help="of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="for evolution.json and evolution.png")
     parser.add_argument("--report", action="store_true", help="search nothing")
     options = parser.parse_args()
+    options.arms = options.arms.split(",")
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for seed in range(options.seeds):
-        for mode in MODES if not options.report else ():
-            console.rule(f"{mode}, seed {seed}")
-            if not run(config(mode, seed, options), directory(mode, seed, options), console):
-                return 130
-    result = summary(options)
+    # Seed by seed, so that arms are compared whenever this is stopped.
+    for k in range(max(map(len, SEEDS.values()))) if not options.report else ():
+        for arm in options.arms:
+            for seed in seeds_of(arm, options)[k : k + 1]:
+                console.rule(f"{arm}, seed {seed}")
+                if not run(settings(arm, seed, options), options.out / f"{arm}-{seed}", console):
+                    return 130
+    result = summary(options, console)
     show(result, console)
-    plot(result["curves"], options.results / "evolution.png")
+    plot(result.pop("curves"), options.results / "evolution.png")
     write(options.results / "evolution.json", json.loads(json.dumps({"machine": machine(), **result})))
     return 0
 

@@ -39,8 +39,10 @@ def grown(rng: np.random.Generator, space: SearchSpace) -> Genotype:
     number for a sample or a channel."""
     body = [Gene(_OUTPUT, (_X,))]
     for _ in range(min(int(rng.integers(LEAST, MOST + 1)), space.nodes)):
-        made = (_insert(rng, space, body) for _ in range(_ATTEMPTS))
-        body = next((one for one in made if _varies(space, one)), body)
+        made = [_insert(rng, space, body)]
+        while not _varies(space, made[-1]) and len(made) < _ATTEMPTS:  # a space of moments alone has nothing else
+            made.append(_insert(rng, space, body))
+        body = made[-1]
     layer = _layer(rng, space, body)
     assert layer is not None
     return layer

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normforge.ir import parse, verify
+from normforge.ir.types import FULL
 from normforge.search import moves
 from normforge.search.config import Space
 from normforge.search.moves import MOVES, active
@@ -77,7 +78,14 @@ def test_grown_layers_are_valid_and_read_x(space, seed):
     assert len(genotype) == space.nodes
     assert min(moves.LEAST, space.nodes) <= len(active(genotype)) <= min(moves.MOST, space.nodes)
     assert reads_x(genotype)
-    verify(space.to_graph(genotype))
+    graph = space.to_graph(genotype)
+    verify(graph)
+    assert graph.output.axes == FULL
+
+
+def test_a_space_of_moments_alone_has_grown_layers():
+    space = SearchSpace(Space(nodes=3, operations=("mean",), index_sets=("w,h",)))
+    assert reads_x(moves.grown(stream(0, "grow", 0), space))
 
 
 @given(spaces, seeds, seeds)
