@@ -184,7 +184,7 @@ class Micro(Section):
     rate: float = Field(default=0.1, gt=0, description="learning rate at the first step; its schedule is a cosine")
     look: int = Field(default=30, ge=1, description="step after which a layer that has not begun to learn is stopped")
     begun: float = Field(
-        default=1.5,
+        default=1.25,
         ge=0,
         description="least validation accuracy at `look` in multiples of chance, but at most a tenth of the way to 1",
     )
