@@ -81,7 +81,7 @@ class Outcome:
 
     def after(self, before: Outcome) -> Outcome:
         """The outcome of a layer that was promoted: this one, with what the rungs before it have found."""
-        by_name = ("loss", "accuracy", "gradient")
+        by_name = ("loss", "accuracy", "holdout", "test", "halfway", "gradient")
         merged: dict[str, Any] = {name: getattr(before, name) | getattr(self, name) for name in by_name}
         stages = before.seconds.keys() | self.seconds.keys()
         summed = {s: round(before.seconds.get(s, 0.0) + self.seconds.get(s, 0.0), 5) for s in sorted(stages)}
