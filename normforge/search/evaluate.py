@@ -9,7 +9,6 @@ the network, the recipe and the data, by which the cache keeps it.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +17,7 @@ import torch
 from normforge.errors import NormforgeError
 from normforge.probing.probe import probe
 from normforge.search.cost import equivalents, micro_recipe
-from normforge.search.funnel import Fate, Outcome, least_accuracy, out_of_memory
+from normforge.search.funnel import Fate, Outcome, Refused, least_accuracy, out_of_memory, timed
 from normforge.search.objectives import margin, traffic
 from normforge.search.stability import gradient_ascent
 from normforge.search.tasks import Piece, Task
@@ -46,12 +45,6 @@ def _training_of(piece: str) -> str:
     """The name of the training that a piece belongs to."""
     stage, _, network = piece.partition("/")
     return piece if stage == "small_batch" else network
-
-
-class _Refused(Exception):
-    def __init__(self, fate: Fate, reason: str) -> None:
-        super().__init__(reason)
-        self.fate = fate
 
 
 def run_task(task: Task) -> Outcome:
@@ -96,7 +89,7 @@ class Evaluation:
         peak_memory(self.device, reset=True)
         try:
             scores = self.train() if self.task.final else self.funnel()
-        except _Refused as refused:
+        except Refused as refused:
             return self._outcome(refused.fate, str(refused))
         except (RuntimeError, NormforgeError) as e:
             if out_of_memory(e):
@@ -112,7 +105,7 @@ class Evaluation:
         objective, none of a rung that only refuses.
 
         Raises:
-            _Refused: by one of them.
+            Refused: by one of them.
         """
         rung, rungs = self.task.rung, self.config.ladder.use
         first = not rung or rung == rungs[0]
@@ -120,7 +113,7 @@ class Evaluation:
             with self._timed(Fate.PROBING):
                 # Interpreted, since most of what fails here is not worth compiling, and a verdict is no machine's own.
                 if findings := probe(self.graph, seed=self.config.recipe.seed).findings:
-                    raise _Refused(Fate.PROBING, findings[0].reason)
+                    raise Refused(Fate.PROBING, findings[0].reason)
         if rung == "micro":
             with self._timed(Fate.MICRO):
                 self._pass("micro", "micro")
@@ -137,7 +130,9 @@ class Evaluation:
         if rung in ("", "full"):
             self._everywhere(Fate.FULL)
             return self._scores()
-        short = {n: self.pieces[f"quality/{n}"]["short"] for n in self.config.networks.use} if rung == "quality" else {}
+        if rung == "stability":
+            return {}
+        short = {n: self.pieces[f"quality/{n}"]["short"] for n in self.config.networks.use}
         return {n: self._score(loss, self.out["accuracy"][n]) for n, loss in short.items()}
 
     def _everywhere(self, stage: Fate) -> None:
@@ -149,14 +144,14 @@ class Evaluation:
         """Train to the end alone, on every network, and judge on the held-out and the test images too.
 
         Raises:
-            _Refused: the first failure, after all networks.
+            Refused: the first failure, after all networks.
         """
         failure = None
         for network in self.config.networks.use:
             try:
                 with self._timed(Fate.FULL):
                     self._pass("final", network)
-            except _Refused as refused:
+            except Refused as refused:
                 failure = failure or refused
         if failure:
             raise failure
@@ -174,11 +169,11 @@ class Evaluation:
         least = least_accuracy(rules.begun, self.data.classes, way=0.1)
         if accuracy < least:
             reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {least:.1%}"
-            raise _Refused(Fate.MICRO, reason)
+            raise Refused(Fate.MICRO, reason)
         training.advance(rules.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):
-            raise _Refused(Fate.MICRO, f"the validation loss is {loss} after {training.done} steps")
+            raise Refused(Fate.MICRO, f"the validation loss is {loss} after {training.done} steps")
         return {"loss": loss, "accuracy": accuracy}
 
     def _quality(self, network: str) -> Piece:
@@ -186,7 +181,7 @@ class Evaluation:
         training.advance(rules.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
-            raise _Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
+            raise Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
         threshold = least_accuracy(rules.threshold, self.data.classes)
         reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {threshold:.1%}"
         return {"accuracy": accuracy, "short": loss} | (
@@ -201,7 +196,7 @@ class Evaluation:
         model = self.setup.model(network, self.recipe, self.task.repeat)
         largest, steps, stable = gradient_ascent(model, images, part.labels[batch], rules)
         if not stable:
-            raise _Refused(Fate.STABILITY, f"gradient norm {largest:.1e} after {steps} steps of ascent")
+            raise Refused(Fate.STABILITY, f"gradient norm {largest:.1e} after {steps} steps of ascent")
         return {"gradient": largest}
 
     def _halfway(self, network: str) -> Piece:
@@ -215,14 +210,14 @@ class Evaluation:
         if limits and all(halfway.get(n, math.inf) > limit for n, limit in limits.items()):
             losses = ", ".join(f"{halfway.get(n, math.inf):.3f} on {n}" for n in limits)
             share = self.config.early.keep
-            raise _Refused(Fate.EARLY, f"halfway losses {losses}: not among the best {share:.0%} on any network")
+            raise Refused(Fate.EARLY, f"halfway losses {losses}: not among the best {share:.0%} on any network")
 
     def _full(self, network: str) -> Piece:
         training = self.training(network)
         training.advance(self.recipe.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
-            raise _Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
+            raise Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
         return {"loss": loss, "accuracy": accuracy}
 
     def _final(self, network: str) -> Piece:
@@ -231,7 +226,7 @@ class Evaluation:
         holdout, _ = evaluate(training.model, self.data.holdout, self.recipe)
         _, test = evaluate(training.model, self.data.test, self.recipe)
         if not math.isfinite(holdout):
-            raise _Refused(Fate.FULL, f"the held-out loss is {holdout} after {training.done} steps")
+            raise Refused(Fate.FULL, f"the held-out loss is {holdout} after {training.done} steps")
         return piece | {"holdout": holdout, "test": test}
 
     def _scores(self) -> dict[str, float]:
@@ -257,7 +252,7 @@ class Evaluation:
         training.advance(recipe.steps)
         loss, accuracy = evaluate(training.model, self.data.validation, recipe)
         if not math.isfinite(loss):
-            raise _Refused(Fate.FULL, f"the validation loss is {loss} after training with batches of {recipe.batch}")
+            raise Refused(Fate.FULL, f"the validation loss is {loss} after training with batches of {recipe.batch}")
         return {"score": self._score(loss, accuracy)}
 
     def _score(self, loss: float, accuracy: float) -> float:
@@ -275,7 +270,7 @@ class Evaluation:
             return self.pieces[key]
         try:
             piece: Piece = getattr(self, f"_{stage}")(network)
-        except _Refused as refused:
+        except Refused as refused:
             piece = {"refused": [refused.fate, str(refused)]}
         except Diverged as diverged:
             piece = {"refused": [_FATES[stage], str(diverged)]}
@@ -295,7 +290,7 @@ class Evaluation:
                 self.out[name][network] = value
         if refusal := piece.get("refused"):
             where = f" ({network})" if len(self.config.networks.use) > 1 else ""
-            raise _Refused(Fate(refusal[0]), f"{refusal[1]}{where}")
+            raise Refused(Fate(refusal[0]), f"{refusal[1]}{where}")
 
     def training(self, network: str) -> Training:
         """The training on a network, begun if it was not."""
@@ -328,9 +323,5 @@ class Evaluation:
     @contextmanager
     def _timed(self, stage: Fate) -> Iterator[None]:
         self.stage = stage
-        start = time.perf_counter()
-        try:
+        with timed(self.seconds, stage.value):
             yield
-        finally:
-            spent = self.seconds.get(stage.value, 0.0) + time.perf_counter() - start
-            self.seconds[stage.value] = round(spent, 4)

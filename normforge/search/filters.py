@@ -14,9 +14,7 @@ else, so that a run that goes on refuses what it would have refused.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from normforge.ir.graph import Graph
@@ -26,7 +24,7 @@ from normforge.probing.probe import probe
 from normforge.probing.signal import signal
 from normforge.search.behaviours import Behaviours
 from normforge.search.config import Config
-from normforge.search.funnel import UNDECIDED, Fate, Outcome
+from normforge.search.funnel import UNDECIDED, Fate, Outcome, Refused, timed
 
 
 @dataclass
@@ -54,12 +52,6 @@ class Keys:
         return {name: key for name, key in named.items() if key}
 
 
-class _Refused(Exception):
-    def __init__(self, fate: Fate, reason: str) -> None:
-        super().__init__(reason)
-        self.fate = fate
-
-
 _WHAT = {"hash": "the same function as", "fingerprint": "the same numbers as", "family": "of one family with"}
 
 
@@ -83,16 +75,16 @@ class Filters:
         """
         keys = Keys()
         try:
-            with _timed(keys, "static"):
+            with timed(keys.seconds, "static"):
                 self._distinct(graph, keys)
             if self._rules.signal:
-                with _timed(keys, "signal"):
+                with timed(keys.seconds, "signal"):
                     self._gate(graph)
             if self._rules.probing:
-                with _timed(keys, "probing"):
+                with timed(keys.seconds, "probing"):
                     if findings := probe(graph, seed=self._seed).findings:
-                        raise _Refused(Fate.PROBING, findings[0].reason)
-        except _Refused as refused:
+                        raise Refused(Fate.PROBING, findings[0].reason)
+        except Refused as refused:
             return Outcome(refused.fate, str(refused)), Keys(seconds=keys.seconds)
         except UNDECIDED as e:  # a drawn layer is arbitrary input: it may cost itself, never the run
             reason = f"{type(e).__name__} in the static stages: {e}"
@@ -120,11 +112,11 @@ class Filters:
         """Fill in the keys, one after the other, each dearer than the one before.
 
         Raises:
-            _Refused: degenerate or a duplicate.
+            Refused: degenerate or a duplicate.
         """
         findings = Degeneracy().run(graph)
         if findings:
-            raise _Refused(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}")
+            raise Refused(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}")
         keys.hash = self._new("hash", graph.hash)
         keys.fingerprint = self._new("fingerprint", fingerprint(graph) or "")
         if self._rules.family:
@@ -132,12 +124,12 @@ class Filters:
         if self._rules.behaviour:
             keys.behaviour = behaviour(graph)
             if keys.behaviour is not None and (near := self._behaviours.nearest(keys.behaviour, self._rules.behaviour)):
-                raise _Refused(Fate.DUPLICATE, f"behaviour: cosine {near[1]:.4f} with candidate {near[0]}")
+                raise Refused(Fate.DUPLICATE, f"behaviour: cosine {near[1]:.4f} with candidate {near[0]}")
 
     def _new(self, name: str, key: str) -> str:
         earlier = self._by[name].get(key) if key else None
         if earlier is not None:
-            raise _Refused(Fate.DUPLICATE, f"{name}: {_WHAT[name]} candidate {earlier}")
+            raise Refused(Fate.DUPLICATE, f"{name}: {_WHAT[name]} candidate {earlier}")
         return key
 
     def _gate(self, graph: Graph) -> None:
@@ -147,13 +139,4 @@ class Filters:
         if gated > rules.signal:
             parts = f"variance {found.variance:.2f}, gradient {found.gradient:.2f}, 2 × scale {found.scale:.2f}"
             linear = f", and {gated - found.z:.2f} for R² {found.linearity:.3f} on x" if gated > found.z else ""
-            raise _Refused(Fate.GATE, f"z of at least {found.z:.2f} ({parts}){linear}: above {rules.signal:g}")
-
-
-@contextmanager
-def _timed(keys: Keys, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        keys.seconds[stage] = round(time.perf_counter() - start, 5)
+            raise Refused(Fate.GATE, f"z of at least {found.z:.2f} ({parts}){linear}: above {rules.signal:g}")

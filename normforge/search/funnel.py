@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -34,6 +36,24 @@ class Fate(enum.StrEnum):
     MEMORY = "memory"  # its worker was stopped at the memory limit
     PASSED = "passed"  # came through a rung of the ladder, and was not promoted to the next
     SCORED = "scored"  # came through
+
+
+class Refused(Exception):
+    """A stage has refused a layer: how its way ends, and the reason as the message."""
+
+    def __init__(self, fate: Fate, reason: str) -> None:
+        super().__init__(reason)
+        self.fate = fate
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time of what runs inside to the seconds of a stage."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 5)
 
 
 # What arithmetic on a drawn layer's constants may raise in the passes.
