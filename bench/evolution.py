@@ -49,7 +49,7 @@ from normforge.search.run import run
 from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 from normforge.search.tasks import WORK, Task
-from normforge.search.workers import open_pool, run_all
+from normforge.search.workers import WorkerPool, open_pool, run_all
 
 RESULTS = Path(__file__).parent / "results"
 FILTERS = ("filters.family=true", "filters.behaviour=0.995", "filters.signal=1.5", "filters.probing=true")
@@ -161,6 +161,7 @@ class Judge:
             update={"ladder": self._config.ladder.model_copy(update={"use": ("micro", "stability")})}
         )
         self._console = console
+        self._pool: WorkerPool | None = None  # opened with the first task
         self._store = Store(options.out / "judged", write=True)
         self._done = {t.key: t.outcome for t in events.each(self._store, Compared)}
 
@@ -184,20 +185,19 @@ class Judge:
             if key not in self._done
         }
         if tasks:
-            pool = open_pool(WORK, self._config.workers)
-            try:
-                with Progress(console=self._console) as progress:
-                    bar = progress.add_task("judging", total=len(tasks))
-                    for task, outcome in run_all(pool, tasks.values()):
-                        self._store.append([Compared(task.key, 0.0, outcome).record()])
-                        self._done[task.key] = outcome
-                        progress.advance(bar)
-            finally:
-                pool.stop()
+            self._pool = self._pool or open_pool(WORK, self._config.workers)
+            with Progress(console=self._console) as progress:
+                bar = progress.add_task("judging", total=len(tasks))
+                for task, outcome in run_all(self._pool, tasks.values()):
+                    self._store.append([Compared(task.key, 0.0, outcome).record()])
+                    self._done[task.key] = outcome
+                    progress.advance(bar)
         return [self._done[key] for key in keys]
 
     def close(self) -> None:
-        """Close the store."""
+        """End the workers and close the store."""
+        if self._pool:
+            self._pool.stop()
         self._store.close()
 
 

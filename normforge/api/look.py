@@ -12,8 +12,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
-from normforge.passes.differentiate import Differentiate
-from normforge.passes.pipeline import lower
+from normforge.passes.pipeline import derivative
 
 if TYPE_CHECKING:
     from normforge.probing.behaviour import Near
@@ -98,4 +97,4 @@ def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = No
 
 def grad(graph: Graph) -> Graph:
     """The vector-Jacobian product of all outputs, as a core graph: cotangents `ct.<output>` in, `d.<name>` out."""
-    return lower(Differentiate().run(graph))
+    return derivative(graph)

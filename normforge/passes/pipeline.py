@@ -48,8 +48,8 @@ def lower(graph: Graph) -> Graph:
     return run_passes(graph, Legalise(), Canonicalise())
 
 
-def derivative(graph: Graph, wrt: tuple[Node, ...], order: int) -> Graph:
-    """The lowered graph of the gradients of a lowered graph; see `Differentiate`."""
+def derivative(graph: Graph, wrt: tuple[Node, ...] | None = None, order: int = 1) -> Graph:
+    """The lowered graph of the gradients of a graph; see `Differentiate`."""
     return run_passes(graph, Differentiate(wrt, order), Legalise(), Canonicalise())
 
 

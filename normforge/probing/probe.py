@@ -16,8 +16,8 @@ import numpy as np
 from normforge.codegen.shapes import resolve_groups
 from normforge.ir.graph import Graph
 from normforge.passes.degeneracy import Check, Finding, describe_node
-from normforge.passes.differentiate import CT, Differentiate
-from normforge.passes.pipeline import lower
+from normforge.passes.differentiate import CT
+from normforge.passes.pipeline import derivative, lower
 from normforge.probing.reproducible import (
     Array,
     convolve,
@@ -84,7 +84,7 @@ class Layer:
         self.groups = resolve_groups(groups, channels)
         self.start = {p.name: np.full(channels if p.axes else (), p.attr[2], np.float32) for p in graph.params}
         self._forward = lower(graph)
-        self._backward = lower(Differentiate().run(graph))
+        self._backward = derivative(graph)
         self._dx = self._backward.with_outputs(("d.x", dict(self._backward.outputs)["d.x"]))
 
     def forward(self, x: Array) -> Array:
