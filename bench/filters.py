@@ -40,7 +40,13 @@ from normforge.search.space import PAPER
 from normforge.streams import stream
 
 RESULT = Path(__file__).parent / "results" / "filters.json"
-SETTINGS = ["filters.family=true", "filters.behaviour=0.995", "filters.signal=1.5", "filters.probing=true"]
+SETTINGS = [
+    "filters.family=true",
+    "filters.behaviour=0.995",
+    "filters.start=0.9999",
+    "filters.signal=1.5",
+    "filters.probing=true",
+]
 NEAR = 0.995
 MIXED = 400  # real behaviours that the stored ones are mixtures of
 QUERIES = 500
@@ -48,7 +54,7 @@ QUERIES = 500
 
 def drawn(count: int, settings: list[str], seed: int) -> dict[str, Any]:
     """Random layers through filters: fates, seconds by stage, and layers a second."""
-    filters = Filters(load("demo", settings))
+    filters = Filters(load("digits", settings))
     fates: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
     asked: Counter[str] = Counter()
@@ -100,7 +106,7 @@ def keys_alone(count: int, seed: int) -> dict[str, float]:
 
 def known() -> dict[str, str]:
     """What becomes of the named layers, one after the other; nothing where they come through."""
-    filters, fates = Filters(load("demo", SETTINGS)), {}
+    filters, fates = Filters(load("digits", SETTINGS)), {}
     for index, (name, graph) in enumerate(layers.items()):
         refused, keys = filters.refuse(graph)
         if refused is None:

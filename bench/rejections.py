@@ -83,7 +83,7 @@ def job(layer: str, genes: list[list[Any]] | None, data: str, network: str, repe
     from normforge.search.tasks import Task
 
     torch.set_num_threads(1)
-    config = load("demo", [f"data.source={data}", f"networks.use={network}"])
+    config = load("digits", [f"data.source={data}", f"networks.use={network}"])
     graph = graph_of(layer, genes)
     evaluation = Evaluation(Task("0", graph, config, repeat))
     row: dict[str, Any] = {"layer": layer, "genes": genes, "data": data, "network": network, "repeat": repeat}

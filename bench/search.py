@@ -225,14 +225,14 @@ def main() -> int:
     options = {k: str(v) for k, v in vars(args).items() if k != "output"}
     report: dict[str, Any] = {"machine": machine(), "options": options, "throughput": {}}
     for name in args.settings.split(","):
-        report["throughput"][name] = found = throughput(load("demo", SETTINGS[name]), args.candidates)
+        report["throughput"][name] = found = throughput(load("digits", SETTINGS[name]), args.candidates)
         for label in ("random candidates", "named layers"):
             print(f"{name}, {label}: {found[label]}")
         for way, seconds in found["stages"].items():
             print(f"{name}, seconds by stage, {way}: { ({k: round(v, 1) for k, v in seconds.items()}) }", flush=True)
         write(args.output, report)
     with tempfile.TemporaryDirectory() as directory:
-        report["front end"], examples = front_end(load("demo"), args.front_end, Path(directory) / "front")
+        report["front end"], examples = front_end(load("digits"), args.front_end, Path(directory) / "front")
         report["store"] = store_events(args.events, examples, Path(directory) / "store")
     write(args.output, report)
     for part in ("front end", "store"):

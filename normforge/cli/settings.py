@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from normforge.search.config import Config
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
-PresetOption = Annotated[str, typer.Option(help="Settings to start from: demo, fractals, paper-b, paper-s.")]
+PresetOption = Annotated[str, typer.Option(help="Settings to start from: demo, hour, night, digits, paper-b, paper-s.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of every random choice of the search.")]
 WorkersOption = Annotated[
     str | None, typer.Option(help="Number of processes; or ray, or ray://HOST:PORT, with as many as workers.count.")

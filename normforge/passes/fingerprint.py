@@ -35,7 +35,7 @@ def fingerprint(graph: Graph) -> str | None:
     dx = np.broadcast_to(evaluate(backward, values, groups=GROUPS)["d.x"], SHAPE)
     if not np.isfinite(y).any():
         return None
-    if np.linalg.norm(dx) <= NOTHING * np.linalg.norm(values[f"{CT}y"]):
+    if _norm(dx) <= NOTHING * _norm(values[f"{CT}y"]):
         dx = np.zeros(SHAPE)
     h = blake2b(digest_size=16)
     for value in (y, dx):
@@ -48,9 +48,13 @@ def fingerprint(graph: Graph) -> str | None:
     return h.hexdigest()
 
 
-def _quantised(value: Any) -> bytes:
+def _norm(value: Any) -> float:
     with np.errstate(over="ignore"):
-        norm = float(np.linalg.norm(value))
+        return float(np.linalg.norm(value))
+
+
+def _quantised(value: Any) -> bytes:
+    norm = _norm(value)
     if norm == 0 or not np.isfinite(norm):
         return repr(norm).encode()
     numbers = _directions() @ (value.ravel() / norm)

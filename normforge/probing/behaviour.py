@@ -30,7 +30,7 @@ SPREAD = 0.7  # of the logarithms of sizes, of the means, and of the parameters 
 Vector = npt.NDArray[np.float32]
 
 
-def behaviour(graph: Graph) -> Vector | None:
+def behaviour(graph: Graph, *, moved: bool = True) -> Vector | None:
     """The vector, in arithmetic whose results do not depend on the machine (see `reproducible`).
 
     Parameters are moved off their starts, where different layers give equal numbers, but for gamma and beta. The
@@ -39,13 +39,14 @@ def behaviour(graph: Graph) -> Vector | None:
 
     Args:
         graph: a layer.
+        moved: False leaves all parameters at their starts: what training begins with.
 
     Returns:
         float32 (LENGTH,), of norm 1 up to 1e-5; None where an output is not finite, or every channel constant.
     """
     core, channels = lower(graph), SHAPE[1]
-    moved = {p.name: _parameter(p.name, p.attr[2], channels if p.axes else 1) for p in graph.params}
-    found = [evaluate(core, moved | {"x": x}, groups=GROUPS)["y"] for x in _inputs()]
+    values = {p.name: _parameter(p.name, p.attr[2], channels if p.axes else 1, moved) for p in graph.params}
+    found = [evaluate(core, values | {"x": x}, groups=GROUPS)["y"] for x in _inputs()]
     full = (SHAPE[0], GROUPS, channels // GROUPS, SHAPE[2] * SHAPE[3])
     y = np.stack([np.broadcast_to(f, full).reshape(SHAPE) for f in found]).astype(np.float64)
     if not np.isfinite(y).all():
@@ -121,8 +122,8 @@ def _inputs() -> tuple[Array, ...]:
     return tuple(made)
 
 
-def _parameter(name: str, start: float, count: int) -> Array:
-    if name in ("gamma", "beta"):
+def _parameter(name: str, start: float, count: int, moved: bool) -> Array:
+    if name in ("gamma", "beta") or not moved:
         return np.full(count, start, np.float32)
     rng = stream(0, f"behaviour {name}", 0)
     return (start + SPREAD * rng.standard_normal(count)).astype(np.float32)

@@ -36,12 +36,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "structural": {
         "draws": "grown",
         "mutation": "moves",
-        "grafts": 0.2,
+        "further": 0.3,
+        "grafts": 0.3,
         "first": 8,
-        "fresh": 0.15,
+        "fresh": 0.1,
         "selection": "average",
         "window": 100,
-        "tournament": 0.15,
+        "tournament": 0.05,
         "tournament_least": 3,
         "ties": 0.02,
     },
@@ -64,12 +65,13 @@ class Evolution(Section):
     )
     mutation: Literal["redraw", "moves", "both"] = Field(
         default="redraw",
-        description="of a child: one gene drawn anew, as in the paper; one move on the active graph (insert, delete, "
-        "change, swap); or each for half of them",
+        description="of a child: one gene drawn anew, as in the paper; a move on the active graph (insert, delete, "
+        "change, swap, grow); or each for half of them",
     )
     grafts: float = Field(
         default=0.0, ge=0, le=1, description="share of children with a subtree of a second parent, and no mutation"
     )
+    further: float = Field(default=0.0, ge=0, lt=1, description="chance of one more move, after each move of a child")
     crossover: float = Field(
         default=0.0, ge=0, le=1, description="share of the others mutated from the mix of two parents' genes"
     )
@@ -120,6 +122,13 @@ class Filters(Section):
     behaviour: float = Field(
         default=0.0, ge=0, le=1, description="cosine of outputs above which two layers are one, such as 0.995; 0 is off"
     )
+    start: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="the same of layers with v0 and v1 at their starts, which differ by a parameter that training "
+        "hardly moves, such as 0.9999; 0 is off",
+    )
     signal: float = Field(
         default=0.0, ge=0, description="largest z of a layer, of how a signal changes in it, such as 1.5; 0 is off"
     )
@@ -133,10 +142,11 @@ class Objectives(Section):
     """The objectives of a layer: its loss on each network, and more if asked for. Smaller is better for all."""
 
     score: Literal["loss", "error"] = Field(default="loss", description="validation cross-entropy, or error rate")
-    also: tuple[Literal["traffic", "small_batch", "margin"], ...] = Field(
+    also: tuple[Literal["traffic", "small_batch", "shift", "margin"], ...] = Field(
         default=(),
         description="traffic: bytes that forward and backward move, in sizes of the input; small_batch: score of a "
-        "training with batches of `small_batch`; margin: log10 of the largest gradient norm under attack",
+        "training with batches of `small_batch`; shift: loss on validation images with noise, with half the contrast "
+        "and at another scale, averaged; margin: log10 of the largest gradient norm under attack",
     )
     small_batch: int = Field(default=4, ge=1)
 
@@ -208,6 +218,12 @@ class Final(Section):
     candidates: int = Field(default=10, ge=1, description="distinct layers that are ranked again")
     best: int = Field(default=3, ge=1, description="of these, kept for the comparison")
     seeds: int = Field(default=3, ge=1, description="trainings of each layer in the comparison; one in the ranking")
+    apart: int = Field(
+        default=0,
+        ge=0,
+        description="most trainings of a found layer and of the known one nearest to it by behaviour, until their "
+        "losses can be told apart; 0 leaves that layer out of the comparison",
+    )
     longer: float = Field(default=1.0, ge=1, le=100, description="factor of the recipe's steps in both")
     baselines: tuple[str, ...] = ("bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
 
@@ -250,7 +266,7 @@ class Config(Section):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("budget.", "workers.", "cache.")
 
-    preset: str = "demo"
+    preset: str = "digits"
     seed: int = Field(default=0, ge=0)
     space: Space = Space()
     filters: Filters = Filters()
@@ -282,10 +298,38 @@ _PAPER: dict[str, Any] = {
     "budget": {"minutes": 60 * 24 * 2},
     "workers": {"time_limit": 7200.0, "memory_limit": 16.0},
 }
+# What finds layers with some hundreds of trainings: see docs/search.md.
+_FINDS: dict[str, Any] = {
+    "filters": {"family": True, "behaviour": 0.995, "start": 0.9999, "signal": 1.5, "probing": True},
+    "evolution": {"protocol": "structural", "lag": 4},
+    "data": {"source": "fractals"},
+}
+_LADDER = {"use": ["micro", "quality", "full", "stability"]}
+_NETWORKS = _THREE | {"groups": 4}
 _SGD = {"batch": 128, "rate": 0.1, "nesterov": True}
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {},
-    "fractals": {"networks": _THREE, "data": {"source": "fractals"}, "budget": {"minutes": 120.0}},
+    "demo": {
+        **_FINDS,
+        "networks": {"use": ["resnet"], "groups": 4},
+        "ladder": _LADDER | {"promote": [0.25, 0.34, 1.0]},
+        "final": {"candidates": 5, "best": 2, "apart": 5, "baselines": ["bn-relu", "gn-relu", "evonorm-b0"]},
+        "budget": {"minutes": 5.0},
+    },
+    "hour": {
+        **_FINDS,
+        "networks": _NETWORKS,
+        "ladder": _LADDER | {"promote": [0.2, 0.34, 1.0]},
+        "final": {"candidates": 4, "best": 2, "apart": 6},
+        "budget": {"minutes": 40.0},
+    },
+    "night": {
+        **_FINDS,
+        "networks": _NETWORKS,
+        "ladder": _LADDER | {"promote": [0.2, 0.34, 1.0]},
+        "final": {"candidates": 10, "apart": 8},
+        "budget": {"minutes": 420.0},
+    },
+    "digits": {},
     "paper-b": {**_PAPER, "recipe": _SGD | {"steps": 2000, "schedule": "constant"}},
     "paper-s": {**_PAPER, "space": {"batch": False}, "recipe": _SGD | {"steps": 5000}},
 }

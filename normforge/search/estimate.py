@@ -97,9 +97,11 @@ class Estimate:
 
     @property
     def final_seconds(self) -> float:
-        """Seconds of re-ranking and comparison, all workers at work."""
+        """Seconds of re-ranking and comparison, all workers at work; at most, where layers are told apart."""
         final = self.config.final
         trainings = final.candidates + (final.best + len(final.baselines)) * final.seeds
+        if final.apart:  # each has a known one nearest to it, which may be among the baselines
+            trainings += final.best * final.seeds + 2 * final.best * max(0, final.apart - final.seeds)
         known = self.known.get("full") or self.known[""]  # on a ladder a full training begins from nothing
         training = known.seconds.get("quality", 0.0) + known.seconds["full"]
         return trainings * training * final.longer / self.config.workers.count

@@ -24,6 +24,7 @@ from normforge.search.tasks import Piece, Task
 from normforge.streams import stream
 from normforge.train.config import Recipe
 from normforge.train.data import load_data
+from normforge.train.data.shift import shifted
 from normforge.train.device import peak_memory
 from normforge.train.loop import Diverged, Training, evaluate, memory_format
 from normforge.train.networks import compiled
@@ -218,7 +219,13 @@ class Evaluation:
         loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
         if not math.isfinite(loss):
             raise Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
-        return {"loss": loss, "accuracy": accuracy}
+        piece = {"loss": loss, "accuracy": accuracy}
+        if "shift" in self.config.objectives.also:
+            losses = [evaluate(training.model, part, self.recipe)[0] for part in shifted(self.data.validation)]
+            if not all(map(math.isfinite, losses)):
+                raise Refused(Fate.FULL, f"the loss on shifted images is {max(losses)} after {training.done} steps")
+            piece["shift"] = math.fsum(losses) / len(losses)
+        return piece
 
     def _final(self, network: str) -> Piece:
         training = self.training(network)
@@ -241,6 +248,9 @@ class Evaluation:
             return traffic(self.graph)
         if name == "margin":
             return margin(self.out["gradient"])
+        if name == "shift":
+            losses = [self.pieces[f"full/{n}"]["shift"] for n in self.config.networks.use]
+            return math.fsum(losses) / len(losses)
         network = self.config.networks.use[0]
         self._pass("small_batch", network)
         return float(self.pieces[f"small_batch/{network}"]["score"])

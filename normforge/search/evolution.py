@@ -151,14 +151,20 @@ class TournamentEvolution:
         return self._cheapest(best, drawn)
 
     def _child(self, rng: np.random.Generator, parents: Sequence[Genotype], grafted: bool) -> Genotype:
-        """A graft, or a mutation of the parent or of the mix of both."""
+        """A graft, or a mutation of the parent or of the mix of both: one gene drawn anew, or one move and perhaps
+        further ones."""
         if grafted and (child := moves.graft(rng, self.space, *parents)):
             return child
         mixed = self.space.crossover(rng, *parents) if parents[1:] and not grafted else parents[0]
         how = self.rules.mutation
         if how == "both":
             how = "moves" if rng.random() < 0.5 else "redraw"
-        return moves.move(rng, self.space, mixed) if how == "moves" else self.space.mutate(rng, mixed)
+        if how == "redraw":
+            return self.space.mutate(rng, mixed)
+        child = moves.move(rng, self.space, mixed)
+        while rng.random() < self.rules.further:
+            child = moves.move(rng, self.space, child)
+        return child
 
     def _cheapest(self, best: Member, others: Sequence[Member]) -> Member:
         """Of the layers on its rung that are level with the best in every score the one of least memory traffic, then

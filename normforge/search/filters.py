@@ -3,9 +3,10 @@
 All are options but the static stages, the hash and the fingerprint:
 
     degenerate   by its types, by dependence, by range or by form, without numbers
-    duplicate    of an earlier candidate: one function (hash), the same numbers (fingerprint), one family, or so near by
-                 behaviour that a network could not tell the two apart
+    duplicate    of an earlier candidate: one function (hash), the same numbers (fingerprint), or so near by behaviour
+                 that a network could not tell the two apart, or that training begins with the same layer
     signal       z and a penalty for being linear above a threshold (see `normforge.probing.signal`)
+    duplicate    of one family with an earlier candidate, which takes longest to know
     probing      not finite, dead or exploding (see `normforge.probing.probe`); else the first stage of an evaluation
 
 Only candidates that have taken a slot are earlier ones. What a layer is refused for depends on them and on nothing
@@ -36,6 +37,7 @@ class Keys:
         fingerprint: of its numbers, where it has one.
         family: of its function, up to what parameters absorb; empty where the filter is off.
         behaviour: its vector; None where the filter is off or there is none. Not stored: it is computed again.
+        start: the vector with all parameters at their starts, likewise.
         seconds: by stage, of the filters.
     """
 
@@ -43,6 +45,7 @@ class Keys:
     fingerprint: str = ""
     family: str = ""
     behaviour: Vector | None = None
+    start: Vector | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,7 +68,7 @@ class Filters:
     def __init__(self, config: Config) -> None:
         self._rules, self._seed = config.filters, config.recipe.seed
         self._by: dict[str, dict[str, int]] = {name: {} for name in _WHAT}
-        self._behaviours = Behaviours()
+        self._behaviours, self._starts = Behaviours(), Behaviours()
 
     def refuse(self, graph: Graph) -> tuple[Outcome | None, Keys]:
         """What becomes of a layer that fails a filter; None for one that is worth training, and its keys.
@@ -80,6 +83,9 @@ class Filters:
             if self._rules.signal:
                 with timed(keys.seconds, "signal"):
                     self._gate(graph)
+            if self._rules.family:
+                with timed(keys.seconds, "static"):
+                    keys.family = self._new("family", graph.family_hash)
             if self._rules.probing:
                 with timed(keys.seconds, "probing"):
                     if findings := probe(graph, seed=self._seed).findings:
@@ -97,6 +103,8 @@ class Filters:
             self._by[name].setdefault(key, index)
         if keys.behaviour is not None:
             self._behaviours.add(index, keys.behaviour)
+        if keys.start is not None:
+            self._starts.add(index, keys.start)
 
     def restored(self, graph: Graph, stored: Mapping[str, str]) -> Keys:
         """The keys of a candidate that had taken a slot.
@@ -106,7 +114,8 @@ class Filters:
             stored: `Keys.stored` of then.
         """
         vector = behaviour(graph) if self._rules.behaviour else None
-        return Keys(stored["hash"], stored.get("fingerprint", ""), stored.get("family", ""), vector)
+        start = behaviour(graph, moved=False) if self._rules.start else None
+        return Keys(stored["hash"], stored.get("fingerprint", ""), stored.get("family", ""), vector, start)
 
     def _distinct(self, graph: Graph, keys: Keys) -> None:
         """Fill in the keys, one after the other, each dearer than the one before.
@@ -119,12 +128,12 @@ class Filters:
             raise Refused(Fate.DEGENERATE, f"{findings[0].stage}: {findings[0].reason}")
         keys.hash = self._new("hash", graph.hash)
         keys.fingerprint = self._new("fingerprint", fingerprint(graph) or "")
-        if self._rules.family:
-            keys.family = self._new("family", graph.family_hash)
         if self._rules.behaviour:
             keys.behaviour = behaviour(graph)
-            if keys.behaviour is not None and (near := self._behaviours.nearest(keys.behaviour, self._rules.behaviour)):
-                raise Refused(Fate.DUPLICATE, f"behaviour: cosine {near[1]:.4f} with candidate {near[0]}")
+            _far("behaviour", keys.behaviour, self._behaviours, self._rules.behaviour)
+        if self._rules.start:
+            keys.start = behaviour(graph, moved=False)
+            _far("start", keys.start, self._starts, self._rules.start)
 
     def _new(self, name: str, key: str) -> str:
         earlier = self._by[name].get(key) if key else None
@@ -140,3 +149,8 @@ class Filters:
             parts = f"variance {found.variance:.2f}, gradient {found.gradient:.2f}, 2 × scale {found.scale:.2f}"
             linear = f", and {gated - found.z:.2f} for R² {found.linearity:.3f} on x" if gated > found.z else ""
             raise Refused(Fate.GATE, f"z of at least {found.z:.2f} ({parts}){linear}: above {rules.signal:g}")
+
+
+def _far(name: str, vector: Vector | None, stored: Behaviours, least: float) -> None:
+    if vector is not None and (near := stored.nearest(vector, least)):
+        raise Refused(Fate.DUPLICATE, f"{name}: cosine {near[1]:.4f} with candidate {near[0]}")

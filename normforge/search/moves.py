@@ -5,7 +5,8 @@ graph itself, and never to one that does not read x. The genes that the output d
 into: they are drawn anew and come first, as in `SearchSpace.encode`. All draws are uniform and come from the generator
 that is passed.
 
-Subtree crossover and single-node moves are those of genetic programming (Koza, "Genetic Programming", 1992, chapter 6).
+Subtree crossover, subtree mutation and single-node moves are those of genetic programming (Koza, "Genetic
+Programming", 1992, chapter 6).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _T = TypeVar("_T")
 _OUTPUT = "output"
 _X = 0  # its number
 _ATTEMPTS = 50
+_GROWN = (2, 5)  # insertions of the move that grows, from, and below
 _Body = list[Gene]  # the active genes, numbered without gaps, and one more that reads the output
 _Move = Callable[[np.random.Generator, SearchSpace, _Body], _Body | None]
 
@@ -121,7 +123,26 @@ def _swap(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
     return _compact([*body[:at], _with_operand(body[at], place, _one_of(rng, others)), *body[at + 1 :]])
 
 
-MOVES: dict[str, _Move] = {"insert": _insert, "delete": _delete, "change": _change, "swap": _swap}
+def _grow(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
+    """A small layer, of two to four insertions, on an edge: a function of what the edge brings takes its place.
+
+    One insertion at a time would have to pass what is worse, such as max(x, v0) on the way to max(x, tanh(x)).
+    """
+    at, place = _one_of(rng, _edges(body))
+    operand = body[at].inputs[place]
+    new = [Gene(_OUTPUT, (_X,))]
+    for _ in range(int(rng.integers(*_GROWN))):
+        new = _insert(rng, space, new)
+    spliced = [
+        Gene(name, tuple(operand if i == _X else i + at if i >= INITIAL else i for i in inputs))
+        for name, inputs in new[:-1]
+    ]
+    made = _put(body, at, spliced)
+    made[at + len(spliced)] = _with_operand(made[at + len(spliced)], place, INITIAL + at + len(spliced) - 1)
+    return made
+
+
+MOVES: dict[str, _Move] = {"insert": _insert, "delete": _delete, "change": _change, "swap": _swap, "grow": _grow}
 """By kind; their order is part of every run's random streams."""
 
 

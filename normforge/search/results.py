@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scipy.stats import ttest_ind
+
 from normforge.errors import RunError, UnknownNameError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import CATALOGUE, layers
 from normforge.passes import simplify
-from normforge.probing.behaviour import Near, behaviour, cosines
+from normforge.probing.behaviour import Near, behaviour, cosines, nearest_known
 from normforge.search import events
 from normforge.search.config import Config, unflat
 from normforge.search.events import Began, Candidate, Compared, Reranked
@@ -23,17 +25,20 @@ from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 
 FAILED = 2.0  # a training that ends below this many times chance has failed; see `least_accuracy`
+TOLD_APART = 0.01  # p from which two layers differ; small, since it is asked for again after every training
 
 
 @dataclass
 class Row:
-    """A row of the final comparison: one layer; `outcomes` has one entry a seed."""
+    """A row of the final comparison: one layer; `outcomes` has one entry a seed, `nearest` is the known layer that a
+    found one is nearest to by behaviour."""
 
     name: str
     formula: str
     found: bool
     least: float
     outcomes: list[Outcome] = field(default_factory=list)
+    nearest: Near | None = None
 
     def good(self, network: str) -> list[Outcome]:
         """The trainings that did not fail on the network; only these enter its means."""
@@ -50,6 +55,57 @@ class Row:
         if not values:
             return math.nan, math.nan
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def losses(self, networks: Sequence[str]) -> list[float]:
+        """The validation loss of each training that failed on no network, averaged over networks."""
+        good = [o for o in self.outcomes if all(o in self.good(n) for n in networks)]
+        return [statistics.fmean(o.loss[n] for n in networks) for o in good]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a found layer can be told from the known one nearest to it.
+
+    Attributes:
+        found: name of the one.
+        near: the other.
+        p: of Welch's two-sided t-test on validation losses averaged over networks, a number a training; 1 with fewer
+            than two trainings of either.
+        trainings: of each that did not fail.
+        better: whether the found layer's mean loss is below.
+    """
+
+    found: str
+    near: Near
+    p: float
+    trainings: tuple[int, int]
+    better: bool
+
+    @property
+    def apart(self) -> bool:
+        """Can they be told apart?"""
+        return self.p <= TOLD_APART
+
+    def __str__(self) -> str:
+        ones, others = self.trainings
+        counts = str(ones) if ones == others else f"{ones} and {others}"
+        how = f"{'better' if self.better else 'worse'} than it" if self.apart else "cannot be told from it"
+        return f"{self.found}: nearest known {self.near}; {how} by {counts} trainings (p = {self.p:.2g})"
+
+
+def verdicts(rows: Iterable[Row], networks: Sequence[str]) -> list[Verdict]:
+    """Of every found layer of a comparison whose nearest known layer was trained too."""
+    by_name = {row.name: row for row in rows}
+    told = []
+    for row in by_name.values():
+        other = by_name.get(row.nearest.name) if row.nearest else None
+        if row.nearest and other:
+            ones, others = row.losses(networks), other.losses(networks)
+            enough = min(len(ones), len(others)) > 1
+            p = float(ttest_ind(ones, others, equal_var=False).pvalue) if enough else 1.0
+            better = enough and statistics.fmean(ones) < statistics.fmean(others)
+            told.append(Verdict(row.name, row.nearest, 1.0 if math.isnan(p) else p, (len(ones), len(others)), better))
+    return told
 
 
 def settings(store: Store) -> Config:
@@ -107,17 +163,28 @@ def reranked(store: Store, top: Iterable[Candidate], count: int) -> list[Candida
     return [found[i] for i in best_first[:count]]
 
 
-def final_layers(found: Sequence[Candidate], baselines: Sequence[str], drawn: SearchSpace) -> list[tuple[str, Graph]]:
-    """Names and graphs of the final comparison: `#index` for what was found, then the baselines."""
-    return [(c.name, drawn.to_graph(c.genotype)) for c in found] + [(name, layers[name]) for name in baselines]
+def final_layers(found: Sequence[Candidate], config: Config, drawn: SearchSpace) -> list[tuple[str, Graph]]:
+    """Names and graphs of the final comparison: `#index` for what was found, then the baselines, and if asked for the
+    known layers nearest to what was found."""
+    graphs = [(c.name, drawn.to_graph(c.genotype)) for c in found]
+    names = [*config.final.baselines]
+    if config.final.apart:
+        names += [near.name for _, graph in graphs for near in nearest_known(graph, 1)]
+    return graphs + [(name, layers[name]) for name in dict.fromkeys(names)]
 
 
 def comparison(store: Store, found: Sequence[Candidate], config: Config) -> list[Row]:
     """The rows of the final comparison, fewest failures first and then the least mean rank of validation losses."""
     began, drawn = events.find(store, Began, "0"), SearchSpace(config.space)
     least = least_accuracy(FAILED, began.classes) if began else 0.0
-    rows = {c.name: Row(c.name, formula(simplify(drawn.to_graph(c.genotype))), True, least) for c in found}
-    rows |= {name: Row(name, CATALOGUE[name].formula, False, least) for name in config.final.baselines}
+    rows: dict[str, Row] = {}
+    of_the_run = {c.name for c in found}
+    for name, graph in final_layers(found, config, drawn):
+        if name in of_the_run:
+            near = nearest_known(graph, 1)
+            rows[name] = Row(name, formula(simplify(graph)), True, least, nearest=near[0] if near else None)
+        else:
+            rows[name] = Row(name, CATALOGUE[name].formula, False, least)
     for trained in events.each(store, Compared):
         name, _, _ = trained.key.rpartition("/")
         if name in rows:

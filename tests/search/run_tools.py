@@ -79,4 +79,4 @@ def wait_for_candidates(directory: Path, evaluated: int) -> None:
 
 if __name__ == "__main__":
     out, work, *options = json.loads(sys.argv[1])
-    sys.exit(0 if run(load("demo", options), Path(out), Console(), work=work) else 130)
+    sys.exit(0 if run(load("digits", options), Path(out), Console(), work=work) else 130)

@@ -107,7 +107,7 @@ class Fabrication:
         self.flush()
         found = results.reranked(self.store, top, final.best)
         for repeat in range(1, final.seeds + 1):
-            for k, (name, _) in enumerate(results.final_layers(found, final.baselines, self.space)):
+            for k, (name, _) in enumerate(results.final_layers(found, self.config, self.space)):
                 outcome = self.trained(fails=(k, repeat) == (0, 2))
                 self.events.append(Compared(f"{name}/{repeat}", self.elapsed, outcome))
         self.flush()
@@ -131,7 +131,7 @@ class Fabrication:
 
 def finished(directory: Path, *overrides: str, drawn: int = 120, static: float = 0.6) -> Path:
     """A run that has come to its end, with a hostile reason among the refused."""
-    run = Fabrication(directory, load("demo", overrides))
+    run = Fabrication(directory, load("digits", overrides))
     run.draw(drawn, static)
     run.candidate(Fate.ERROR, reason=f"ValueError: {HOSTILE}")
     run.end()
@@ -158,7 +158,7 @@ def stored(directory: Path, kind: str) -> dict[str, dict]:
 def chain_of_three(directory: Path) -> list[int]:
     """A run with a fresh layer, its child and its grandchild, whose indices are returned, and others between them."""
     rules = ["evolution.fresh=0", "evolution.tournament_least=1", "evolution.window=1"]
-    made = Fabrication(directory, load("demo", rules))
+    made = Fabrication(directory, load("digits", rules))
     chain = []
     for score in (0.9, 0.8, 0.7):
         made.candidate(Fate.DEGENERATE)

@@ -6,31 +6,31 @@ from normforge.train.config import NETWORKS, Networks
 
 
 def test_a_preset_with_overrides():
-    config = load("demo", ["recipe.steps=150", "final.baselines=bn-relu,gn-silu", "budget.candidates=7", "seed=3"])
+    config = load("digits", ["recipe.steps=150", "final.baselines=bn-relu,gn-silu", "budget.candidates=7", "seed=3"])
     assert (config.recipe.steps, config.final.baselines) == (150, ("bn-relu", "gn-silu"))
-    assert (config.budget.candidates, config.seed, config.preset) == (7, 3, "demo")
-    assert load("demo", ["budget.candidates=none"]).budget.candidates is None
-    assert load("demo", ["space.index_sets=w,h; b,w,h"]).space.index_sets == ("w,h", "b,w,h")
-    assert load("demo", ["space.custom.relu=max(a, 0)"]).space.custom == {"relu": "max(a, 0)"}
+    assert (config.budget.candidates, config.seed, config.preset) == (7, 3, "digits")
+    assert load("digits", ["budget.candidates=none"]).budget.candidates is None
+    assert load("digits", ["space.index_sets=w,h; b,w,h"]).space.index_sets == ("w,h", "b,w,h")
+    assert load("digits", ["space.custom.relu=max(a, 0)"]).space.custom == {"relu": "max(a, 0)"}
 
 
 def test_a_file_comes_after_the_preset_and_before_overrides(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        'preset = "fractals"\nseed = 5\n[recipe]\nsteps = 120\nrate = 0.2\n'
+        'preset = "hour"\nseed = 5\n[recipe]\nsteps = 120\nrate = 0.2\n'
         '[networks]\nuse = ["vit"]\n[networks.vit]\ndim = 24\n[space.custom]\nrelu = "max(a, 0)"\n'
     )
-    config = load("demo", ["recipe.rate=0.3"], file)
-    assert config.preset == "fractals" and config.data.source == "fractals"
+    config = load("digits", ["recipe.rate=0.3"], file)
+    assert config.preset == "hour" and config.data.source == "fractals"
     assert (config.seed, config.recipe.steps, config.recipe.rate) == (5, 120, 0.3)
     assert (config.networks.use, config.networks.vit.dim) == (("vit",), 24)
     assert config.space.custom == {"relu": "max(a, 0)"}
     for text, message in (("[recipe]\nstepz = 3", "did you mean 'recipe.steps'"), ("x = [", "is not TOML")):
         file.write_text(text)
         with pytest.raises(OptionError, match=message):
-            load("demo", [], file)
+            load("digits", [], file)
     with pytest.raises(OptionError, match="cannot be read"):
-        load("demo", [], tmp_path / "missing.toml")
+        load("digits", [], tmp_path / "missing.toml")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -42,11 +42,11 @@ def test_what_is_stored_is_read_back(preset):
 
 
 def test_protocols_of_evolution():
-    structural = load("demo", ["evolution.protocol=structural", "evolution.draws=random"]).evolution
+    structural = load("digits", ["evolution.protocol=structural", "evolution.draws=random"]).evolution
     assert (structural.draws, structural.mutation, structural.selection) == ("random", "moves", "average")
     assert structural.model_copy(update={"draws": "grown"}) == Evolution(protocol="structural")
     assert unflat(dict(flat(Config(evolution=structural)))).evolution == structural
-    paper = load("demo", ["evolution.lag=3", "evolution.start=bn-relu", "evolution.protocol=paper"]).evolution
+    paper = load("digits", ["evolution.lag=3", "evolution.start=bn-relu", "evolution.protocol=paper"]).evolution
     assert paper == Evolution(protocol="paper", lag=3, start=("bn-relu",))
     assert paper.model_copy(update={"protocol": None}) == Evolution(lag=3, start=("bn-relu",))
     for values in PROTOCOLS.values():
@@ -93,7 +93,7 @@ def test_every_network_has_a_section():
 )
 def test_a_wrong_override_is_one_sentence(overrides, message):
     with pytest.raises(OptionError, match=message) as caught:
-        load("demo", overrides)
+        load("digits", overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -104,18 +104,18 @@ def test_an_unknown_preset():
 
 def test_only_budget_workers_and_cache_may_change():
     saved = dict(flat(Config()))
-    check_same(saved, load("demo", ["budget.minutes=9", "workers.count=1", "cache.file=e.db"]), "runs/demo")
+    check_same(saved, load("digits", ["budget.minutes=9", "workers.count=1", "cache.file=e.db"]), "runs/demo")
     for override in ("seed=1", "space.nodes=4", "recipe.rate=0.2", "final.seeds=1", "data.source=fractals"):
         key = override.split("=")[0]
         with pytest.raises(RunError, match=f"{key} = "):
-            check_same(saved, load("demo", [override]), "runs/demo")
+            check_same(saved, load("digits", [override]), "runs/demo")
     older = {key: value for key, value in saved.items() if not key.startswith("filters.")}
     check_same(older, Config(), "runs/demo")  # a run of before there was the setting is one with its default
     with pytest.raises(RunError, match="signal = 0"):
-        check_same(older, load("demo", ["filters.signal=1.5"]), "runs/demo")
+        check_same(older, load("digits", ["filters.signal=1.5"]), "runs/demo")
     with pytest.raises(RunError, match="another version"):
         check_same({**saved, "space.old": 1}, Config(), "runs/demo")
     older = {key: value for key, value in saved.items() if key != "evolution.draws"}
     check_same(older, Config(), "runs/demo")  # there was no such setting, so it was as the default is
     with pytest.raises(RunError, match=r"evolution\.draws"):
-        check_same(older, load("demo", ["evolution.draws=grown"]), "runs/demo")
+        check_same(older, load("digits", ["evolution.draws=grown"]), "runs/demo")

@@ -14,6 +14,7 @@ from normforge.train.data import Data, load_data
 from normforge.train.data.arrays import Arrays, split_all, split_official
 from normforge.train.data.augment import augment
 from normforge.train.data.fractals import fractals
+from normforge.train.data.shift import shifted
 
 pytest.importorskip("torchvision")
 
@@ -428,3 +429,18 @@ def test_crops_are_windows_of_their_image(crop, pad, flip):
     places = (5 + 2 * pad - side + 1) ** 2
     assert len(seen) == places * (2 if flip and side > 1 else 1)  # all of them, in 600 draws
     assert torch.equal(changed, augment(images, stream(0, "augment", 0), config))
+
+
+def test_shifted_images():
+    part = load_data(options("fractals", fractals=SMALL)).validation
+    noisy, dull, small = shifted(part)
+    assert all(torch.equal(p.labels, part.labels) and p.images.shape == part.images.shape for p in (noisy, dull, small))
+    difference = noisy.images - part.images
+    assert difference.std().item() == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(next(shifted(part)).images, noisy.images)
+    assert torch.equal(dull.images, part.images / 2)
+    side = part.images.shape[-1]
+    edge = (side - int(side * 0.75)) // 2
+    inside = small.images[..., edge : edge + int(side * 0.75), edge : edge + int(side * 0.75)]
+    assert inside.mean().item() == pytest.approx(part.images.mean().item(), abs=0.05)
+    assert torch.equal(small.images[..., 0, :], small.images[..., edge, :])  # its edge goes on

@@ -27,8 +27,8 @@ TINY = [
     "quality.threshold=0",
     "stability.steps=2",
 ]
-QUICK = load("demo", TINY)
-BOTH = load("demo", [*TINY, "networks.use=resnet,mobilenet"])
+QUICK = load("digits", TINY)
+BOTH = load("digits", [*TINY, "networks.use=resnet,mobilenet"])
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,21 +172,22 @@ def test_known_pieces_are_not_computed_again():
 
 
 def test_a_final_training_may_be_longer():
-    config = load("demo", [*TINY, "final.longer=2"])
+    config = load("digits", [*TINY, "final.longer=2"])
     evaluation = Evaluation(task("gn-silu", config, final=True))
     evaluation.run()
     assert evaluation.recipe.steps == 12
 
 
 def test_further_objectives():
-    names = "traffic,small_batch,margin"
-    outcome = run_task(task("gn-silu", load("demo", [*TINY, f"objectives.also={names}", "objectives.score=error"])))
+    names = "traffic,small_batch,shift,margin"
+    outcome = run_task(task("gn-silu", load("digits", [*TINY, f"objectives.also={names}", "objectives.score=error"])))
     assert list(outcome.scores) == ["resnet", *names.split(",")]
     assert outcome.scores["resnet"] == pytest.approx(1 - outcome.accuracy["resnet"])
     assert outcome.scores["traffic"] == traffic(layers["gn-silu"]) == 2 + 3  # one read and write, two reads and a write
     assert outcome.scores["margin"] == pytest.approx(margin(outcome.gradient))
     assert 10 ** outcome.scores["margin"] == pytest.approx(outcome.gradient["resnet"])
     assert 0 <= outcome.scores["small_batch"] <= 1
+    assert outcome.scores["shift"] > 0 and outcome.scores["shift"] != outcome.loss["resnet"]
 
 
 @pytest.mark.parametrize(
@@ -200,21 +201,21 @@ def test_further_objectives():
     ],
 )
 def test_refusals_carry_their_reason(formula, overrides, fate, reason):
-    outcome = run_task(task(formula, load("demo", [*TINY, *overrides])))
+    outcome = run_task(task(formula, load("digits", [*TINY, *overrides])))
     assert outcome.fate is fate
     assert reason in outcome.reason
     assert not outcome.loss
 
 
 def test_what_one_network_refuses_is_not_trained_on_the_next():
-    config = load("demo", [*TINY, "networks.use=mobilenet,resnet", "quality.threshold=9.99"])
+    config = load("digits", [*TINY, "networks.use=mobilenet,resnet", "quality.threshold=9.99"])
     outcome = run_task(task("gn-silu", config))
     assert outcome.fate is Fate.QUALITY and "(mobilenet)" in outcome.reason
     assert list(outcome.accuracy) == ["mobilenet"] and list(outcome.seconds) == ["probing", "quality"]
 
 
 def test_early_stopping_needs_a_bad_loss_on_every_network():
-    config = load("demo", [*TINY, "networks.use=resnet,mobilenet", "early.keep=0.5"])
+    config = load("digits", [*TINY, "networks.use=resnet,mobilenet", "early.keep=0.5"])
     halfway = run_task(task("gn-silu", config)).halfway
     assert list(halfway) == ["resnet", "mobilenet"]
     below, above = ({n: v * f for n, v in halfway.items()} for f in (0.99, 1.01))
@@ -227,7 +228,7 @@ def test_early_stopping_needs_a_bad_loss_on_every_network():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0"])
 def test_the_baselines_pass_the_funnel(name):
-    outcome = run_task(Task("0", layers[name], load("demo", ["networks.use=resnet,mobilenet,efficientnet"])))
+    outcome = run_task(Task("0", layers[name], load("digits", ["networks.use=resnet,mobilenet,efficientnet"])))
     assert outcome.fate is Fate.SCORED
     assert all(math.isfinite(v) for v in outcome.loss.values())
     assert min(outcome.accuracy.values()) > 0.8

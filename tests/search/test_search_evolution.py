@@ -271,7 +271,7 @@ def test_niches_need_a_behaviour():
 
 
 def test_the_structural_protocol_is_decided_by_seed_index_and_what_was_told():
-    rules = load("demo", ["evolution.protocol=structural", "evolution.niche=0.9", "evolution.grafts=0.5"]).evolution
+    rules = load("digits", ["evolution.protocol=structural", "evolution.niche=0.9", "evolution.grafts=0.5"]).evolution
 
     def proposals() -> list[Proposal]:
         evolution = TournamentEvolution(rules, PAPER, 3, identity, behaviour=angle)

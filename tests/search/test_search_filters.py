@@ -22,11 +22,12 @@ from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 from normforge.streams import stream
 
+START = ["filters.start=0.9999"]
 ALL = ["filters.family=true", "filters.behaviour=0.995", "filters.signal=1.5", "filters.probing=true"]
 
 
 def filters(*settings: str) -> Filters:
-    return Filters(load("demo", settings))
+    return Filters(load("digits", settings))
 
 
 def first_refusal(settings: list[str], *formulas: str) -> Outcome | None:
@@ -47,6 +48,12 @@ def first_refusal(settings: list[str], *formulas: str) -> Outcome | None:
         ([], ["exp(x)", "max(exp(x), x)"], Fate.DUPLICATE, "fingerprint: the same numbers as candidate 0"),
         (ALL[:1], ["tanh(x) * gamma", "-tanh(x) * gamma"], Fate.DUPLICATE, "family: of one family with candidate 0"),
         (ALL[1:2], ["relu(x)", "tanh(x)", "erf(x)"], Fate.DUPLICATE, "behaviour: cosine 0.9991 with candidate 1"),
+        (
+            START,
+            ["tanh(x)", "x * sigmoid(x)", "x * sigmoid(v1 * x)"],
+            Fate.DUPLICATE,
+            "start: cosine 1.0000 with candidate 1",
+        ),
         (ALL[2:3], ["relu(x)"], Fate.GATE, "2 × scale 1.00): above 1.5"),
         (ALL[2:3], ["x / rms[w,h,c/g](x)"], Fate.GATE, "for R² 0.99"),
         (ALL[3:], ["max(x, 40)"], Fate.PROBING, "dx is zero on normal noise"),
@@ -89,14 +96,14 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
     common, whole, parts = [*TINY, *ALL, f"evolution.start={start}"], tmp_path / "whole", tmp_path / "parts"
     for directory, budget, workers in ((whole, 16, 1), (parts, 2, 1), (parts, 16, 2)):
         more = [f"budget.candidates={budget}", f"workers.count={workers}"]
-        assert run(load("demo", [*common, *more]), directory, quiet(), work="search_faults:at_once")
+        assert run(load("digits", [*common, *more]), directory, quiet(), work="search_faults:at_once")
     one, other = ({k: v for k, v in contents(d).items() if k[0] == "candidate"} for d in (whole, parts))
     assert one == other
     store = Store(whole)
     found = list(events.each(store, Candidate))
     store.close()
     reasons = [c.outcome.reason.partition(":")[0] for c in found[:7]]
-    assert reasons[:4] == ["", "", "family", "behaviour"]
+    assert reasons[:4] == ["", "", "behaviour", "behaviour"]
     assert [c.outcome.fate for c in found[4:7]] == [Fate.DEGENERATE, Fate.SCORED, Fate.GATE]
     assert all(c.family for c in found if c.evaluated)
     assert "signal" in found[6].outcome.seconds

@@ -19,6 +19,25 @@ from normforge.search.store import FILE, Store
 
 KILLS = 50
 LONG = ("budget.candidates=1500", "final.seeds=3", "final.baselines=bn-relu,gn-relu")
+RUNS = {
+    "funnel": LONG,
+    "ladder": (
+        *LONG,
+        "ladder.use=micro,quality,full,stability",
+        "ladder.promote=0.5",
+        "ladder.micro.steps=4",
+        "ladder.micro.look=2",
+        "ladder.micro.begun=0",
+        "networks.plain.channels=4,8",
+        "evolution.protocol=structural",
+        "filters.family=true",
+        "filters.behaviour=0.995",
+        "filters.signal=3",
+        "filters.probing=true",
+        "final.apart=4",
+        "final.seeds=2",
+    ),
+}
 
 
 def front_and_population(directory) -> tuple[list[Member], list[str]]:
@@ -52,15 +71,17 @@ def cmdline(process: psutil.Process) -> str:
 
 
 @pytest.mark.slow
-def test_fifty_kills(tmp_path):
+@pytest.mark.parametrize("kind", RUNS)
+def test_fifty_kills(kind, tmp_path):
+    settings = RUNS[kind]
     rng = random.Random(0)
     alone = tmp_path / "alone"
-    assert run(load("demo", [*TINY, *LONG]), alone, quiet(), work=FAULTY)
+    assert run(load("digits", [*TINY, *settings]), alone, quiet(), work=FAULTY)
     directory = tmp_path / "killed"
     killed = {"main": 0, "worker": 0}
     while sum(killed.values()) < KILLS:
         before = contents(directory) if (directory / FILE).exists() else {}
-        process = start(directory, *LONG)
+        process = start(directory, *settings)
         with_worker = rng.random() < 0.5
         if with_worker:  # wherever the first worker is by then: imports, compilation, training
             wait(process, 60.0, workers_of)
@@ -82,7 +103,7 @@ def test_fifty_kills(tmp_path):
             db.close()
     print(f"killed {killed}")
     assert killed["worker"] > 0 and sum(killed.values()) >= KILLS
-    assert start(directory, *LONG).wait(600) == 0
+    assert start(directory, *settings).wait(600) == 0
     assert contents(directory) == contents(alone)
     assert front_and_population(directory) == front_and_population(alone)
     time.sleep(2.5)

@@ -21,7 +21,7 @@ from normforge.search import results
 from normforge.search.config import Config, load
 from normforge.search.cost import equivalents
 from normforge.search.evaluate import Evaluation, run_task
-from normforge.search.events import Began, candidate, candidates, find
+from normforge.search.events import Began, Compared, candidate, candidates, find
 from normforge.search.evolution import Member, TournamentEvolution
 from normforge.search.funnel import Fate, Outcome, least_accuracy
 from normforge.search.ladder import Ladder
@@ -110,7 +110,7 @@ def test_layers_of_several_networks_are_promoted_by_mean_rank():
 
 
 def test_a_layer_of_a_higher_rung_wins_a_tournament_and_keeps_its_age():
-    config = load("demo", ["evolution.window=3", "evolution.tournament=1"])
+    config = load("digits", ["evolution.window=3", "evolution.tournament=1"])
     evolution = TournamentEvolution(config.evolution, PAPER, 0, repr)
     for index, score in enumerate((0.1, 0.5, 0.3)):
         evolution.tell(Member(index, (), (score,)))
@@ -125,7 +125,7 @@ def test_a_layer_of_a_higher_rung_wins_a_tournament_and_keeps_its_age():
 
 
 def test_a_niche_keeps_the_best_of_its_highest_rung():
-    rules = load("demo", ["evolution.niche=0.9", "evolution.selection=average", "evolution.ties=0.5"]).evolution
+    rules = load("digits", ["evolution.niche=0.9", "evolution.selection=average", "evolution.ties=0.5"]).evolution
     tanh, relu = (
         PAPER.encode(parse(f"{f} * gamma + beta"), np.random.default_rng(0)) for f in ("tanh(x)", "max(x, 0)")
     )
@@ -144,7 +144,7 @@ def test_a_niche_keeps_the_best_of_its_highest_rung():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "ladder"
-    assert run(load("demo", [*FABRICATED, "workers.count=1"]), directory, quiet(), work=MADE_UP)
+    assert run(load("digits", [*FABRICATED, "workers.count=1"]), directory, quiet(), work=MADE_UP)
     return directory
 
 
@@ -190,7 +190,7 @@ def test_found_is_what_came_through_the_last_rung(finished):
 
 
 def test_four_workers_go_the_same_way(finished, tmp_path):
-    assert run(load("demo", [*FABRICATED, "workers.count=4"]), tmp_path / "four", quiet(), work=MADE_UP)
+    assert run(load("digits", [*FABRICATED, "workers.count=4"]), tmp_path / "four", quiet(), work=MADE_UP)
     assert contents(tmp_path / "four") == contents(finished)
 
 
@@ -202,17 +202,38 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     process.wait(30)
     kept = contents(directory)
     assert 0 < len(kept) < len(contents(finished))
-    assert run(load("demo", FABRICATED), directory, quiet(), work=MADE_UP)
+    assert run(load("digits", FABRICATED), directory, quiet(), work=MADE_UP)
     assert contents(directory) == contents(finished)
     assert kept.items() <= contents(directory).items()
-    assert run(load("demo", FABRICATED), directory, quiet(), work="search_faults:missing")  # nothing is left to do
+    assert run(load("digits", FABRICATED), directory, quiet(), work="search_faults:missing")  # nothing is left to do
+
+
+def test_found_layers_are_trained_until_they_are_told_from_known_ones(tmp_path):
+    most = 6
+    config = load("digits", [*FABRICATED, "final.best=2", "final.seeds=2", f"final.apart={most}"])
+    assert run(config, tmp_path / "whole", quiet(), work=MADE_UP)
+    summary = summary_of(tmp_path / "whole")
+    told = results.verdicts(summary.rows, config.networks.use)
+    assert len(told) == 2
+    repeats = {}
+    for _, key in (k for k in contents(tmp_path / "whole") if k[0] == Compared.TYPE):
+        name, _, repeat = key.rpartition("/")
+        repeats.setdefault(name, set()).add(int(repeat))
+    for verdict in told:  # the number after the seeds is the second ranking's
+        assert repeats[verdict.found] == {1, 2} | set(range(4, 2 + verdict.trainings[0]))
+        assert verdict.apart or verdict.trainings[0] == most
+    near = {v.near.name for v in told}
+    assert all(repeats[name] == {1, 2} for name in set(config.final.baselines) - near)
+    console = quiet()
+    report(tmp_path / "whole", console, html=False)
+    assert all(str(v) in " ".join(printed(console).split()) for v in told)
 
 
 def test_a_larger_budget_goes_on(finished, tmp_path):
     small = [*FABRICATED, "budget.trained=30"]
-    assert run(load("demo", small), tmp_path / "grown", quiet(), work=MADE_UP)
+    assert run(load("digits", small), tmp_path / "grown", quiet(), work=MADE_UP)
     before = contents(tmp_path / "grown")
-    assert run(load("demo", FABRICATED), tmp_path / "grown", quiet(), work=MADE_UP)
+    assert run(load("digits", FABRICATED), tmp_path / "grown", quiet(), work=MADE_UP)
     after, straight = contents(tmp_path / "grown"), contents(finished)
     searched = ("candidate", "promoted")
     assert {k: v for k, v in after.items() if k[0] in searched} == {
@@ -223,7 +244,7 @@ def test_a_larger_budget_goes_on(finished, tmp_path):
 
 def test_a_session_that_goes_on_counts_from_what_is_stored(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    config, summary = load("demo", FABRICATED), summary_of(finished)
+    config, summary = load("digits", FABRICATED), summary_of(finished)
     store = Store(tmp_path / "run", write=True)
     began = find(store, Began, "0")
     origin = Provenance(began.digest, began.classes, began.device, began.machine, began.code)
@@ -251,7 +272,7 @@ def test_an_interrupted_run_says_what_it_has_and_how_to_look_at_it(finished):
 
 def test_a_ladder_of_one_rung_scores_by_it(tmp_path):
     settings = [*FABRICATED, "ladder.use=micro", "ladder.promote=0.5", "budget.trained=8"]
-    assert run(load("demo", settings), tmp_path / "micro", quiet(), work=MADE_UP)
+    assert run(load("digits", settings), tmp_path / "micro", quiet(), work=MADE_UP)
     summary = summary_of(tmp_path / "micro")
     assert summary.objectives == ("micro",) and len(summary.curve) == len(summary.ranked) > 0
     assert not any(kind == "promoted" for kind, _ in contents(tmp_path / "micro"))
@@ -268,13 +289,13 @@ def task(name: str, config: Config, rung: str, **fields) -> Task:
 
 @pytest.mark.usefixtures("one_thread")
 def test_rungs_are_stages_of_the_funnel_and_count_what_they_train():
-    config = load("demo", REAL)
+    config = load("digits", REAL)
     found = {rung: run_task(task("gn-silu", config, rung)) for rung in RUNGS}
     assert [o.fate for o in found.values()] == [Fate.PASSED] * 3 + [Fate.SCORED]
     assert [o.rung for o in found.values()] == list(RUNGS)
     assert [list(o.seconds) for o in found.values()] == [["probing", "micro"], ["quality"], ["full"], ["stability"]]
     assert [list(o.scores) for o in found.values()] == [["micro"], ["resnet"], ["resnet"], []]
-    whole = run_task(task("gn-silu", load("demo", TINY), ""))
+    whole = run_task(task("gn-silu", load("digits", TINY), ""))
     assert found["full"].scores == whole.scores and found["stability"].gradient == whole.gradient
     assert found["micro"].trained == 1.0 and found["stability"].trained == 0 and whole.trained == 1.0
     resnet = multiply_adds("resnet", config.networks, 1, 10, 8) * 64
@@ -290,7 +311,7 @@ def test_rungs_are_stages_of_the_funnel_and_count_what_they_train():
 
 @pytest.mark.usefixtures("one_thread")
 def test_what_has_not_begun_to_learn_is_stopped_at_the_look():
-    config = load("demo", [*REAL, "ladder.micro.begun=10"])
+    config = load("digits", [*REAL, "ladder.micro.begun=10"])
     outcome = run_task(task("gn-silu", config, "micro"))
     assert outcome.fate is Fate.MICRO and "after 2 steps, below 19.0%" in outcome.reason
     assert outcome.trained == 0.5 and not outcome.rung and not outcome.scores
@@ -308,10 +329,10 @@ def test_multiply_adds_of_a_plain_network_by_hand():
 def test_equivalents_are_of_the_first_rung():
     data = load_data(DataConfig())
     both = ["networks.use=resnet,mobilenet", "quality.steps=50", "recipe.steps=200"]
-    whole, short = load("demo", both), load("demo", [*both, "ladder.use=quality,full"])
+    whole, short = load("digits", both), load("digits", [*both, "ladder.use=quality,full"])
     assert equivalents(whole, data, {"resnet": 200, "mobilenet": 200}) == 1.0
     assert equivalents(short, data, {"resnet": 200, "mobilenet": 200}) == 4.0
-    assert equivalents(load("demo", ["ladder.use=micro"]), data, {"micro": 30}) == 0.25
+    assert equivalents(load("digits", ["ladder.use=micro"]), data, {"micro": 30}) == 0.25
 
 
 def test_small_images_are_averages():
@@ -346,7 +367,7 @@ def test_small_images_are_averages():
 )
 def test_a_ladder_that_cannot_be_is_refused(overrides, message):
     with pytest.raises(OptionError, match=message):
-        load("demo", overrides)
+        load("digits", overrides)
 
 
 def test_the_least_accuracy_makes_sense_for_two_classes_and_for_many():

@@ -39,7 +39,7 @@ def test_ancestors_lead_back_to_a_fresh_layer(tmp_path):
 
 
 def test_both_parents_of_a_mix_are_ancestors(tmp_path):
-    made = Fabrication(tmp_path, load("demo", ["evolution.crossover=0.6"]))
+    made = Fabrication(tmp_path, load("digits", ["evolution.crossover=0.6"]))
     made.draw(60, static=0.2)
     made.close()
     store = Store(tmp_path)
@@ -63,7 +63,7 @@ def test_both_parents_of_a_mix_are_ancestors(tmp_path):
     "rules", ["evolution.protocol=paper", "evolution.protocol=structural", "evolution.crossover=1"]
 )
 def test_genes_are_compared_where_children_keep_their_numbers(rules):
-    config = load("demo", [rules])
+    config = load("digits", [rules])
     parent, child = ((Gene("tanh", (0,)), Gene(name, inputs)) for name, inputs in (("neg", (4,)), ("add", (4, 3))))
     kept = config.evolution.mutation == "redraw"
     assert lineage.gene_changes(parent, child, config) == (["n5: neg(n4) → add(n4, v1)"] if kept else [])

@@ -28,13 +28,13 @@ def candidates(directory, part=events):
 @pytest.fixture(scope="module")
 def by_arrival(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "arrival"
-    assert run(load("demo", [*SHORT, ARRIVAL]), directory, quiet(), work=FAULTY)
+    assert run(load("digits", [*SHORT, ARRIVAL]), directory, quiet(), work=FAULTY)
     return directory
 
 
 def test_a_recorded_order_can_be_replayed(by_arrival, tmp_path):
     again = tmp_path / "again"
-    config = load("demo", [*SHORT, ARRIVAL, "workers.count=1"])
+    config = load("digits", [*SHORT, ARRIVAL, "workers.count=1"])
     assert run(config, again, quiet(), work=FAULTY, replay=by_arrival)
     known = [data["known"] for _, data in candidates(by_arrival)]
     assert known != sorted(known) or max(known) > 2  # proposals knew different numbers of outcomes
@@ -48,7 +48,7 @@ def test_a_recorded_order_can_be_replayed(by_arrival, tmp_path):
 @pytest.mark.slow
 def test_a_replay_ends_where_the_run_did_whatever_its_budget(by_arrival, tmp_path):
     settings = [*SHORT, ARRIVAL, "budget.minutes=0.01", "budget.candidates=2"]
-    assert run(load("demo", settings), tmp_path / "again", quiet(), work=FAULTY, replay=by_arrival)
+    assert run(load("digits", settings), tmp_path / "again", quiet(), work=FAULTY, replay=by_arrival)
     assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
 
 
@@ -61,15 +61,15 @@ def test_a_replay_without_what_was_asked_for_last(by_arrival, tmp_path):
     last = store.record("asked", max((r.key for r in store.records("asked")), key=int))
     store.append([Record("asked", "60", 1.0, last.data)])
     store.close()
-    assert run(load("demo", [*SHORT, ARRIVAL]), tmp_path / "again", quiet(), work=FAULTY, replay=copy)
+    assert run(load("digits", [*SHORT, ARRIVAL]), tmp_path / "again", quiet(), work=FAULTY, replay=copy)
     assert dict(candidates(tmp_path / "again")) == dict(candidates(by_arrival))
 
 
 def test_only_arrival_can_be_replayed_and_only_with_the_same_settings(by_arrival, tmp_path):
     with pytest.raises(OptionError, match=r"evolution\.order = arrival"):
-        run(load("demo", SHORT), tmp_path / "a", quiet(), work=FAULTY, replay=by_arrival)
+        run(load("digits", SHORT), tmp_path / "a", quiet(), work=FAULTY, replay=by_arrival)
     with pytest.raises(RunError, match="seed = 0, not 1"):
-        run(load("demo", [*SHORT, ARRIVAL, "seed=1"]), tmp_path / "b", quiet(), work=FAULTY, replay=by_arrival)
+        run(load("digits", [*SHORT, ARRIVAL, "seed=1"]), tmp_path / "b", quiet(), work=FAULTY, replay=by_arrival)
 
 
 @pytest.mark.slow
@@ -101,13 +101,13 @@ def cached(directory) -> int:
 def test_runs_share_evaluations_and_come_out_the_same(tmp_path):
     cache = f"cache.file={tmp_path / 'cache.db'}"
     for name, settings in (("alone", []), ("first", [cache]), ("second", [cache])):
-        assert run(load("demo", [*SHORT, *settings]), tmp_path / name, quiet(), work=FAULTY)
+        assert run(load("digits", [*SHORT, *settings]), tmp_path / name, quiet(), work=FAULTY)
     assert contents(tmp_path / "first") == contents(tmp_path / "second") == contents(tmp_path / "alone")
     assert cached(tmp_path / "alone") == cached(tmp_path / "first") == 0 < cached(tmp_path / "second")
 
 
 def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
-    config = load("demo", ["cache.lease=0.5", "workers.time_limit=0.5"])
+    config = load("digits", ["cache.lease=0.5", "workers.time_limit=0.5"])
     one, other = (EvaluationCache(tmp_path / "c.db", config, HERE, run) for run in ("runs/one", "runs/other"))
     keys = one.keys(parse("bn-relu"), 0, False)
     assert one.lease(keys.values()) and one.lease(keys.values())
@@ -127,7 +127,7 @@ def test_a_lease_makes_others_wait_until_it_expires(tmp_path):
 
 def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
     def key(*settings, layer="bn-relu", repeat=0, **changed):
-        cache = EvaluationCache(tmp_path / "c.db", load("demo", list(settings)), replace(HERE, **changed), "run")
+        cache = EvaluationCache(tmp_path / "c.db", load("digits", list(settings)), replace(HERE, **changed), "run")
         try:
             return cache.keys(parse(layer), repeat, False)["resnet"]
         finally:
@@ -146,4 +146,4 @@ def test_keys_name_all_that_an_evaluation_depends_on(tmp_path):
 def test_a_file_that_is_no_cache(tmp_path):
     (tmp_path / "c.db").write_bytes(b"no database" * 100)
     with pytest.raises(RunError, match=r"cache\.file"):
-        EvaluationCache(tmp_path / "c.db", load("demo"), HERE, "run")
+        EvaluationCache(tmp_path / "c.db", load("digits"), HERE, "run")

@@ -19,7 +19,7 @@ from normforge.search.tasks import Task
 
 tiny = ["networks.resnet.width=0.03125", "networks.resnet.depths=1", "recipe.steps=2", "quality.steps=1",
         "quality.threshold=0", "stability.steps=1"]
-print(run_task(Task("0", parse("gn-silu"), load("demo", tiny))).fate)
+print(run_task(Task("0", parse("gn-silu"), load("digits", tiny))).fate)
 print(*(m for m in sys.modules if m.split(".")[0] == "normforge"))
 """
 

@@ -6,16 +6,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import search_fabricated as fabricated
 from search_fabricated import HOSTILE, THREE, Fabrication, printed, quiet, stored
 
 from normforge.errors import RunError
+from normforge.ir import parse
+from normforge.probing.behaviour import Near, behaviour
 from normforge.search.config import load
 from normforge.search.funnel import Fate, Outcome
-from normforge.search.reports import html_page, plots
+from normforge.search.reports import atlas, html_page, plots
 from normforge.search.reports.report import report
 from normforge.search.reports.summary import plus_minus, summary_of
+from normforge.search.results import Row, verdicts
 from normforge.search.store import Store
 
 NETWORKS = {"one": ["resnet"], "three": ["resnet", "mobilenet", "efficientnet"]}
@@ -121,7 +125,7 @@ def test_scripts_and_hostile_text_stay_apart(run):
 
 def test_hostile_names_and_formulas_are_escaped(tmp_path):
     directory = tmp_path / "<b onclick=x>&amp;"
-    made = Fabrication(directory, load("demo", ["evolution.fresh=1"]))
+    made = Fabrication(directory, load("digits", ["evolution.fresh=1"]))
     index = made.candidate(Fate.SCORED, {"resnet": 0.1})
     made.events[-1] = replace(made.events[-1], formula=f"x {HOSTILE}")
     made.close()
@@ -223,7 +227,7 @@ def test_a_large_run_is_cut_to_the_best_the_latest_and_their_ancestors(runs):
 
 @pytest.mark.parametrize("fates", [[], [Fate.DEGENERATE, Fate.PROBING], [Fate.SCORED]])
 def test_a_run_that_has_just_begun(tmp_path, fates):
-    made = Fabrication(tmp_path / "run", load("demo", [THREE]))
+    made = Fabrication(tmp_path / "run", load("digits", [THREE]))
     for fate in fates:
         made.candidate(fate)
     made.close()
@@ -239,7 +243,7 @@ def test_without_a_page_and_without_a_run(tmp_path, runs):
     for kind in ("empty", "run"):
         with pytest.raises(RunError, match="holds no search run"):
             report(tmp_path / kind, quiet())
-    made = Fabrication(tmp_path / "bare", load("demo"))
+    made = Fabrication(tmp_path / "bare", load("digits"))
     made.close()
     report(tmp_path / "bare", quiet(), html=False)
     assert not (tmp_path / "bare" / html_page.FILE).exists() and (tmp_path / "bare" / "search.png").exists()
@@ -292,3 +296,50 @@ def test_charts_are_of_all_scored_layers(runs):
     plots.draw_comparison(summary)(axes)
     losses = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
     assert losses == [[row.mean("loss", n)[0] for row in summary.rows] for n in NETWORKS["three"]]
+
+
+# -- telling found layers from known ones
+
+
+def row(name: str, losses: list[float], near: str = "") -> Row:
+    nearest = Near(near, 0.97) if near else None
+    half = {"resnet": 0.5}
+    outcomes = [Outcome(Fate.SCORED, loss={"resnet": x}, accuracy=half, test=half) for x in losses]
+    return Row(name, "x", bool(near), 0.2, outcomes, nearest)
+
+
+def test_layers_are_told_apart_by_their_trainings():
+    known = row("gn-silu", [0.50, 0.51, 0.52])
+    (same,) = verdicts([row("#1", [0.49, 0.51, 0.53], "gn-silu"), known], ["resnet"])
+    assert not same.apart and same.trainings == (3, 3) and "cannot be told from it by 3 trainings" in str(same)
+    (better,) = verdicts([row("#1", [0.30, 0.31, 0.32], "gn-silu"), known], ["resnet"])
+    assert better.apart and better.better and "#1: nearest known gn-silu, cosine 0.970" in str(better)
+    assert better.p == pytest.approx(1.65e-05, rel=0.01)
+    (worse,) = verdicts([row("#1", [0.70, 0.71, 0.72], "gn-silu"), known], ["resnet"])
+    assert worse.apart and not worse.better and "worse than it" in str(worse)
+    (one,) = verdicts([row("#1", [0.3], "gn-silu"), known], ["resnet"])
+    assert one.p == 1.0 and "1 and 3 trainings" in str(one)
+    assert verdicts([row("#1", [0.3], "bn-relu"), known], ["resnet"]) == []
+
+
+# -- the atlas
+
+
+def test_the_atlas_puts_alike_layers_near_each_other():
+    vectors = [
+        behaviour(parse(f"{core} * gamma + beta")) for core in ("x", "x * v1", "tanh(x)", "-x", "x / rms[w,h](x)")
+    ]
+    places, explained = atlas._plane(vectors, fitted=5)
+    (line, scaled, bent, turned, normed) = places
+    assert np.allclose(line, scaled, atol=1e-3) and np.allclose(line, turned, atol=1e-3)
+    assert np.linalg.norm(line - bent) > 0.1 and np.linalg.norm(line - normed) > 0.1 and 0.9 < explained <= 1.0 + 1e-9
+
+
+def test_the_atlas_of_a_run(runs):
+    summary = summary_of(runs["three"])
+    found = atlas.atlas(summary)
+    trained = [c for c in summary.evaluated if c.outcome.loss]
+    assert 3 <= len(found.places) <= len(trained) and np.isfinite(found.places).all()
+    assert set(found.known) == {r.name for r in summary.rows if not r.found}
+    assert len(found.scores) == len(found.places) and np.nanmin(found.scores) > 0
+    assert "Atlas" in (runs["three"] / html_page.FILE).read_text()

@@ -20,7 +20,7 @@ from normforge.search.store import FILE, Store
 def finished(tmp_path_factory) -> Path:
     """A tiny run, with one faulty candidate, left alone to its end."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    assert run(load("demo", TINY), directory, quiet(), work=FAULTY)
+    assert run(load("digits", TINY), directory, quiet(), work=FAULTY)
     return directory
 
 
@@ -42,7 +42,7 @@ def test_a_planted_fault_is_recorded(finished):
 @pytest.mark.slow  # 20 s are the endless loop's
 def test_a_run_with_every_fault_finishes_and_records_each(tmp_path):
     settings = [f"evolution.start={STARTS}", "workers.time_limit=20", "workers.memory_limit=3"]
-    assert run(load("demo", TINY + settings), tmp_path, quiet(), work="search_faults:real_but_for_six")
+    assert run(load("digits", TINY + settings), tmp_path, quiet(), work="search_faults:real_but_for_six")
     events = contents(tmp_path)
     found = {PLANTED[key]: data for (kind, key), data in events.items() if kind == "candidate" and key in PLANTED}
     assert {fault: (data["fate"], data.get("reason", "")) for fault, data in found.items()} == {
@@ -80,13 +80,13 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(finished, tmp_path):
     wait_for_candidates(directory, 1)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert run(load("demo", TINY), directory, quiet(), work=FAULTY)
+    assert run(load("digits", TINY), directory, quiet(), work=FAULTY)
     assert contents(directory) == contents(finished)
 
 
 def test_a_finished_run_prints_its_table_again(finished):
     before = contents(finished)
-    assert run(load("demo", TINY), finished, quiet(), work="search_faults:missing")  # no worker is started
+    assert run(load("digits", TINY), finished, quiet(), work="search_faults:missing")  # no worker is started
     assert contents(finished) == before
     console = quiet()
     report(finished, console)
@@ -112,9 +112,9 @@ def test_results_are_layers(finished):
 
 def test_a_run_goes_on_with_its_own_settings_only(finished):
     with pytest.raises(RunError, match="seed = 0, not 1"):
-        run(load("demo", [*TINY, "seed=1"]), finished, quiet())
+        run(load("digits", [*TINY, "seed=1"]), finished, quiet())
     with pytest.raises(RunError, match=r"recipe\.steps = 2, not 3"):
-        run(load("demo", [*TINY, "recipe.steps=3"]), finished, quiet())
+        run(load("digits", [*TINY, "recipe.steps=3"]), finished, quiet())
 
 
 def test_a_directory_that_cannot_be_a_run(tmp_path):
@@ -132,7 +132,7 @@ def test_a_directory_that_cannot_be_a_run(tmp_path):
 @pytest.mark.slow
 def test_bad_trainings_are_stopped_halfway(tmp_path):
     settings = ["early.keep=0.5", "early.least=2", "recipe.steps=4", "quality.steps=1", "budget.candidates=200"]
-    assert run(load("demo", [*TINY, *settings]), tmp_path / "run", quiet())
+    assert run(load("digits", [*TINY, *settings]), tmp_path / "run", quiet())
     found = contents(tmp_path / "run")
     evaluated = [data for (kind, _), data in found.items() if kind == "candidate" and data.get("halfway")]
     stopped = [data for data in evaluated if data["fate"] == "early"]

@@ -257,4 +257,4 @@ def test_gpus_that_workers_may_use():
 def test_places_to_work():
     for place in ("slurm", "two", "ray://host"):
         with pytest.raises(OptionError, match="write local, ray or ray://"):
-            load("demo", [f"workers.on={place}"])
+            load("digits", [f"workers.on={place}"])

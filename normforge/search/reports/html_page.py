@@ -21,8 +21,10 @@ from normforge.search.display import MEANING, clock, short
 from normforge.search.events import Candidate
 from normforge.search.funnel import Fate, formula
 from normforge.search.reports import plots
+from normforge.search.reports.atlas import atlas
 from normforge.search.reports.lineage import ancestry, changes, gene_changes, origin
 from normforge.search.reports.summary import Summary, plus_minus
+from normforge.search.results import verdicts
 from normforge.search.space import SearchSpace
 
 FILE = "report.html"
@@ -67,6 +69,7 @@ def render(summary: Summary, cap: int = CAP) -> str:
         settings=[(k, v, v != defaults.get(k)) for k, v in flat(summary.config)],
         front=summary.front,
         best=[(layer, formula(drawn.to_graph(layer.genotype))) for layer in summary.best(BEST)],
+        verdicts=verdicts(summary.rows, summary.config.networks.use),
         rows=ROWS,
         meaning=MEANING,
         plus_minus=plus_minus,
@@ -87,6 +90,8 @@ def _charts(summary: Summary) -> Iterator[tuple[str, str]]:
         for k, (x, y) in enumerate(plots.pairs(summary)):
             label = f"front {x} {y}"
             yield label, plots.svg(f"front{k}", label, plots.draw_front(summary, x, y))
+    if found := atlas(summary):
+        yield "atlas", plots.svg("atlas", "atlas of the trained layers", found.draw, (7.5, 5.2))
     if summary.rows:
         size = (5.5, 1.2 + 0.35 * len(summary.rows))
         yield "comparison", plots.svg("comparison", "comparison", plots.draw_comparison(summary), size)

@@ -14,6 +14,7 @@ import numpy as np
 
 from normforge.errors import RunError
 from normforge.search.funnel import Fate
+from normforge.search.reports.atlas import atlas
 from normforge.search.reports.summary import Summary
 
 if TYPE_CHECKING:
@@ -26,19 +27,23 @@ Draw = Callable[["Axes"], None]
 
 
 def picture(summary: Summary, path: Path) -> None:
-    """Progress on each network, fates and the comparison, as one PNG picture.
+    """Progress on each network, fates, the comparison and the atlas, as one PNG picture.
 
     Raises:
         RunError: it cannot be written.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    progress, fates, final = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (progress, fates), (final, places) = figure.subplots(2, 2)
     losses = [name for name in summary.objectives if name not in summary.config.objectives.also]
     draw_progress(summary, losses)(progress)
     draw_fates(summary)(fates)
     draw_comparison(summary)(final)
+    if found := atlas(summary):
+        found.draw(places)
+    else:
+        places.set_axis_off()
     try:
         figure.savefig(path, dpi=130)
     except OSError as e:
@@ -67,7 +72,7 @@ def draw_progress(summary: Summary, names: Sequence[str]) -> Draw:
         for name in names if scored else ():
             color = _COLORS[summary.objectives.index(name) % len(_COLORS)]
             scores = np.array([s[name] for s in scored])
-            axes.plot(*_thin(at, scores), ".", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
+            axes.plot(*_thin(at, scores), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
             best = best_so_far(scores)
             steps = np.flatnonzero(np.diff(best, prepend=np.inf))  # a step line needs no more
             x, y = np.append(np.array(at)[steps], end), np.append(best[steps], best[-1])
@@ -132,7 +137,7 @@ def draw_front(summary: Summary, x: str, y: str) -> Draw:
     front = np.array([[c.outcome.scores[x], c.outcome.scores[y]] for c, _ in summary.front]).reshape(-1, 2)
 
     def draw(axes: Axes) -> None:
-        axes.plot(*_thin(scores[:, 0], scores[:, 1]), ".", color=_INK, alpha=0.4, markersize=4, markeredgewidth=0)
+        axes.plot(*_thin(scores[:, 0], scores[:, 1]), "o", color=_INK, alpha=0.5, markersize=4, markeredgewidth=0)
         axes.plot(front[:, 0], front[:, 1], "o", color="tab:red", markersize=5)
         _logarithmic_if_wide(axes, "x", scores[:, 0])
         _logarithmic_if_wide(axes, "y", scores[:, 1])

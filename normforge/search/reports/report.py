@@ -12,6 +12,7 @@ from rich.text import Text
 from normforge.search.display import clock, plain, say, short
 from normforge.search.funnel import Fate
 from normforge.search.reports.summary import Summary, plus_minus, summary_of
+from normforge.search.results import verdicts
 
 PLOT = "search.png"
 _FRONT = 10
@@ -124,3 +125,5 @@ def _print_comparison(console: Console, summary: Summary) -> None:
         console.print(table)
     for row in summary.rows:
         say(console, f"  {row.name:11} {row.formula}")
+    for verdict in verdicts(summary.rows, summary.config.networks.use):
+        say(console, f"  {verdict}")

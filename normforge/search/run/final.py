@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from normforge.ir.graph import Graph
 from normforge.search import results
@@ -67,9 +67,26 @@ def comparison(session: Session, dispatcher: Dispatcher, top: Sequence[Candidate
     tasks = [
         _task(session, f"{name}/{repeat}", graph, repeat)
         for repeat in range(1, final.seeds + 1)
-        for name, graph in results.final_layers(found, final.baselines, session.space)
+        for name, graph in results.final_layers(found, session.config, session.space)
     ]
     return FinalPhase(session, dispatcher, Compared, "final training", tasks)
+
+
+def telling_apart(session: Session, dispatcher: Dispatcher, top: Sequence[Candidate]) -> Iterator[FinalPhase]:
+    """Phases after the comparison: one more training of each found layer, and of the known one nearest to it, as long
+    as some pair cannot be told apart."""
+    final, config = session.config.final, session.config
+    found = results.reranked(session.store, top, final.best)
+    graphs = dict(results.final_layers(found, config, session.space))
+    for k in range(final.seeds + 1, final.apart + 1):
+        rows = results.comparison(session.store, found, config)
+        alike = [v for v in results.verdicts(rows, config.networks.use) if not v.apart]
+        names = dict.fromkeys(name for v in alike for name in (v.found, v.near.name))
+        if not names:
+            return
+        repeat = k + 1  # the second ranking has the number after `seeds`
+        tasks = [_task(session, f"{name}/{repeat}", graphs[name], repeat) for name in names]
+        yield FinalPhase(session, dispatcher, Compared, f"telling {len(alike)} from known layers", tasks)
 
 
 def _task(session: Session, key: str, graph: Graph, repeat: int) -> Task:

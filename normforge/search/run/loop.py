@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -103,7 +104,8 @@ def _go_through(
     if ends(search):
         top = final.best(session)
         if ends(final.reranking(session, dispatcher, top)):
-            ends(final.comparison(session, dispatcher, top))
+            phases = chain([final.comparison(session, dispatcher, top)], final.telling_apart(session, dispatcher, top))
+            all(ends(phase) for phase in phases)
 
 
 def _turns(session: Session) -> Turns:
