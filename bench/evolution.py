@@ -4,10 +4,10 @@
     python bench/evolution.py --report                    # tables and plot alone
     python bench/evolution.py --arms gated-evolution,gated-random --seeds 2 --trained 20 --out runs/small
 
-Settings of `gated-evolution` were chosen on seeds 1 to 7, with 60 eq; no registered seed was looked at before. An arm is
-a configuration (`ARMS`); its seeds (`SEEDS`) are runs of the search engine of their own, on fractals, whose
-budget is counted in full micro trainings (eq). They can be stopped and go on. Random search is the same configuration
-with nothing but fresh layers, behind the same filters.
+Settings of `gated-evolution` were chosen on seeds 1 to 7, with 60 eq; no registered seed was looked at before. An arm
+is a configuration (`ARMS`); its seeds (`SEEDS`) are runs of the search engine of their own, on fractals, whose budget
+is counted in full micro trainings (eq). They can be stopped and go on. Random search is the same configuration with
+nothing but fresh layers, behind the same filters.
 
 The score of a run is not what the search saw: its best layers that the stability stage does not refuse, five at most,
 are trained from three other sets of weights; the first of them is trained from three others again, and the mean loss of

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy.stats import ttest_ind
-
 from normforge.errors import RunError, UnknownNameError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import CATALOGUE, layers
@@ -95,6 +93,8 @@ class Verdict:
 
 def verdicts(rows: Iterable[Row], networks: Sequence[str]) -> list[Verdict]:
     """Of every found layer of a comparison whose nearest known layer was trained too."""
+    from scipy.stats import ttest_ind
+
     by_name = {row.name: row for row in rows}
     told = []
     for row in by_name.values():

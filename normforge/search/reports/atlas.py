@@ -61,7 +61,7 @@ class Atlas:
             axes.plot(*self.path[-1], "o", markerfacecolor="none", color="tab:red", markersize=9, label="best")
         for name, place in self.known.items():
             axes.plot(*place, "D", color="tab:orange", markersize=4)
-            axes.annotate(name, place, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(name, (place[0], place[1]), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
         axes.set(
             title="Atlas: layers near each other behave alike",
