@@ -313,7 +313,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": {"use": ["resnet"], "groups": 4},
         "ladder": _LADDER | {"promote": [0.25, 0.34, 1.0]},
         "final": {"candidates": 5, "best": 2, "apart": 5, "baselines": ["bn-relu", "gn-relu", "evonorm-b0"]},
-        "budget": {"minutes": 5.0},
+        "budget": {"minutes": 7.0},
     },
     "hour": {
         **_FINDS,
