@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from normforge.probing.reproducible import (
     mean,
     quantised_weights,
     total,
-    variance,
 )
 from normforge.streams import stream
 
@@ -83,9 +83,16 @@ class Layer:
     def __init__(self, graph: Graph, channels: int, groups: int | None = None) -> None:
         self.groups = resolve_groups(groups, channels)
         self.start = {p.name: np.full(channels if p.axes else (), p.attr[2], np.float32) for p in graph.params}
-        self._forward = lower(graph)
-        self._backward = derivative(graph)
-        self._dx = self._backward.with_outputs(("d.x", dict(self._backward.outputs)["d.x"]))
+        self._graph, self._forward = graph, lower(graph)
+
+    @cached_property
+    def _backward(self) -> Graph:
+        """Most layers that are asked for their forward signals are never asked for more."""
+        return derivative(self._graph)
+
+    @cached_property
+    def _dx(self) -> Graph:
+        return self._backward.with_outputs(("d.x", dict(self._backward.outputs)["d.x"]))
 
     def forward(self, x: Array) -> Array:
         """y, of the shape of x (N, C, H, W)."""
@@ -119,12 +126,12 @@ def propagate(
     batch: int = BATCH,
     groups: int | None = None,
     seed: int = 0,
-    back: bool = True,
+    enough: Callable[[Propagation], bool] | None = None,
 ) -> Propagation:
     """The signals of noise (batch, width, size, size) that goes through `depth` times a 3×3 convolution and the layer.
 
-    Weights are normal, of variance 2 / fan-in; arithmetic is float32; with `back`, a random cotangent goes back. The
-    numbers do not depend on the machine (`reproducible`).
+    Weights are normal, of variance 2 / fan-in; arithmetic is float32; then a random cotangent goes back, unless the
+    signals forward are `enough`. The numbers do not depend on the machine (`reproducible`).
     """
     layer = layer_of(graph, width, groups)
     rng = stream(seed, "propagation", width)
@@ -136,7 +143,8 @@ def propagate(
     variances: list[float] = []
     while True:
         over = (0, 2, 3)
-        m, v = (mean(s, (1,)).item() for s in (np.square(mean(signal, over)), variance(signal, over)))
+        centre = mean(signal, over)
+        m, v = (mean(s, (1,)).item() for s in (np.square(centre), mean(np.square(signal - centre), over)))
         if not (_finite(m) and _finite(v)):
             return Propagation(means, variances, [], depth)
         means.append(m)
@@ -146,7 +154,9 @@ def propagate(
         inputs.append(convolve(signal, weights[len(inputs)]))
         signal = layer.forward(inputs[-1])
     norms: list[float] = []
-    while back and _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
+    if enough and enough(Propagation(means, variances, norms, depth)):
+        return Propagation(means, variances, norms, depth)
+    while _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
         norms.insert(0, math.sqrt(square))
         if not inputs:
             break

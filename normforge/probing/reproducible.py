@@ -133,22 +133,32 @@ def convolve(x: Array, weights: Array) -> Array:
         float32 (N, out, H, W).
     """
     n, channels, height, width = x.shape
-    padded = np.pad(x.transpose(0, 2, 3, 1).astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = np.zeros((n, height + 2, width + 2, channels))
+    padded[:, 1:-1, 1:-1] = x.transpose(0, 2, 3, 1)
     # Integers whose products with the weights of any output add up to less than 2^53.
     factors = weights.transpose(2, 3, 1, 0).reshape(9 * channels, -1) / WEIGHT_QUANTUM
     most = int(np.abs(factors).sum(0).max())
-    largest = np.lib.stride_tricks.sliding_window_view(np.abs(padded).max(3), (3, 3), axis=(1, 2)).max((3, 4))
+    largest = _largest_of_three(_largest_of_three(np.abs(padded).max(3), 1), 2)
     quantum = _quantum(largest[..., None], (3,), MANTISSA - most.bit_length())
-    patches = np.empty((n, height, width, 9, channels))
-    for k in range(9):
-        i, j = divmod(k, 3)
-        np.divide(padded[:, i : i + height, j : j + width], quantum, out=patches[..., k, :])
+    # Three pixels of a row of a window lie beside each other in memory.
+    sample, row, pixel, number = padded.strides
+    rows = np.lib.stride_tricks.as_strided(
+        padded, (n, height, width, 3, 3 * channels), (sample, row, pixel, row, number), writeable=False
+    )
+    patches = np.empty(rows.shape)
+    np.multiply(rows, 1 / quantum[..., None], out=patches)  # powers of two: as exact as to divide
     np.rint(patches, out=patches)
     # One product a row of the image: so small ones BLAS does on one thread, and waits for no core that others use.
     product = patches.reshape(n, height, width, 9 * channels) @ factors
     with np.errstate(over="ignore"):
         y = (product * (quantum * WEIGHT_QUANTUM)).astype(np.float32)
     return np.ascontiguousarray(y.transpose(0, 3, 1, 2))
+
+
+def _largest_of_three(a: Array, axis: int) -> Array:
+    """The maxima of each three neighbours along an axis, which gets two shorter."""
+    a = np.moveaxis(a, axis, 0)
+    return np.moveaxis(np.maximum(np.maximum(a[:-2], a[1:-1]), a[2:]), 0, axis)
 
 
 def convolve_back(dy: Array, weights: Array) -> Array:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from normforge.ir.graph import Graph
-from normforge.probing.probe import DEPTH, layer_of, propagate
+from normforge.probing.probe import DEPTH, Propagation, layer_of, propagate
 from normforge.probing.reproducible import Array, mean, variance
 from normforge.streams import stream
 
@@ -69,14 +69,18 @@ def signal(
     x = stream(seed, "signal", WIDTH).standard_normal(SHAPE).astype(np.float32)
     y, far = layer.forward(x), layer.forward(np.float32(10) * x)
     scale = _change(variance(y, every).item(), variance(far, every).item()) / 2
-    found = Signal(0.0, 0.0, scale, _linearity(x, y))
-    for back in (False, True) if enough else (True,):
-        if enough and enough(found):
-            break
-        s = propagate(graph, depth=depth, width=WIDTH, groups=GROUPS, seed=seed, back=back)
-        forward = _change(s.variance[1], s.variance[-1]) if s.forward_ok else math.inf
-        backward = _change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf
-        found = replace(found, variance=forward, gradient=backward if back else 0.0)
+    alone = Signal(0.0, 0.0, scale, _linearity(x, y))
+    if enough and enough(alone):
+        return alone
+
+    def forward(s: Propagation) -> Signal:
+        return replace(alone, variance=_change(s.variance[1], s.variance[-1]) if s.forward_ok else math.inf)
+
+    asked = (lambda s: enough(forward(s))) if enough else None
+    s = propagate(graph, depth=depth, width=WIDTH, groups=GROUPS, seed=seed, enough=asked)
+    found = forward(s)
+    if s.gradient or not (enough and enough(found)):
+        found = replace(found, gradient=_change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf)
     return found
 
 

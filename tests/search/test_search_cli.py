@@ -15,7 +15,7 @@ def normforge(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def settings(*more: str) -> list[str]:
-    return [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+    return ["--preset", "digits", *(part for setting in (*SETTINGS, *more) for part in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_file_of_settings_goes_on_with_the_run(finished, tmp_path):
     values |= {"networks.resnet.depths": "[1]", "final.baselines": '["bn-relu"]'}
     file.write_text("\n".join(f"{key} = {value}" for key, value in values.items()))
     before = contents(finished)
-    again = normforge("search", "--out", str(finished), "--config", str(file))
+    again = normforge("search", "--out", str(finished), "--preset", "digits", "--config", str(file))
     assert again.returncode == 0, again.stderr
     assert contents(finished) == before
 
