@@ -162,38 +162,40 @@ def loss_of(outcome: Outcome) -> float:
     return outcome.loss.get("micro", math.inf) if outcome.fate is Fate.SCORED else math.inf
 
 
+def judging(options: argparse.Namespace, *changes: str) -> Config:
+    """The configuration by which layers are judged, whichever arm found them: the micro rung, and stability."""
+    return settings("gated-evolution", 0, options, ["ladder.use=micro,stability", *changes])
+
+
 class Judge:
     """Trains layers from weights that no search used, each once; what was trained is stored.
 
     Args:
-        options: `out`, where it is stored, and those of `settings`.
+        config: of the trainings; its ladder needs the rungs that are asked for.
+        path: the folder of what was trained.
         console: for progress.
-        changes: further settings.
     """
 
-    def __init__(self, options: argparse.Namespace, console: Console, changes: Sequence[str] = ()) -> None:
-        self._config = settings("gated-evolution", 0, options, changes)
-        self._config = self._config.model_copy(
-            update={"ladder": self._config.ladder.model_copy(update={"use": ("micro", "stability")})}
-        )
-        self._console = console
+    def __init__(self, config: Config, path: Path, console: Console) -> None:
+        self._config, self._console = config, console
         self._pool: WorkerPool | None = None  # opened with the first task
-        self._store = Store(options.out / "judged", write=True)
+        self._store = Store(path, write=True)
         self._done = {t.key: t.outcome for t in events.each(self._store, Compared)}
 
     def stable(self, graphs: Sequence[Graph]) -> list[bool]:
         """Does the stability stage let each layer pass?"""
-        found = self._evaluate([(graph, "stability", 0) for graph in graphs])
+        found = self.outcomes([(graph, "stability", 0) for graph in graphs])
         return [outcome.fate is Fate.SCORED for outcome in found]
 
     def losses(self, graphs: Sequence[Graph], repeats: Sequence[int]) -> list[float]:
         """The mean micro loss of each layer over weights; infinite where a training failed."""
-        found = self._evaluate([(graph, "micro", r) for graph in graphs for r in repeats])
+        found = self.outcomes([(graph, "micro", r) for graph in graphs for r in repeats])
         values = [o.loss.get("micro", math.inf) if o.fate is Fate.PASSED else math.inf for o in found]
         step = len(repeats)
         return [statistics.fmean(values[i : i + step]) for i in range(0, len(values), step)]
 
-    def _evaluate(self, asked: Sequence[tuple[Graph, str, int]]) -> list[Outcome]:
+    def outcomes(self, asked: Sequence[tuple[Graph, str, int]]) -> list[Outcome]:
+        """Of layers, each on a rung (of all stages at once where that is empty) and with the weights of a repeat."""
         keys = [f"{graph.hash}/{rung}/{repeat}" for graph, rung, repeat in asked]
         tasks = {
             key: Task(key, graph, self._config, repeat, rung)
@@ -253,7 +255,7 @@ def score(found: Run, judge: Judge) -> dict[str, Any]:
 
 def summary(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Scores, tests and curves of the runs that there are."""
-    judge = Judge(options, console)
+    judge = Judge(judging(options), options.out / "judged", console)
     try:
         rows = {}
         for arm in options.arms:
