@@ -115,12 +115,14 @@ def compilations() -> Iterator[list[tuple[str, bool]]]:
 class _Driver:
     """Answers as Triton's driver of one H100 would, and launches nothing."""
 
-    def __init__(self, launcher: Callable[[Any, Any], Any] | None) -> None:
+    def __init__(self, launcher: Callable[[Any, Any], Any] | None, real: Any = None) -> None:
         self._launcher = launcher
         self.utils = SimpleNamespace(
             load_binary=lambda name, binary, shared, device: (1, 1, 64, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": SHARED_BYTES},
             launch=lambda *args: None,  # what launchers call from triton 3.8 on
+            # Likewise: no C code for each list of argument types, but a description of it, made without a device.
+            build_signature_metadata=getattr(real, "build_signature_metadata", None),
         )
 
     def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
@@ -156,15 +158,15 @@ def use_driver(libcuda: Path | None = None) -> None:
     """
     from triton.runtime.driver import driver
 
-    launcher = None
+    launcher = utils = None
     if libcuda is not None:
         ctypes.CDLL(str(libcuda / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
         os.environ["TRITON_LIBCUDA_PATH"] = str(libcuda)
         from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 
-        CudaUtils()
+        utils = CudaUtils()
         launcher = CudaLauncher
-    driver.set_active(_Driver(launcher))
+    driver.set_active(_Driver(launcher, utils))
 
 
 def stub_libcuda(folder: Path) -> Path:
