@@ -1,6 +1,6 @@
 """What the signal gate refuses that would have trained: random layers trained on the micro rung whatever it says.
 
-    python bench/gate.py                     # half an hour on two cores; stopped, it goes on where it was
+    python bench/gate.py                     # long; stopped, it goes on where it was
     python bench/gate.py --layers 20 --seeds 1
 
 Layers are drawn as the paper draws them, each behaviour once; all come through the static stages and probing, and none

@@ -153,9 +153,10 @@ def propagate(
             break
         inputs.append(convolve(signal, weights[len(inputs)]))
         signal = layer.forward(inputs[-1])
+    forward = Propagation(means, variances, [], depth)
+    if enough and enough(forward):
+        return forward
     norms: list[float] = []
-    if enough and enough(Propagation(means, variances, norms, depth)):
-        return Propagation(means, variances, norms, depth)
     while _finite(square := total(np.square(gradient, dtype=np.float64), (0, 1, 2, 3)).item()):
         norms.insert(0, math.sqrt(square))
         if not inputs:

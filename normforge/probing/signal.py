@@ -79,9 +79,9 @@ def signal(
     asked = (lambda s: enough(forward(s))) if enough else None
     s = propagate(graph, depth=depth, width=WIDTH, groups=GROUPS, seed=seed, enough=asked)
     found = forward(s)
-    if s.gradient or not (enough and enough(found)):
-        found = replace(found, gradient=_change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf)
-    return found
+    if enough and enough(found):
+        return found
+    return replace(found, gradient=_change(s.gradient[1], s.gradient[-1]) if s.backward_ok else math.inf)
 
 
 def _change(a: float, b: float) -> float:
