@@ -38,13 +38,14 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "mutation": "moves",
         "further": 0.3,
         "grafts": 0.3,
-        "first": 8,
+        "first": 20,
         "fresh": 0.1,
         "selection": "average",
         "window": 100,
         "tournament": 0.05,
         "tournament_least": 3,
         "ties": 0.02,
+        "niche": 0.95,
     },
 }
 
@@ -66,7 +67,7 @@ class Evolution(Section):
     mutation: Literal["redraw", "moves", "both"] = Field(
         default="redraw",
         description="of a child: one gene drawn anew, as in the paper; a move on the active graph (insert, delete, "
-        "change, swap, grow); or each for half of them",
+        "change, swap, grow, wrap); or each for half of them",
     )
     grafts: float = Field(
         default=0.0, ge=0, le=1, description="share of children with a subtree of a second parent, and no mutation"

@@ -142,7 +142,30 @@ def _grow(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
     return made
 
 
-MOVES: dict[str, _Move] = {"insert": _insert, "delete": _delete, "change": _change, "swap": _swap, "grow": _grow}
+def _wrap(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
+    """A function of x or of a node takes its place for all that read it: an insertion on all those edges at once.
+
+    One edge at a time, the way from x / rms(x) to tanh(x) / rms(tanh(x)) leads over what no longer normalizes.
+    """
+    at = int(rng.integers(len(body)))
+    wrapped = INITIAL + at - 1 if at else _X
+    primitive = _one_of(rng, list(space.primitives))
+    arity = space.primitives[primitive].arity
+    new = Gene(primitive, tuple(int(i) for i in rng.integers(INITIAL + at, size=arity)))
+    new = _with_operand(new, int(rng.integers(arity)), wrapped)
+    made = _put(body, at, [new])
+    readers = [Gene(name, tuple(INITIAL + at if i == wrapped else i for i in inputs)) for name, inputs in made[at + 1 :]]
+    return _compact([*made[: at + 1], *readers])
+
+
+MOVES: dict[str, _Move] = {
+    "insert": _insert,
+    "delete": _delete,
+    "change": _change,
+    "swap": _swap,
+    "grow": _grow,
+    "wrap": _wrap,
+}
 """By kind; their order is part of every run's random streams."""
 
 

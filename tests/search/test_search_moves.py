@@ -133,9 +133,9 @@ def test_a_swap_is_of_one_operand(seed):
         assert child[-1].primitive == parent[-1].primitive
 
 
-def reached(kind: str, parent: Genotype, space: SearchSpace = PAPER) -> set[str]:
+def reached(kind: str, parent: Genotype, space: SearchSpace = PAPER, draws: int = 400) -> set[str]:
     rng = stream(0, "reached", 0)
-    return {unrolled(child) for _ in range(400) if (child := moves.apply(kind, rng, space, parent))}
+    return {unrolled(child) for _ in range(draws) if (child := moves.apply(kind, rng, space, parent))}
 
 
 def test_all_single_changes_of_a_moment_are_reached():
@@ -171,6 +171,20 @@ def test_insertions_reach_every_edge_operand_and_primitive():
     }
     assert above | below | {"add(tanh(x), tanh(x))"} <= found
     assert len(found) == 6 + 9 + 8 - 2  # tanh(tanh(x)) and tanh(add(x, x)) are reached in two ways
+
+
+def test_a_wrapped_node_is_replaced_wherever_it_is_read():
+    space = SearchSpace(Space(operations=("tanh", "div", "neg", "rms"), index_sets=("w,h",)))
+    found = reached("wrap", encoded("tanh(x) / rms[w,h](tanh(x))"), space, 4000)
+    for u in ("tanh", "neg", "rms[w,h]"):
+        assert {  # x, tanh(x), the moment, the whole
+            f"div(tanh({u}(x)), rms[w,h](tanh({u}(x))))",
+            f"div({u}(tanh(x)), rms[w,h]({u}(tanh(x))))",
+            f"div(tanh(x), {u}(rms[w,h](tanh(x))))",
+            f"{u}(div(tanh(x), rms[w,h](tanh(x))))",
+        } <= found
+    quotients = 2 * (4 + 5 + 6 + 7) - 4  # the wrapped node is either operand, any node before it the other
+    assert len(found) == 3 * 4 + quotients - 2  # tanh of tanh, and tanh(x) over all, are reached in two ways
 
 
 def test_a_graft_takes_a_subtree_of_the_donor():
