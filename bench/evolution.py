@@ -1,18 +1,22 @@
-"""Does evolution beat random search? Arms on the micro rung, all registered here before any of them runs.
+"""Does evolution beat random search? Arms on the micro rung and on the ladder, all registered here before they run.
 
     python bench/evolution.py                             # whatever is missing, then the tables; hours on two cores
     python bench/evolution.py --report                    # tables and plot alone
     python bench/evolution.py --arms gated-evolution,gated-random --seeds 2 --trained 20 --out runs/small
 
-Settings of `gated-evolution` were chosen on seeds 1 to 7, with 60 eq; no registered seed was looked at before. An arm
-is a configuration (`ARMS`); its seeds (`SEEDS`) are runs of the search engine of their own, on fractals, whose budget
-is counted in full micro trainings (eq). They can be stopped and go on. Random search is the same configuration with
-nothing but fresh layers, behind the same filters.
+Settings of `gated-evolution` were chosen on seeds 1 to 7; no registered seed was looked at before. An arm is a
+configuration (`ARMS`); its seeds (`SEEDS`) are runs of the search engine of their own, on fractals, whose budget is
+counted in full micro trainings (eq). They can be stopped and go on. Random search is the same configuration with
+nothing but fresh layers, behind the same filters. Other settings of evolution, without niches, wraps and with eight
+layers to begin with, had seeds 2000 to 2007; they were no better than random search (`results/evolution_2000.json`).
 
 The score of a run is not what the search saw: its best layers that the stability stage does not refuse, five at most,
 are trained from three other sets of weights; the first of them is trained from three others again, and the mean loss of
-those three is the score. Layers that stability refused are counted. Arms are compared by the exact Mann-Whitney test,
-one-sided: the first is below the second. The effect size is the share of pairs of runs in which it is, ties by half.
+those three is the score: of micro trainings, on the ladder of full trainings. Layers that stability refused are
+counted. Arms are compared by the exact Mann-Whitney test, one-sided: the first is below the second. The effect size is
+the share of pairs of runs in which it is, ties by half. Hits are trained layers whose loss, on the weights that the
+search used, is below that of the best known layer without moments over the batch; arms are compared by their share of
+the layers that a run trained, run by run, by the same test.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,14 @@ FILTERS = (
     "filters.probing=true",
 )
 GATED = ("evolution.protocol=structural", *FILTERS)
+NETWORK = (
+    "networks.use=resnet",
+    "data.fractals.size=12",
+    "recipe.steps=200",
+    "recipe.batch=64",
+    "quality.steps=100",
+)
+LADDER = (*NETWORK, "ladder.use=micro,quality,full,stability", "ladder.promote=0.25,0.34,1.0")
 ARMS: dict[str, tuple[str, ...]] = {
     "gated-evolution": GATED,
     # Random search behind the same filters, over the draws that evolution begins with.
@@ -74,18 +86,29 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no-behaviour": (*GATED, "filters.behaviour=0", "filters.start=0"),
     "no-grown-draws": (*GATED, "evolution.draws=random"),
     "no-moves": (*GATED, "evolution.mutation=redraw", "evolution.grafts=0"),
+    "no-archive": (*GATED, "evolution.niche=0"),
+    # The whole ladder on a small ResNet, and every layer trained on it to the end.
+    "ladder-evolution": (*GATED, *LADDER),
+    "ladder-random": (*GATED, *LADDER, "evolution.fresh=1"),
+    "no-ladder": (*GATED, *NETWORK, "ladder.use="),
 }
-SEEDS: dict[str, tuple[int, ...]] = {
-    name: tuple(range(2000, 2008 if name in ("gated-evolution", "gated-random") else 2005)) for name in ARMS
+SEEDS: dict[str, tuple[int, ...]] = dict.fromkeys(ARMS, tuple(range(2200, 2205))) | {
+    **dict.fromkeys(("gated-evolution", "gated-random"), tuple(range(2200, 2208))),
+    **dict.fromkeys(("ladder-evolution", "ladder-random", "no-ladder"), tuple(range(2200, 2203))),
 }
 TESTS = (  # the first is below the second, with a p of at most
     ("gated-evolution", "gated-random", 0.01),
     ("gated-evolution", "paper-evolution", 0.05),
     ("gated-evolution", "paper-random", 0.05),
     ("gated-evolution", "gated-genes", 0.05),
+    ("ladder-evolution", "ladder-random", 0.05),
+    ("ladder-evolution", "no-ladder", 0.05),
 )
-KNOWN = ("bn-relu", "gn-relu", "gn-silu", "evonorm-b0", "evonorm-s0")
-TRAINED = 100.0  # eq of a run
+INDEPENDENT = ("gn-relu", "gn-silu", "evonorm-s0")  # without moments over the batch
+KNOWN = ("bn-relu", "evonorm-b0", *INDEPENDENT)
+TRAINED = 100.0  # eq of a run on the micro rung
+ON_NETWORK = {"ladder-evolution": 2.5, "ladder-random": 2.5, "no-ladder": 2.5 / 5.2486}
+"""Times as much; without micro rung, 1 eq is a full training of the ResNet, 5.2486 times a micro training."""
 BEST, SEEN, FRESH = 5, (1, 2, 3), (4, 5, 6)  # layers ranked again; the weights of that ranking, and of the score
 
 
@@ -105,7 +128,7 @@ def settings(arm: str, seed: int, options: argparse.Namespace, changes: Sequence
             "quality.steps=30",
             "evolution.lag=4",
             *ARMS[arm],
-            f"budget.trained={options.trained}",
+            f"budget.trained={options.trained * ON_NETWORK.get(arm, 1.0)}",
             "budget.minutes=100000",
             f"workers.count={options.workers}",
             "final.candidates=1",
@@ -146,7 +169,8 @@ class Run:
         for candidate in self.candidates:
             trained += candidate.outcome.trained
             spent += candidate.seconds
-            best = min(best, loss_of(candidate.outcome))
+            if candidate.outcome.fate is Fate.SCORED:
+                best = min(best, loss_of(candidate.outcome))
             if candidate.outcome.trained:
                 points.append((trained, spent, best))
         return points
@@ -158,13 +182,21 @@ class Run:
 
 
 def loss_of(outcome: Outcome) -> float:
-    """The loss of a micro training; infinite where it failed."""
-    return outcome.loss.get("micro", math.inf) if outcome.fate is Fate.SCORED else math.inf
+    """The loss of the highest rung that trains, the mean over its networks; infinite where the layer ended before."""
+    if outcome.fate not in (Fate.PASSED, Fate.SCORED):
+        return math.inf
+    above = [loss for network, loss in outcome.loss.items() if network != "micro"]
+    return statistics.fmean(above or outcome.loss.values())
 
 
 def judging(options: argparse.Namespace, *changes: str) -> Config:
     """The configuration by which layers are judged, whichever arm found them: the micro rung, and stability."""
     return settings("gated-evolution", 0, options, ["ladder.use=micro,stability", *changes])
+
+
+def on_network(arm: str) -> bool:
+    """Does an arm train layers on a network to the end, stability among its stages?"""
+    return arm in ON_NETWORK
 
 
 class Judge:
@@ -187,10 +219,10 @@ class Judge:
         found = self.outcomes([(graph, "stability", 0) for graph in graphs])
         return [outcome.fate is Fate.SCORED for outcome in found]
 
-    def losses(self, graphs: Sequence[Graph], repeats: Sequence[int]) -> list[float]:
-        """The mean micro loss of each layer over weights; infinite where a training failed."""
-        found = self.outcomes([(graph, "micro", r) for graph in graphs for r in repeats])
-        values = [o.loss.get("micro", math.inf) if o.fate is Fate.PASSED else math.inf for o in found]
+    def losses(self, graphs: Sequence[Graph], repeats: Sequence[int], rung: str = "micro") -> list[float]:
+        """The mean loss of each layer on a rung over weights; infinite where a training failed."""
+        found = self.outcomes([(graph, rung, r) for graph in graphs for r in repeats])
+        values = [loss_of(outcome) for outcome in found]
         step = len(repeats)
         return [statistics.fmean(values[i : i + step]) for i in range(0, len(values), step)]
 
@@ -219,34 +251,45 @@ class Judge:
         self._store.close()
 
 
-def score(found: Run, judge: Judge) -> dict[str, Any]:
-    """The score of a run, and the layer that has it."""
-    ranked, kept, unstable = found.ranked(), [], 0
+def score(found: Run, judge: Judge, rung: str = "micro", level: float = math.inf) -> dict[str, Any]:
+    """The score of a run, and the layer that has it.
+
+    Args:
+        found: the run.
+        judge: with the configuration of `judging`, or of an arm on a network.
+        rung: whose losses count: `micro`; or empty, full training on the network, after all stages.
+        level: a micro loss; trained layers below it are hits.
+    """
+    ranked, kept = found.ranked(), []
+    fates = [c.outcome.fate for c in found.candidates]
+    unstable = fates.count(Fate.STABILITY)
     graphs = {c.name: found.space.to_graph(c.genotype) for c in ranked}
     for candidate in ranked:
         if len(kept) == BEST:
             break
-        if judge.stable([graphs[candidate.name]])[0]:
+        if not rung or judge.stable([graphs[candidate.name]])[0]:
             kept.append(candidate)
         else:
             unstable += 1
     curve = found.curve()
+    trained = [c.outcome for c in found.candidates if c.outcome.trained]
     row: dict[str, Any] = {
-        "trained": sum(1 for c in found.candidates if c.outcome.trained),
+        "trained": len(trained),
         "drawn": len(found.candidates),
         "eq": curve[-1][0] if curve else 0.0,
         "CPU seconds": round(sum(c.seconds for c in found.candidates), 1),
         "best seen": curve[-1][2] if curve else math.inf,
         "unstable among the best": unstable,
+        "hits": sum(o.loss.get("micro", math.inf) < level for o in trained),
         "score": math.inf,
     }
     if kept:
-        again = judge.losses([graphs[c.name] for c in kept], SEEN)
+        again = judge.losses([graphs[c.name] for c in kept], SEEN, rung)
         first = kept[min(range(len(kept)), key=again.__getitem__)]
         graph = graphs[first.name]
         near = nearest_known(graph, 1)
         row |= {
-            "score": judge.losses([graph], FRESH)[0],
+            "score": judge.losses([graph], FRESH, rung)[0],
             "layer": str(simplify(graph)),
             "nearest": str(near[0]) if near else "none",
         }
@@ -255,28 +298,47 @@ def score(found: Run, judge: Judge) -> dict[str, Any]:
 
 def summary(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Scores, tests and curves of the runs that there are."""
-    judge = Judge(judging(options), options.out / "judged", console)
-    try:
-        rows = {}
-        for arm in options.arms:
-            paths = {seed: options.out / f"{arm}-{seed}" for seed in seeds_of(arm, options)}
-            rows[arm] = {seed: Run.read(p) for seed, p in paths.items() if (p / "search.db").exists()}
-        scored = {arm: {seed: score(found, judge) for seed, found in runs.items()} for arm, runs in rows.items()}
-        curves = {arm: [found.curve() for found in runs.values()] for arm, runs in rows.items()}
-        known = dict(zip(KNOWN, judge.losses([nf.parse(name) for name in KNOWN], FRESH), strict=True))
-    finally:
-        judge.close()
-    tests = [
-        {"below": a, "above": b, "at most": most, **compare(scored[a].values(), scored[b].values())}
-        for a, b, most in TESTS
-        if scored.get(a) and scored.get(b)
-    ]
-    return {"settings": ARMS, "runs": scored, "tests": tests, "known": known, "curves": curves}
+    rows = {}
+    for arm in options.arms:
+        paths = {seed: options.out / f"{arm}-{seed}" for seed in seeds_of(arm, options)}
+        rows[arm] = {seed: Run.read(p) for seed, p in paths.items() if (p / "search.db").exists()}
+    rows = {arm: runs for arm, runs in rows.items() if runs}
+    known, scored = [nf.parse(name) for name in KNOWN], {}
+    found: dict[str, Any] = {"settings": ARMS, "known": {}}
+    for place, rung, config in (
+        ("micro", "micro", judging(options)),
+        ("network", "", settings("ladder-evolution", 0, options)),
+    ):
+        arms = [arm for arm in rows if on_network(arm) == (place == "network")]
+        if not arms:
+            continue
+        judge = Judge(config, options.out / f"judged-{place}", console)
+        try:
+            found["known"][place] = dict(zip(KNOWN, judge.losses(known, FRESH, rung), strict=True))
+            independent = [graph for graph, name in zip(known, KNOWN, strict=True) if name in INDEPENDENT]
+            level = min(judge.losses(independent, [0]))
+            for arm in arms:
+                scored[arm] = {seed: score(run, judge, rung, level) for seed, run in rows[arm].items()}
+        finally:
+            judge.close()
+    tests = []
+    for a, b, most in TESTS:
+        if a in scored and b in scored:
+            ones, others = scored[a].values(), scored[b].values()
+            hits = compare([-share_of_hits(r) for r in ones], [-share_of_hits(r) for r in others])
+            by_loss = compare([r["score"] for r in ones], [r["score"] for r in others])
+            tests.append({"below": a, "above": b, "at most": most, **by_loss, "hits": hits})
+    curves = {arm: [run.curve() for run in runs.values()] for arm, runs in rows.items()}
+    return {**found, "runs": scored, "tests": tests, "curves": curves}
 
 
-def compare(ones: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The exact one-sided Mann-Whitney p that the first scores are lower, and the share of pairs in which they are."""
-    a, b = [r["score"] for r in ones], [r["score"] for r in others]
+def share_of_hits(row: dict[str, Any]) -> float:
+    """Of the layers that a run trained."""
+    return row["hits"] / max(row["trained"], 1)
+
+
+def compare(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """The exact one-sided Mann-Whitney p that the first are lower, and the share of pairs in which they are."""
     p = float(mannwhitneyu(a, b, alternative="less", method="exact").pvalue)
     wins = statistics.fmean(1.0 if x < y else 0.5 if x == y else 0.0 for x in a for y in b)
     return {"p": p, "share of pairs": wins}
@@ -284,27 +346,27 @@ def compare(ones: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) ->
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the tables."""
-    table = Table("arm", "scores by seed", "mean", "layers", "CPU s", "unstable", box=None)
+    table = Table("arm", "scores by seed", "mean", "layers", "hits", "CPU s", "unstable", box=None)
     for arm, runs in result["runs"].items():
         rows = list(runs.values())
-        if not rows:
-            continue
         scores = [r["score"] for r in rows]
         table.add_row(
             arm,
             " ".join(f"{s:.3f}" for s in scores),
             f"{statistics.fmean(scores):.3f}",
             f"{statistics.fmean(r['trained'] for r in rows):.0f}",
+            f"{statistics.fmean(map(share_of_hits, rows)):.0%}",
             f"{statistics.fmean(r['CPU seconds'] for r in rows):.0f}",
             str(sum(r["unstable among the best"] for r in rows)),
         )
     console.print(table)
-    console.print("known, same weights: " + ", ".join(f"{n} {v:.3f}" for n, v in result["known"].items()))
+    for place, known in result["known"].items():
+        console.print(f"known, same weights, {place}: " + ", ".join(f"{n} {v:.3f}" for n, v in known.items()))
     for test in result["tests"]:
         verdict = "holds" if test["p"] <= test["at most"] else "does not hold"
         console.print(
-            f"{test['below']} below {test['above']}: p = {test['p']:.4f} (at most {test['at most']}: {verdict}), "
-            f"in {test['share of pairs']:.0%} of pairs"
+            f"{test['below']} below {test['above']}: p = {test['p']:.4f} (at most {test['at most']}: {verdict}), in "
+            f"{test['share of pairs']:.0%} of pairs; more hits: p = {test['hits']['p']:.4f}"
         )
     for arm, runs in result["runs"].items():
         for seed, row in runs.items():
@@ -313,9 +375,10 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def plot(curves: dict[str, list[list[tuple[float, float, float]]]], path: Path) -> None:
-    """The best loss that a run has seen, mean over seeds: by eq and by CPU-seconds."""
+    """The best loss that each run of the micro rung has seen: by eq and by CPU-seconds."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for (arm, runs), color in zip(curves.items(), plt.get_cmap("tab10").colors, strict=False):
+    micro = {arm: runs for arm, runs in curves.items() if not on_network(arm)}
+    for (arm, runs), color in zip(micro.items(), plt.get_cmap("tab10").colors, strict=False):
         for axis, at in zip(axes, (0, 1), strict=True):
             for k, points in enumerate(runs):
                 label = arm if k == 0 else None
