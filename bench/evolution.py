@@ -1,7 +1,7 @@
 """Does evolution beat random search? Arms on the micro rung and on the ladder, all registered here before they run.
 
     python bench/evolution.py                             # whatever is missing, then the tables; hours on two cores
-    python bench/evolution.py --report                    # tables and plot alone
+    python bench/evolution.py --report                    # tables and plot alone, of these runs and of what is stored
     python bench/evolution.py --arms gated-evolution,gated-random --seeds 2 --trained 20 --out runs/small
 
 Settings of `gated-evolution` were chosen on seeds 1 to 7; no registered seed was looked at before. An arm is a
@@ -47,7 +47,7 @@ from normforge.ir.graph import Graph
 from normforge.passes import simplify
 from normforge.probing.behaviour import nearest_known
 from normforge.search import events, results
-from normforge.search.config import Config, load
+from normforge.search.config import Config, flat, load
 from normforge.search.events import Candidate, Compared
 from normforge.search.funnel import Fate, Outcome
 from normforge.search.run import run
@@ -163,17 +163,16 @@ class Run:
             store.close()
 
     def curve(self) -> list[tuple[float, float, float]]:
-        """(eq, CPU-seconds, best loss) after each trained layer."""
+        """(eq, CPU-seconds, best loss) whenever there is a new best, and at the end."""
         trained = spent = 0.0
         best, points = math.inf, []
         for candidate in self.candidates:
             trained += candidate.outcome.trained
             spent += candidate.seconds
-            if candidate.outcome.fate is Fate.SCORED:
-                best = min(best, loss_of(candidate.outcome))
-            if candidate.outcome.trained:
-                points.append((trained, spent, best))
-        return points
+            if candidate.outcome.fate is Fate.SCORED and loss_of(candidate.outcome) < best:
+                best = loss_of(candidate.outcome)
+                points.append((round(trained, 2), round(spent, 1), round(best, 4)))
+        return [*points, (round(trained, 2), round(spent, 1), round(best, 4))]
 
     def ranked(self) -> list[Candidate]:
         """The scored layers, the best first, each once."""
@@ -276,12 +275,13 @@ def score(found: Run, judge: Judge, rung: str = "micro", level: float = math.inf
     row: dict[str, Any] = {
         "trained": len(trained),
         "drawn": len(found.candidates),
-        "eq": curve[-1][0] if curve else 0.0,
-        "CPU seconds": round(sum(c.seconds for c in found.candidates), 1),
-        "best seen": curve[-1][2] if curve else math.inf,
+        "eq": curve[-1][0],
+        "CPU seconds": curve[-1][1],
+        "best seen": curve[-1][2],
         "unstable among the best": unstable,
         "hits": sum(o.loss.get("micro", math.inf) < level for o in trained),
         "score": math.inf,
+        "curve": curve,
     }
     if kept:
         again = judge.losses([graphs[c.name] for c in kept], SEEN, rung)
@@ -296,29 +296,38 @@ def score(found: Run, judge: Judge, rung: str = "micro", level: float = math.inf
     return row
 
 
-def summary(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Scores, tests and curves of the runs that there are."""
-    rows = {}
-    for arm in options.arms:
-        paths = {seed: options.out / f"{arm}-{seed}" for seed in seeds_of(arm, options)}
-        rows[arm] = {seed: Run.read(p) for seed, p in paths.items() if (p / "search.db").exists()}
-    rows = {arm: runs for arm, runs in rows.items() if runs}
-    known, scored = [nf.parse(name) for name in KNOWN], {}
-    found: dict[str, Any] = {"settings": ARMS, "known": {}}
+def summary(options: argparse.Namespace, console: Console, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Scores and tests of the runs that there are.
+
+    Args:
+        options: of the command line.
+        console: for progress.
+        earlier: a summary; its rows of arms that are not asked for, or have no runs here, are kept if the settings of
+            the arm are still the same.
+    """
+    scored: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {"settings": {arm: effective(arm, options) for arm in ARMS}, "known": {}}
+    for arm, rows in earlier.get("runs", {}).items():
+        registered = rows.keys() <= set(map(str, SEEDS.get(arm, ())))
+        if registered and earlier["settings"][arm] == found["settings"][arm]:
+            scored[arm] = rows
+    known = [nf.parse(name) for name in KNOWN]
     for place, rung, config in (
         ("micro", "micro", judging(options)),
         ("network", "", settings("ladder-evolution", 0, options)),
     ):
-        arms = [arm for arm in rows if on_network(arm) == (place == "network")]
-        if not arms:
+        arms = {arm: runs_of(arm, options) for arm in options.arms if on_network(arm) == (place == "network")}
+        if not any(arms.values()):
+            found["known"] |= {place: earlier["known"][place]} if place in earlier.get("known", {}) else {}
             continue
         judge = Judge(config, options.out / f"judged-{place}", console)
         try:
             found["known"][place] = dict(zip(KNOWN, judge.losses(known, FRESH, rung), strict=True))
             independent = [graph for graph, name in zip(known, KNOWN, strict=True) if name in INDEPENDENT]
             level = min(judge.losses(independent, [0]))
-            for arm in arms:
-                scored[arm] = {seed: score(run, judge, rung, level) for seed, run in rows[arm].items()}
+            for arm, runs in arms.items():
+                rows = {str(seed): score(Run.read(path), judge, rung, level) for seed, path in runs.items()}
+                scored |= {arm: rows} if rows else {}
         finally:
             judge.close()
     tests = []
@@ -328,8 +337,20 @@ def summary(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             hits = compare([-share_of_hits(r) for r in ones], [-share_of_hits(r) for r in others])
             by_loss = compare([r["score"] for r in ones], [r["score"] for r in others])
             tests.append({"below": a, "above": b, "at most": most, **by_loss, "hits": hits})
-    curves = {arm: [run.curve() for run in runs.values()] for arm, runs in rows.items()}
-    return {**found, "runs": scored, "tests": tests, "curves": curves}
+    return {**found, "runs": {arm: scored[arm] for arm in ARMS if arm in scored}, "tests": tests}
+
+
+def effective(arm: str, options: argparse.Namespace) -> dict[str, str]:
+    """What an arm sets to other than the defaults, by name."""
+    defaults = dict(flat(Config()))
+    changed = {k: v for k, v in flat(settings(arm, 0, options)) if v != defaults[k]}
+    return {k: str(v) for k, v in changed.items() if not k.startswith(("workers.", "budget."))}
+
+
+def runs_of(arm: str, options: argparse.Namespace) -> dict[int, Path]:
+    """The directories of an arm's runs that there are, by seed."""
+    paths = {seed: options.out / f"{arm}-{seed}" for seed in seeds_of(arm, options)}
+    return {seed: path for seed, path in paths.items() if (path / "search.db").exists()}
 
 
 def share_of_hits(row: dict[str, Any]) -> float:
@@ -374,17 +395,15 @@ def show(result: dict[str, Any], console: Console) -> None:
             console.print(f"  {arm} {seed}: {row['score']:.3f} {layer}", highlight=False, markup=False, soft_wrap=True)
 
 
-def plot(curves: dict[str, list[list[tuple[float, float, float]]]], path: Path) -> None:
+def plot(result: dict[str, Any], path: Path) -> None:
     """The best loss that each run of the micro rung has seen: by eq and by CPU-seconds."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    micro = {arm: runs for arm, runs in curves.items() if not on_network(arm)}
+    micro = {arm: runs for arm, runs in result["runs"].items() if not on_network(arm)}
     for (arm, runs), color in zip(micro.items(), plt.get_cmap("tab10").colors, strict=False):
         for axis, at in zip(axes, (0, 1), strict=True):
-            for k, points in enumerate(runs):
-                label = arm if k == 0 else None
-                axis.step(
-                    [p[at] for p in points], [p[2] for p in points], where="post", color=color, alpha=0.6, label=label
-                )
+            for k, row in enumerate(runs.values()):
+                x, y = [p[at] for p in row["curve"]], [p[2] for p in row["curve"]]
+                axis.step(x, y, where="post", color=color, alpha=0.6, label=arm if k == 0 else None)
     axes[0].set(xlabel="micro trainings (eq)", ylabel="best loss seen")
     axes[1].set(xlabel="CPU-seconds, filters included", xscale="log")
     axes[0].legend(fontsize=7)
@@ -417,10 +436,11 @@ def main() -> int:
                 console.rule(f"{arm}, seed {seed}")
                 if not run(settings(arm, seed, options), options.out / f"{arm}-{seed}", console):
                     return 130
-    result = summary(options, console)
+    path = options.results / "evolution.json"
+    result = summary(options, console, json.loads(path.read_text()) if path.exists() else {})
     show(result, console)
-    plot(result.pop("curves"), options.results / "evolution.png")
-    write(options.results / "evolution.json", json.loads(json.dumps({"machine": machine(), **result})))
+    plot(result, path.with_suffix(".png"))
+    write(path, json.loads(json.dumps({"machine": machine(), **result})))
     return 0
 
 
