@@ -124,5 +124,5 @@ def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return torch.sqrt(square + eps), square
     if node.op is not Op.STD:
         raise no_row(node.op, f"moments of the {TORCH.name}")
-    var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else torch.zeros_like(a)
+    var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else (a - a).square()
     return torch.sqrt(var + eps), var

@@ -15,6 +15,7 @@ from normforge.ir.ops import REDUCE, Op
 from normforge.passes.canonicalise import Canonicalise
 from normforge.passes.pipeline import derivative, lower, run_passes
 from normforge.passes.running import inference_graph, training_graph
+from normforge.passes.single import Single
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ Seeded = tuple[tuple[int, ...] | None, ...]
 
 
 @lru_cache(maxsize=4096)
-def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Program:
+def program(layer: Graph, order: int, train: bool, seeded: Seeded = (), single: int = 0) -> Program:
     """The program of one order of a layer.
 
     Forward's operands are x, the parameters in the order of the formula, and in inference the buffers; its
@@ -49,8 +50,9 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Progr
     Order k + 1 is given order k's operands, one cotangent for each differentiable output, and (from order 1
     on) the saved moments; its outputs are the gradients of order k's differentiable operands. A gradient penalty
     gives a cotangent to the gradient of x alone: `seeded` leaves out the others, and all that depends on them.
+    `single` are axes that have one element each (see `normforge.passes.single`).
     """
-    forward = _forward(layer, train)
+    forward = _forward(layer, train, single)
     params = layer.params
     buffers = forward.inputs[1:]
     moments = _moments(forward)
@@ -59,7 +61,7 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = ()) -> Progr
         extra = tuple((s.name, m) for s, m in zip(saved, moments, strict=True))
         graph = forward.with_outputs(*forward.outputs, *extra)
         return Program(graph, (layer.inputs[0], *params, *buffers), 0, (), saved)
-    total, wrt, seeds = _derivative(layer, order, train, seeded[: order - 1])
+    total, wrt, seeds = _derivative(layer, order, train, seeded[: order - 1], single)
     replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
     outputs = tuple((name, replaced[n]) for name, n in total.outputs)
     graph = run_passes(Graph(outputs, (*total.inputs, *saved), total.eps), Canonicalise())
@@ -70,12 +72,12 @@ Nodes = tuple[Node, ...]
 
 
 @lru_cache(maxsize=4096)
-def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded) -> tuple[Graph, Nodes, Nodes]:
+def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded, single: int) -> tuple[Graph, Nodes, Nodes]:
     """A derivative total in x, what it is taken with respect to, and the cotangents of all orders up to it."""
     if order == 0:
-        forward = _forward(layer, train)
+        forward = _forward(layer, train, single)
         return forward.with_outputs(forward.outputs[0]), (), ()
-    before, _, seeds = _derivative(layer, order - 1, train, seeded[: max(order - 2, 0)])
+    before, _, seeds = _derivative(layer, order - 1, train, seeded[: max(order - 2, 0)], single)
     chosen = seeded[order - 2] if 2 <= order < len(seeded) + 2 else None
     if chosen is not None:
         before = before.with_outputs(*(before.outputs[i] for i in chosen))
@@ -85,8 +87,9 @@ def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded) -> tuple[
 
 
 @lru_cache(maxsize=4096)
-def _forward(layer: Graph, train: bool) -> Graph:
-    return lower(training_graph(layer) if train else inference_graph(layer))
+def _forward(layer: Graph, train: bool, single: int) -> Graph:
+    graph = lower(training_graph(layer) if train else inference_graph(layer))
+    return run_passes(graph, Single(single), Canonicalise()) if single else graph
 
 
 def _moments(forward: Graph) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from normforge.codegen.shapes import plan_dims
 from normforge.errors import DtypeError, NormforgeError, OptionError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
+from normforge.passes.single import moment_axes, single_axes
 
 
 def choose(value: str, known: Sequence[str], what: str, error: type[NormforgeError] = OptionError) -> str:
@@ -53,7 +54,8 @@ def plan(
     choose(dtype, DTYPES, "dtype", DtypeError)
     found = find_target(target)
     dims = None if shape is None else plan_dims(shape)
-    return found.place(found.plan(program(graph, order, train), dtype, layout, dims), shape)
+    single = single_axes(moment_axes(graph), dims) if dims else 0
+    return found.place(found.plan(program(graph, order, train, single=single), dtype, layout, dims), shape)
 
 
 def source(

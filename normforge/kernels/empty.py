@@ -1,9 +1,9 @@
 """Memory of small outputs and of workspace, without the parsing of arguments by `torch.empty`, which takes longer than
-the allocation."""
+the allocation; and for tensors that have none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -22,3 +22,8 @@ def allocator(device: torch.device) -> Allocator:
     if found is None:
         return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return found
+
+
+def materialised(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """With zeros in memory for each tensor that autograd knows to be zero and has no memory for (a ZeroTensor)."""
+    return [torch.empty_like(t, device=t.device).copy_(t) if t._is_zerotensor() else t for t in tensors]

@@ -32,6 +32,7 @@ class Job:
         layer: a surface graph.
         seeded: which gradients have cotangents (see `normforge.codegen.orders`).
         target: that runs it; "" for the one that is best for the device of its tensors.
+        single: axes of moments that have one element each (see `normforge.passes.single`).
     """
 
     order: int
@@ -40,22 +41,26 @@ class Job:
     layer: Graph
     seeded: Seeded = ()
     target: str = ""
+    single: int = 0
 
     @cached_property
     def key(self) -> str:
         """The text of the job, which `Job.parse` reads back."""
         masks = ";".join("*" if m is None else ",".join(map(str, m)) for m in self.seeded)
         mode = "train" if self.train else "eval"
-        return f"{self.order}|{mode}|{self.groups}|{masks}|{self.target}|{layer_text(self.layer)}"
+        single = f"|{self.single}" if self.single else ""
+        return f"{self.order}|{mode}|{self.groups}|{masks}|{self.target}{single}|{layer_text(self.layer)}"
 
     @staticmethod
     @lru_cache(maxsize=4096)
     def parse(key: str) -> Job:
         """The job that a key says; the same object for the same key, so that what it has worked out is kept."""
-        order, mode, groups, masks, *target, text = key.split("|")  # keys of old exported programs have no target
+        order, mode, groups, masks, *rest, text = key.split("|")  # keys of old exported programs have no target
+        target = rest[0] if rest else ""
+        single = int(rest[1]) if rest[1:] else 0
         layer = Graph.from_json(text) if text.startswith("{") else parse_formula(text)
         seeded = tuple(None if m == "*" else tuple(map(int, m.split(","))) for m in masks.split(";") if m)
-        return Job(int(order), mode == "train", int(groups), layer, seeded, *target)
+        return Job(int(order), mode == "train", int(groups), layer, seeded, target, single)
 
     @cached_property
     def program(self) -> Program:
@@ -69,7 +74,7 @@ class Job:
                 f"compiled layers have derivatives up to order {MAX_ORDER}, and order {self.order} was asked for: "
                 "use backend='eager' there"
             )
-        return program(self.layer, self.order, self.train, self.seeded)
+        return program(self.layer, self.order, self.train, self.seeded, self.single)
 
     def after(self, seeded: tuple[int, ...] = (0,)) -> Job:
         """The job of the next derivative, given which of the differentiable outputs have a cotangent."""
@@ -78,7 +83,7 @@ class Job:
             masks = self.seeded
             if self.order:
                 masks = (*masks, None if len(seeded) == self.differentiable else seeded)
-            made = Job(self.order + 1, self.train, self.groups, self.layer, masks, self.target)
+            made = Job(self.order + 1, self.train, self.groups, self.layer, masks, self.target, self.single)
             found = self._after[seeded] = Job.parse(made.key)
         return found
 

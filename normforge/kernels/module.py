@@ -18,6 +18,7 @@ from normforge.kernels.backends import RUNNERS, backend_names, look_around, reso
 from normforge.kernels.job import Job
 from normforge.kernels.run import run_plain
 from normforge.passes.running import Running, running_statistics
+from normforge.passes.single import moment_axes, single_axes
 
 # Torch's names for the two affine parameters.
 TORCH_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -95,12 +96,22 @@ class Layer(nn.Module):
         self._look_around()
 
     def _look_around(self) -> None:
-        """What calls need to know of this machine, and keys of forward jobs by target and mode."""
+        """What calls need to know of this machine, and keys of forward jobs by target: of several samples or one, of
+        several positions or one, in inference or training."""
         look_around()
+        moments = moment_axes(self.graph)
+        channels = (self.groups, self.channels // self.groups)
         self._keys = {
-            target: {mode: Job(0, mode, self.groups, self.graph, target=target).key for mode in (True, False)}
+            target: [
+                [self._keys_of(target, single_axes(moments, (samples, *channels, positions))) for positions in (2, 1)]
+                for samples in (2, 1)
+            ]
             for target in RUNNERS
         }
+
+    def _keys_of(self, target: str, single: int) -> list[str]:
+        modes = (False, True)
+        return [Job(0, mode, self.groups, self.graph, target=target, single=single).key for mode in modes]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -169,12 +180,15 @@ class Layer(nn.Module):
         """Running statistics in order."""
         return _held(self, self._buffers, self._running_names)
 
-    def _compiled(self, x: Tensor, keys: dict[bool, str]) -> Tensor:
+    def _compiled(self, x: Tensor, keys: list[list[list[str]]]) -> Tensor:
         operands = [x, *self._values()]
         training = self.training
+        # Questions, not numbers: tracers of shapes that are not known yet take them for guards.
+        forms = keys[1] if x.shape[0] == 1 else keys[0]
+        key = (forms[1] if x.numel() == x.shape[0] * self.channels else forms[0])[training]
         if not training:
             operands += self._buffers_of()
-        out = run_plain(operands, keys[training])
+        out = run_plain(operands, key)
         if training and self.running:
             self._update(out[1 : 1 + len(self.running)], x)
         return out[0]

@@ -154,7 +154,9 @@ def _wrap(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
     new = Gene(primitive, tuple(int(i) for i in rng.integers(INITIAL + at, size=arity)))
     new = _with_operand(new, int(rng.integers(arity)), wrapped)
     made = _put(body, at, [new])
-    readers = [Gene(name, tuple(INITIAL + at if i == wrapped else i for i in inputs)) for name, inputs in made[at + 1 :]]
+    readers = [
+        Gene(name, tuple(INITIAL + at if i == wrapped else i for i in inputs)) for name, inputs in made[at + 1 :]
+    ]
     return _compact([*made[: at + 1], *readers])
 
 

@@ -9,7 +9,7 @@ so results depend on neither the choice nor the number of threads.
 from __future__ import annotations
 
 from normforge.codegen.c.prelude import COMMON
-from normforge.codegen.c.values import KEEP, TILE
+from normforge.codegen.c.values import COLUMN_CHUNK, KEEP, TILE
 
 # A slab worth keeping in the cache: all its full tensors together, in bytes.
 SLAB_BYTES = 6 << 20
@@ -50,7 +50,7 @@ static int64_t lay_out(const Kernel *k, Ctx *x, const int64_t *dims, char *base)
   const int64_t N = dims[0], G = dims[1], K = dims[2], S = dims[3], C = G * K;
   int64_t L = MAX2(S, 1), Q = 1, end = 0;
   if (k->chunks == COLUMNS)   /* all channels of a block of positions stay in a level-2 cache */
-    L = MIN2(MAX2(32768 / C / 16 * 16, 64), 1024), Q = (S + L - 1) / L;
+    L = MIN2(MAX2(32768 / C / 16 * 16, 64), COLUMN_CHUNK), Q = (S + L - 1) / L;
   if (k->chunks == POSITIONS)
     L = MAX2(8192 / C, 32), Q = (S + L - 1) / L;
   x->N = N; x->G = G; x->K = K; x->C = C; x->S = S; x->L = L; x->Q = Q;
@@ -152,6 +152,7 @@ def driver() -> str:
         "SERIAL_ELEMENTS": SERIAL_ELEMENTS,
         "KEEP": KEEP,
         "TILE": TILE,
+        "COLUMN_CHUNK": COLUMN_CHUNK,
         "DOUBLE": DOUBLE,
         "COLUMNS": COLUMNS,
         "POSITIONS": POSITIONS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from normforge.codegen.c.values import TILE
+from normforge.codegen.c.values import COLUMN_CHUNK, TILE
 from normforge.codegen.c.walk import Walk
 from normforge.codegen.index import element, full
 from normforge.ir.node import Node
@@ -17,6 +17,7 @@ from normforge.ir.ops import Op
 from normforge.ir.types import G
 
 MAX_ROWS = 64  # short rows visited together
+BLOCK = 16  # channels whose sum is taken apart
 
 
 class RowsWalk(Walk):
@@ -25,16 +26,12 @@ class RowsWalk(Walk):
     def emit(self) -> None:
         """Write the loops."""
         work = self.work
-        for node in work.columns:
-            self._each_position(node, f"{self._sum(node)} = 0;")
-        for node in work.column_pairs:
-            for kind in ("cm", "cq"):
-                self._each_position(node, f"{self._sum(node, kind)} = 0;")
-        if work.pairs:
-            self._paired_rows()
-        else:
-            with self._channels():
-                self._row()
+        with self._blocks([*((n, "") for n in work.columns), *((n, "cm") for n in work.column_pairs)]) as (first, last):
+            if work.pairs:
+                self._paired_rows(first, last)
+            else:
+                with self._channels(first, last):
+                    self._row()
         for node in work.columns:
             if node.op is Op.MEAN:
                 self._each_position(node, f"{self._sum(node)} /= {self.count(node)};")
@@ -45,7 +42,8 @@ class RowsWalk(Walk):
 
     def column(self, node: Node) -> str:
         """The element of a vector to which the operand of a sum over channels is added."""
-        return self._sum(node, "cm" if node.op is Op.VAR else "")
+        kind = "cm" if node.op is Op.VAR else ""
+        return self._sum(node, kind) if node.axes & G else self._part(node, kind)
 
     def mask_once(self) -> None:
         """Write `once`: all or nothing of a row."""
@@ -56,7 +54,7 @@ class RowsWalk(Walk):
         return "((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start"
 
     @contextmanager
-    def _channels(self, first: str = "r.c0", last: str = "r.c1") -> Iterator[None]:
+    def _channels(self, first: str, last: str) -> Iterator[None]:
         """The loop over channels of one sample, with the row's base index."""
         out = self.out
         with out.block(f"for (int64_t c = {first}; c < {last}; ++c) {{"):
@@ -88,12 +86,12 @@ class RowsWalk(Walk):
         for node in work.sums:
             self._deliver_sum(node, f"a{st.var(node)}")
 
-    def _paired_rows(self) -> None:
+    def _paired_rows(self, first: str, last: str) -> None:
         """Rows whose variance is taken: short ones a tile's worth at once."""
         out, st, work = self.out, self.storage, self.work
         out(f"const int64_t rows = MIN2({MAX_ROWS}, MAX2(1, {TILE} / MAX2(hi - lo, 1)));")
-        with out.block("for (int64_t cb = r.c0; cb < r.c1; cb += rows) {"):
-            out("const int64_t ce = MIN2(r.c1, cb + rows);")
+        with out.block(f"for (int64_t cb = {first}; cb < {last}; cb += rows) {{"):
+            out(f"const int64_t ce = MIN2({last}, cb + rows);")
             for node in work.sums:
                 out(f"double r{st.var(node)}[{MAX_ROWS}];")
             for node in work.pairs:
@@ -175,6 +173,42 @@ class RowsWalk(Walk):
         st = self.storage
         return self.out.item(st.column(node, kind) if kind else st.array(node), element(node.axes))
 
+    def _part(self, node: Node, kind: str = "", of: str = "part") -> str:
+        """An element of what a block of channels adds to a sum over channels, or of `all` of them so far."""
+        return f"{of}{kind}{self.storage.var(node)}[{self.element.step} - lo]"
+
+    @contextmanager
+    def _blocks(self, targets: list[tuple[Node, str]]) -> Iterator[tuple[str, str]]:
+        """The loop over blocks of channels: first and last of each.
+
+        A sum over all channels adds those of a few apart, and in double what these come to, so that its rounding does
+        not grow with the number of channels. A sum over the channels of a group is added up in place.
+
+        Args:
+            targets: sums over channels and the kinds of their arrays; without any over all there is one block.
+        """
+        out = self.out
+        parted = [(node, kind) for node, kind in targets if not node.axes & G]
+        for node, kind in targets:
+            if node.axes & G:
+                self._each_position(node, f"{self._sum(node, kind)} = 0;")
+            else:
+                out(f"double all{kind}{self.storage.var(node)}[{COLUMN_CHUNK}];")
+                self._each_position(node, f"{self._part(node, kind, 'all')} = 0;")
+        if not parted:
+            yield "r.c0", "r.c1"
+            return
+        with out.block(f"for (int64_t c0 = r.c0; c0 < r.c1; c0 += {BLOCK}) {{"):
+            out(f"const int64_t c1 = MIN2(r.c1, c0 + {BLOCK});")
+            for node, kind in parted:
+                out(f"T part{kind}{self.storage.var(node)}[{COLUMN_CHUNK}];")
+                self._each_position(node, f"{self._part(node, kind)} = 0;")
+            yield "c0", "c1"
+            for node, kind in parted:
+                self._each_position(node, f"{self._part(node, kind, 'all')} += {self._part(node, kind)};")
+        for node, kind in parted:
+            self._each_position(node, f"{self._sum(node, kind)} = {self._part(node, kind, 'all')};")
+
     def _each_position(self, node: Node, statement: str) -> None:
         """A statement at every element of a sum over channels."""
         out = self.out
@@ -196,12 +230,13 @@ class RowsWalk(Walk):
             again.values(roots, tail=tail)
             for node in pairs:
                 d = f"e{st.var(node)}"
-                m, q = (f"&{self._sum(node, kind)}" for kind in ("cm", "cq"))
+                m = f"&{self._sum(node, 'cm')}"
+                q = f"&{self._sum(node, 'cq') if node.axes & G else self._part(node, 'cq')}"
                 out(f"const V {d} = {again.value(node.args[0])} - {out.load(m, tail=tail)};")
                 square = again.once(node, f"{d} * {d}")
                 out.store(q, f"{out.load(q, tail=tail)} + {square}", tail=tail)
 
-        with self._channels():
+        with self._blocks([(n, "cq") for n in pairs]) as (first, last), self._channels(first, last):
             again.hoisted(roots)
             self.strips([], 1, body, "lo", "hi")
         for node in pairs:

@@ -19,6 +19,7 @@ DEAR = LIBRARY
 KEEP = 1 << 15  # elements of such a buffer, on the stack of each thread: 128 KiB
 MAX_KEPT = 4  # buffers: a level-2 cache, and the stack of a small thread, hold no more
 TILE = 4096  # elements of rows between two visits of the same data: 16 KiB, half of a level-1 cache
+COLUMN_CHUNK = 1024  # most positions of a chunk where channels are summed at each
 
 
 def kept(plan: Plan) -> list[Node]:
