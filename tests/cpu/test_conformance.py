@@ -65,3 +65,26 @@ def _third(layer: nf.Graph, backend: str, x: torch.Tensor) -> list[torch.Tensor]
         (y,) = torch.autograd.grad((y * weights).sum(), x, create_graph=True)
         found.append(y.detach())
     return found
+
+
+@pytest.mark.parametrize(
+    "word", ["silu", "gelu", "swish", "mish", "elu", "leaky_relu", "relu6", "hardsigmoid", "hardswish"]
+)
+def test_words_for_activations_are_torchs(word: str) -> None:
+    """Values and slopes, but where two branches meet; torch's slope of hardsigmoid holds a sixth in float32."""
+    x = (
+        torch.tensor([-1e3, -7, -3.5, -2.5, -1, -1e-3, 1e-3, 0.5, 2.5, 3.5, 5.5, 6.5, 1e3])
+        .double()[None]
+        .requires_grad_()
+    )
+    reference = getattr(torch.nn.functional, "silu" if word == "swish" else word)
+    want = reference(x)
+    got = nf.compile(f"{word}(x)", x.shape[1], backend="c").double()(x)
+    (slopes,), (wanted,) = (torch.autograd.grad(y.sum(), x) for y in (got, want))
+    compare(got, want, tolerance(torch.float64, 1, 1e3), word)
+    compare(slopes, wanted, tolerance(torch.float32, 1, 1.0, 1), f"slope of {word}")
+
+
+def test_clamp_is_torchs() -> None:
+    x = random_input((2, 4, 3, 3), 0, torch.float32)
+    assert torch.equal(nf.compile("clamp(x, -0.5, 1)", 4, backend="c")(x), x.clamp(-0.5, 1))

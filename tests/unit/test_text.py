@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from normforge.errors import ParseError, UnknownNameError
-from normforge.ir import Graph, Op, layers, parse
+from normforge.ir import Graph, Op, evaluate, layers, parse
 from normforge.ir.forms.formula import parse_formula
 from normforge.ir.forms.grammar import FUNCTIONS, PARAMETERS
 from normforge.ir.layers import CATALOGUE
@@ -88,6 +89,39 @@ def test_a_declared_name_wins_over_a_later_word(word: str) -> None:
     assert not both.is_surface and Graph.from_dump(str(both)) == both
 
 
+POWERS = {
+    "x**2": "square(x)",
+    "x**3": "square(x) * x",
+    "x**5": "square(square(x)) * x",
+    "x**6": "square(square(x) * x)",
+    "x**7": "square(square(x) * x) * x",
+    "x**8": "square(square(square(x)))",
+    "-x**2": "-(square(x))",
+    "-2**2 * x": "-(square(2)) * x",
+    "v1 * (x + 1)**3 / std[w,h](x)**2": "v1 * (square(x + 1) * (x + 1)) / square(std[w,h](x))",
+    "tanh(x)**2": "square(tanh(x))",
+}
+
+
+@pytest.mark.parametrize("text", POWERS)
+def test_powers(text: str) -> None:
+    assert parse(text) == parse(POWERS[text])
+    assert parse(text).hash == parse(POWERS[text]).hash
+
+
+@pytest.mark.parametrize("exponent", range(2, 9))
+def test_a_power_is_a_power(exponent: int) -> None:
+    values = np.linspace(-2.0, 2.0, 8).reshape(1, 8)
+    assert np.allclose(evaluate(parse(f"x**{exponent}"), {"x": values})["y"], values**exponent, rtol=1e-15)
+
+
+def test_a_parameter_hides_a_later_short_word() -> None:
+    graph = parse("param mish = 0.5; param clamp = 1; mish * x + clamp")
+    assert [p.name for p in graph.params] == ["mish", "clamp"] and parse(str(graph)) == graph
+    with pytest.raises(ParseError, match="'clamp' is a value, not a function"):
+        parse("param clamp = 1; clamp(x, 0, 1)")
+
+
 @pytest.mark.parametrize("word", ["sigmoid", "gelu", "mean", "x", "param"])
 def test_first_words_name_nothing_else(word: str) -> None:
     with pytest.raises(ParseError, match="has a meaning of its own"):
@@ -149,8 +183,15 @@ MISTAKES = {
     "|Tanh(x)": ["unknown function 'Tanh'", "did you mean 'tanh'?"],
     "x * |kappa_long": ["unknown name 'kappa_long'", "param kappa_long = 0"],
     "x|(1)": ["'x' is a value, not a function", "expected an operator"],
-    "x |^ 2": ["unexpected character '^'", "square(a)"],
-    "x *|* 2": ["expected a number", "square(a)"],
+    "x |^ 2": ["unexpected character '^'", "a**2"],
+    "x * |* 2": ["expected a number", "'*'"],
+    "x**|9": ["whole number from 2 to 8", "'9'"],
+    "x**|-2": ["whole number from 2 to 8", "'-'"],
+    "x**|2.5": ["whole number from 2 to 8"],
+    "x**|v1": ["whole number from 2 to 8", "'v1'"],
+    "x**2|**2": ["needs brackets"],
+    "clamp(x, 1|)": ["expected ',' and the third operand of clamp"],
+    "clamp(x, 0, 1|, 2)": ["expected ')'", "clamp"],
     "x + |é": ["unexpected character 'é'"],
     "x * |٣": ["unexpected character"],
     "x + |1e999": ["too large for float64"],

@@ -10,26 +10,27 @@ from typing import NoReturn
 
 from normforge.errors import ParseError, nearest
 from normforge.ir.forms.grammar import (
+    ARITY,
     FUNCTIONS,
     MOMENT_NAMES,
     PAIR_NAMES,
     PARAMETERS,
-    POWER_HINT,
     RESERVED,
     SETS,
-    SUGAR,
     UNARY_NAMES,
     Token,
     is_buffer_name,
     is_parameter_name,
     tokenize,
 )
+from normforge.ir.forms.sugar import SUGAR, power
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.limits import MAX_DEPTH, MAX_NAME, MAX_NODES
 from normforge.ir.node import Node, const, data, make, param
 from normforge.ir.ops import Op
 from normforge.ir.types import INDEX_SETS
 
+EXPONENTS = tuple("2345678")
 _SIGNS = {"+": Op.ADD, "-": Op.SUB, "*": Op.MUL, "/": Op.DIV}
 
 
@@ -64,7 +65,7 @@ class _Level:
         if not self.name:
             return self.args[0]
         if self.name in SUGAR:
-            return sugar(self.name, self.args[0])
+            return SUGAR[self.name](*self.args)
         if self.name in MOMENT_NAMES:
             return make(MOMENT_NAMES[self.name], tuple(self.args), (self.axes,))
         return make((UNARY_NAMES | PAIR_NAMES)[self.name], tuple(self.args))
@@ -165,7 +166,8 @@ class _Parser:
             minus = 0
             while self.accept("-"):
                 minus += 1
-            if minus and self.token.type == "number":  # -2 is a number, -(2) a negation
+            literal = self.token.type == "number" and self.tokens[self.at + 1].text != "**"
+            if minus and literal:  # -2 is a number, -(2) a negation, -2**2 that of a power
                 node, minus = const(-self.number()), minus - 1
             else:
                 operand = self.operand()
@@ -177,6 +179,8 @@ class _Parser:
                     continue
                 node = operand
             while True:
+                if self.accept("**"):
+                    node = power(node, self.exponent())
                 for _ in range(minus):
                     node = make(Op.NEG, (node,))
                 level = levels[-1]
@@ -188,13 +192,24 @@ class _Parser:
                     if self.token.type != "end":
                         self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token}")
                     return level.args[0]
-                if level.name in PAIR_NAMES and len(level.args) == 1:
-                    self.expect(",", f" and the second operand of {level.name}")
+                if len(level.args) < ARITY.get(level.name, 1):
+                    which = ("second", "third")[len(level.args) - 1]
+                    self.expect(",", f" and the {which} operand of {level.name}")
                     level.restart()
                     break
                 self.expect(")", f" or an operator (+ - * /){f' after the operand of {level.name}' * bool(level.name)}")
                 node, minus = level.value(), signs.pop()
                 levels.pop()
+
+    def exponent(self) -> int:
+        """A literal from 2 to 8."""
+        token = self.token
+        if token.type != "number" or token.text not in EXPONENTS:
+            self.fail(f"an exponent is a whole number from {EXPONENTS[0]} to {EXPONENTS[-1]}, not {token}")
+        self.at += 1
+        if self.token.text == "**":
+            self.fail("a power of a power needs brackets")
+        return int(token.text)
 
     def operator(self, level: _Level) -> bool:
         """Read one of + - * / into the level, if there is one."""
@@ -213,8 +228,7 @@ class _Parser:
         if self.accept("("):
             return _Level()
         if token.type != "name":
-            power = token.text == "*" and self.at > 0 and self.tokens[self.at - 1].text == "*"
-            self.fail(f"expected a number, a name, a function or '(', found {token}{POWER_HINT if power else ''}")
+            self.fail(f"expected a number, a name, a function or '(', found {token}")
         self.at += 1
         if self.token.text in ("(", "["):
             return self.call(token)
@@ -258,16 +272,6 @@ class _Parser:
         if axes is None or len(set(letters)) != len(letters):
             self.fail(f"[{','.join(letters)[:40]}] is not an index set: write one of {known}", first)
         return axes
-
-
-def sugar(name: str, a: Node) -> Node:
-    """The node of relu, silu or gelu, in terms of the primitives."""
-    if name == "relu":
-        return make(Op.MAX, (a, const(0.0)))
-    if name == "silu":
-        return make(Op.MUL, (a, make(Op.SIGMOID, (a,))))
-    inner = make(Op.ERF, (make(Op.DIV, (a, const(math.sqrt(2.0)))),))
-    return make(Op.MUL, (make(Op.MUL, (const(0.5), a)), make(Op.ADD, (const(1.0), inner))))
 
 
 def parse_formula(text: str) -> Graph:

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from normforge.errors import ParseError
+from normforge.ir.forms.sugar import SUGAR_ARITY
 from normforge.ir.limits import MAX_FORMULA, MAX_NAME
 from normforge.ir.ops import MOMENT, UNARY, Op
 from normforge.ir.types import INDEX_SETS
@@ -13,11 +14,12 @@ from normforge.ir.types import INDEX_SETS
 # Parameters that every formula may use without a declaration, and their start values (EvoNorm, section 3.2).
 PARAMETERS = {"v0": 0.0, "v1": 1.0, "gamma": 1.0, "beta": 0.0}
 UNARY_NAMES = {op.value: op for op in UNARY if op is not Op.NEG}
-SUGAR = ("relu", "silu", "gelu")
 PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
 MOMENT_NAMES = {op.value: op for op in Op if op in MOMENT}
-FUNCTIONS = (*UNARY_NAMES, *SUGAR, *PAIR_NAMES, *MOMENT_NAMES)
-# Words that name nothing else. Functions that came later (softplus, sin, cos, ...) are not among them: a parameter
+# By name, how many operands it takes: primitives, and what is short for some of them (`normforge.ir.forms.sugar`).
+ARITY = dict.fromkeys((*UNARY_NAMES, *MOMENT_NAMES), 1) | dict.fromkeys(PAIR_NAMES, 2) | SUGAR_ARITY
+FUNCTIONS = tuple(ARITY)
+# Words that name nothing else. Functions that came later (softplus, sin, mish, ...) are not among them: a parameter
 # declared under such a name wins, so that formulas written before keep their meaning.
 RESERVED = frozenset((
     "x", "param", "eps", "scalar", "abs", "square", "exp", "sigmoid", "tanh", "erf", "sqrt", "log", "relu", "silu",
@@ -27,12 +29,12 @@ SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")
 _BUFFER = re.compile(r"running_(mean|var|ms)(_[0-9]+)?")
-POWER_HINT = "; write square(a) for a power"
+POWER_HINT = "; write a**2 for a power"
 # ASCII alone: \d and \w would let in digits and letters of other scripts.
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<sign>[-+*/()\[\],;=]))"
+    r"|(?P<sign>\*\*|[-+*/()\[\],;=]))"
 )
 
 
