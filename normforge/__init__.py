@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from normforge import errors
 from normforge.ir import Graph, layers, parse
 from normforge.passes import simplify
+from normforge.passes.inputs import conditional
 
 if TYPE_CHECKING:
     from normforge.api.load import load
@@ -39,6 +40,7 @@ __all__ = [
     "Layer",
     "check",
     "compile",
+    "conditional",
     "empty_pool",
     "errors",
     "grad",

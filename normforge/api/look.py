@@ -12,6 +12,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
 from normforge.passes.degeneracy import Degeneracy, Finding
 from normforge.passes.describe import Describe
+from normforge.passes.inputs import at_one
 from normforge.passes.pipeline import derivative
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Report:
 def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = None) -> Report:
     """Ask whether a layer is degenerate, and describe it.
 
-    The checks in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing.
+    The checks in order of cost, up to the first that refuses: by type, dependence, range, form, and by probing. Of a
+    layer with several results they are about the first; numbers are taken with further inputs at 1.
 
     Args:
         layer: a graph, a layer's name, or a formula.
@@ -80,6 +82,7 @@ def check(layer: Graph | str, *, probe: bool = True, run: str | Path | None = No
     from normforge.probing.probe import probe as run_probe
     from normforge.probing.signal import signal
 
+    graph = at_one(graph)
     probed = run_probe(graph)
     seconds |= {f"probing, {part}": t for part, t in probed.seconds.items()}
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import Tensor
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, SURFACE_ONLY, Op, Table, no_row
-from normforge.ir.types import B, G, K, S
+from normforge.ir.types import FULL, B, G, K, S
 from normforge.passes.running import running_statistics
 
 TORCH: Table[Callable[..., Any]] = Table(
@@ -48,18 +48,18 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def run_eager(
     graph: Graph, values: Mapping[str, Tensor], groups: int, *, buffers: Mapping[str, Tensor] | None = None
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Evaluate a layer.
 
     Args:
         graph: a surface graph.
-        values: `x` of shape (N, C, *spatial) and the parameters, (C,) or scalars.
+        values: `x` of shape (N, C, *spatial), further inputs, and the parameters, (C,) or scalars.
         groups: divides C.
         buffers: running statistics by name, for inference; None in training.
 
     Returns:
-        y, like x, and in training what the running statistics average (E, variance times n/(n-1), mean square),
-        detached, shaped by type: (C,), (groups,) or ().
+        The results, each like x, and in training what the running statistics average (E, variance times n/(n-1),
+        mean square), detached, shaped by type: (C,), (groups,) or ().
     """
     x = values["x"]
     n, c = x.shape[:2]
@@ -72,9 +72,10 @@ def run_eager(
     for node in graph.nodes:
         op = node.op
         if op is Op.INPUT:
-            env[node] = x.to(dtype).reshape(shape)
+            size = shape if node.axes == FULL else _small_shape(node.axes, extents)
+            env[node] = values[node.name].to(dtype).reshape(size)
         elif op is Op.PARAM:
-            env[node] = values[node.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
+            env[node] = values[node.name].to(dtype).reshape(_small_shape(node.axes, extents))
         elif op is Op.CONST:
             env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
         elif op in TORCH.over:
@@ -88,7 +89,7 @@ def run_eager(
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
-                value = buffers[r.name].to(dtype).reshape(small_shape(node.axes, n, groups, c))
+                value = buffers[r.name].to(dtype).reshape(_small_shape(node.axes, extents))
                 env[node] = value if op is Op.MEAN else torch.sqrt(value + graph.eps)
                 continue
             env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
@@ -100,17 +101,26 @@ def run_eager(
                 if r.unbiased and count > 1:
                     flat = flat * (count / (count - 1))
                 kept[r.name] = flat if node.axes else flat.reshape(())
-    y = env[graph.output].to(x.dtype).expand(n, groups, c // groups, max(1, x[0, 0].numel()) if x.numel() else 0)
-    out = torch.empty_like(x)  # the strides of x, as every backend returns them
-    y = y.reshape(x.shape)
+    results = [_like(x, env[node], groups) for _, node in graph.outputs]
+    return results, [kept[r.name] for r in statistics.values()] if buffers is None else []
+
+
+def _like(x: Tensor, value: Tensor, groups: int) -> Tensor:
+    """A value in the shape, dtype and strides of x, as every backend returns results."""
+    n, c = x.shape[:2]
+    y = value.to(x.dtype).expand(n, groups, c // groups, max(1, x[0, 0].numel()) if x.numel() else 0).reshape(x.shape)
+    out = torch.empty_like(x)
     if y.stride() != out.stride():
         y = torch.empty_strided(out.shape, out.stride(), dtype=x.dtype, device=x.device).copy_(y)
-    return y, [kept[r.name] for r in statistics.values()] if buffers is None else []
+    return y
 
 
-def small_shape(axes: int, n: int, groups: int, c: int) -> tuple[int, int, int, int]:
-    """Shape of a value without space in the four-axis form."""
-    return (n if axes & B else 1, groups if axes & G else 1, c // groups if axes & K else 1, 1)
+def _small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
+    """Shape of a smaller value in the four-axis form."""
+    shape = []
+    for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this
+        shape.append(extent if axes & bit else 1)
+    return shape
 
 
 def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:

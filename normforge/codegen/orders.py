@@ -45,8 +45,9 @@ Seeded = tuple[tuple[int, ...] | None, ...]
 def program(layer: Graph, order: int, train: bool, seeded: Seeded = (), single: int = 0) -> Program:
     """The program of one order of a layer.
 
-    Forward's operands are x, the parameters in the order of the formula, and in inference the buffers; its
-    outputs are y, what the running statistics average in their order (training only), and the saved moments.
+    Forward's operands are x and the further inputs, the parameters in the order of the formula, and in inference the
+    buffers; its outputs are the results, what the running statistics average in their order (training only), and the
+    saved moments.
     Order k + 1 is given order k's operands, one cotangent for each differentiable output, and (from order 1
     on) the saved moments; its outputs are the gradients of order k's differentiable operands. A gradient penalty
     gives a cotangent to the gradient of x alone: `seeded` leaves out the others, and all that depends on them.
@@ -54,18 +55,18 @@ def program(layer: Graph, order: int, train: bool, seeded: Seeded = (), single: 
     """
     forward = _forward(layer, train, single)
     params = layer.params
-    buffers = forward.inputs[1:]
+    inputs, buffers = layer.inputs, forward.inputs[len(layer.inputs) :]
     moments = _moments(forward)
     saved = tuple(stat(f"saved.{i}", m.axes) for i, m in enumerate(moments))
     if order == 0:
         extra = tuple((s.name, m) for s, m in zip(saved, moments, strict=True))
         graph = forward.with_outputs(*forward.outputs, *extra)
-        return Program(graph, (layer.inputs[0], *params, *buffers), 0, (), saved)
+        return Program(graph, (*inputs, *params, *buffers), 0, (), saved)
     total, wrt, seeds = _derivative(layer, order, train, seeded[: order - 1], single)
     replaced = substitute((n for _, n in total.outputs), dict(zip(moments, saved, strict=True)))
     outputs = tuple((name, replaced[n]) for name, n in total.outputs)
     graph = run_passes(Graph(outputs, (*total.inputs, *saved), total.eps), Canonicalise())
-    return Program(graph, (layer.inputs[0], *params, *buffers, *seeds, *saved), order, wrt, saved)
+    return Program(graph, (*inputs, *params, *buffers, *seeds, *saved), order, wrt, saved)
 
 
 Nodes = tuple[Node, ...]
@@ -76,12 +77,12 @@ def _derivative(layer: Graph, order: int, train: bool, seeded: Seeded, single: i
     """A derivative total in x, what it is taken with respect to, and the cotangents of all orders up to it."""
     if order == 0:
         forward = _forward(layer, train, single)
-        return forward.with_outputs(forward.outputs[0]), (), ()
+        return forward.with_outputs(*forward.results), (), ()
     before, _, seeds = _derivative(layer, order - 1, train, seeded[: max(order - 2, 0)], single)
     chosen = seeded[order - 2] if 2 <= order < len(seeded) + 2 else None
     if chosen is not None:
         before = before.with_outputs(*(before.outputs[i] for i in chosen))
-    wrt = (layer.inputs[0], *layer.params, *seeds)
+    wrt = (*layer.inputs, *layer.params, *seeds)
     total = derivative(before, wrt, order)
     return total, wrt, (*seeds, *total.inputs[len(before.inputs) :])
 

@@ -109,8 +109,8 @@ def evaluate(graph: Graph, values: Mapping[str, npt.ArrayLike], *, groups: int =
             else:
                 env[node] = _apply(node, [env[a] for a in node.args], extents, graph.eps)
     out = {name: _unshaped(env[node], node.axes, extents, spatial) for name, node in graph.outputs}
-    if "y" in out:  # a layer's output always has the shape of x
-        out["y"] = np.broadcast_to(env[dict(graph.outputs)["y"]], extents).reshape(full.shape)
+    for name, node in graph.results:  # they always have the shape of x
+        out[name] = np.broadcast_to(env[node], extents).reshape(full.shape)
     return out
 
 

@@ -10,10 +10,10 @@ from hashlib import blake2b
 from typing import Any
 
 from normforge.errors import GraphError
-from normforge.ir.forms.grammar import is_parameter_name
-from normforge.ir.node import Node, data, from_rows, preorder, to_rows, toposort
-from normforge.ir.ops import CORE_ONLY, MOMENT, SURFACE_ONLY, Op
-from normforge.ir.types import INDEX_NAMES
+from normforge.ir.forms.grammar import is_input_name, is_parameter_name
+from normforge.ir.node import Node, data, from_rows, preorder, stat, to_rows, toposort
+from normforge.ir.ops import CORE_ONLY, LEAF, MOMENT, SURFACE_ONLY, Op
+from normforge.ir.types import FULL, INDEX_NAMES, INPUT_NAMES
 
 EPS = 1e-5
 
@@ -29,8 +29,8 @@ class Graph:
     """A layer, or a derivative of one.
 
     Attributes:
-        outputs: (name, node) pairs; a layer has one, `y`.
-        inputs: tensor inputs in order, whether used or not; a layer has one, `x`.
+        outputs: (name, node) pairs; a layer's are its results `y`, `y1`, `y2`, ...
+        inputs: tensor inputs in order, whether used or not; a layer's are `x` and those that it declares.
         eps: the ε of sqrt, log, std and rms (surface operations only; core graphs carry it as constants).
     """
 
@@ -55,11 +55,28 @@ class Graph:
 
     @cached_property
     def is_surface(self) -> bool:
-        """True when a formula can say it: `y` of `x`, no core-only operation, finite constants, plain names."""
-        if [name for name, _ in self.outputs] != ["y"] or self.inputs != (data("x"),):
+        """True when a formula can say it: results of `x` and of inputs that are used, no core-only operation, finite
+        constants, plain names."""
+        if [name for name, _ in self.outputs] != [result_name(i) for i in range(len(self.outputs))]:
             return False
-        words = {n.op.value for n in self.nodes}  # a parameter that is named like a function hides it
+        if self.inputs[:1] != (data("x"),) or not all(map(_declarable, self.inputs[1:])):
+            return False
+        if not set(self.inputs[1:]) <= set(self.nodes):
+            return False
+        words = {
+            n.op.value for n in self.nodes if n.op not in LEAF
+        }  # a parameter that is named like a function hides it
         return not any(p.name in words for p in self.params) and all(map(_sayable, self.nodes))
+
+    @property
+    def is_plain(self) -> bool:
+        """True for a layer that is given x alone and has one result: what a network without conditions can hold."""
+        return len(self.inputs) == len(self.outputs) == 1
+
+    @cached_property
+    def results(self) -> tuple[tuple[str, Node], ...]:
+        """The outputs that are like x; others are statistics, or gradients."""
+        return tuple((name, node) for name, node in self.outputs if is_result(name))
 
     @cached_property
     def is_core(self) -> bool:
@@ -152,6 +169,16 @@ class Graph:
         return READERS["json"](text)
 
 
+def result_name(i: int) -> str:
+    """The name of a layer's i-th result: y, y1, y2, ..."""
+    return f"y{i}" if i else "y"
+
+
+def is_result(name: str) -> bool:
+    """True for the names of results, which always have the shape of x."""
+    return name[:1] == "y" and (name == "y" or name[1:].isdigit())
+
+
 def _unpickle(rows: Any, roots: tuple[int, ...], names: tuple[str, ...], eps: float) -> Graph:
     nodes = from_rows(rows, roots)
     k = len(nodes) - len(names)
@@ -162,6 +189,18 @@ def _key(name: str, graph: Graph) -> str:
     if name not in KEYS:
         raise GraphError(f"{name} is taken from a normal form: import normforge.passes first")
     return KEYS[name](graph)
+
+
+def _declarable(node: Node) -> bool:
+    return is_input_name(node.name) and node is declared_input(node.name, node.axes)
+
+
+def declared_input(name: str, axes: int) -> Node | None:
+    """A further input of a layer: in the dtype of x where it is as large, else a statistic; None for axes that no input
+    has."""
+    if axes not in INPUT_NAMES:
+        return None
+    return data(name) if axes == FULL else stat(name, axes)
 
 
 def _sayable(node: Node) -> bool:

@@ -22,11 +22,21 @@ _EVONORM = "Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.029
 _BN = "Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167"
 _GN = "Wu and He, Group Normalization, arXiv 1803.08494"
 _LN = "Ba et al., Layer Normalization, arXiv 1607.06450"
+_IN = "Ulyanov et al., Instance Normalization, arXiv 1607.08022"
+_RMS = "Zhang and Sennrich, RMSNorm, arXiv 1910.07467"
 _SILU = "Ramachandran et al., Searching for Activation Functions, arXiv 1710.05941"
 
 
+def _bare(index: str) -> str:
+    return f"(x - mean[{index}](x)) / std[{index}](x)"
+
+
 def _normalised(index: str) -> str:
-    return f"(x - mean[{index}](x)) / std[{index}](x) * gamma + beta"
+    return f"{_bare(index)} * gamma + beta"
+
+
+_CONDITION = "input gain[b,c]; input bias[b,c]; "
+_RESIDUAL = "input r[b,c,w,h]; h = x + r; "
 
 
 CATALOGUE: dict[str, NamedLayer] = {
@@ -35,7 +45,11 @@ CATALOGUE: dict[str, NamedLayer] = {
     "gn-relu": NamedLayer(f"relu({_normalised('w,h,c/g')})", _GN),
     "gn-silu": NamedLayer(f"silu({_normalised('w,h,c/g')})", f"{_GN}; {_SILU}"),
     "ln-relu": NamedLayer(f"relu({_normalised('w,h,c')})", _LN),
-    "in-relu": NamedLayer(f"relu({_normalised('w,h')})", "Ulyanov et al., Instance Normalization, arXiv 1607.08022"),
+    "in-relu": NamedLayer(f"relu({_normalised('w,h')})", _IN),
+    "batchnorm": NamedLayer(_normalised("b,w,h"), _BN),
+    "groupnorm": NamedLayer(_normalised("w,h,c/g"), _GN),
+    "layernorm": NamedLayer(_normalised("c"), _LN),
+    "instancenorm": NamedLayer(_normalised("w,h"), _IN),
     "frn-tlu": NamedLayer(
         "param tau = 0; max(x / rms[w,h](x) * gamma + beta, tau)",
         "Singh and Krishnan, Filter Response Normalization, arXiv 1911.09737",
@@ -47,7 +61,7 @@ CATALOGUE: dict[str, NamedLayer] = {
     "evonorm-s1": NamedLayer("x * sigmoid(x) / std[w,h,c/g](x) * gamma + beta", _EVONORM),
     "evonorm-s2": NamedLayer("x * sigmoid(x) / rms[w,h,c/g](x) * gamma + beta", _EVONORM),
     "layernorm-gelu": NamedLayer(f"gelu({_normalised('c')})", f"{_LN}; Hendrycks and Gimpel, GELU, arXiv 1606.08415"),
-    "rmsnorm": NamedLayer("x / rms[c](x) * gamma", "Zhang and Sennrich, RMSNorm, arXiv 1910.07467"),
+    "rmsnorm": NamedLayer("x / rms[c](x) * gamma", _RMS),
     "dyt": NamedLayer(
         "param alpha scalar = 0.5; gamma * tanh(alpha * x) + beta",
         "Zhu et al., Transformers without Normalization, arXiv 2503.10622",
@@ -55,6 +69,36 @@ CATALOGUE: dict[str, NamedLayer] = {
     "derf": NamedLayer(
         "param alpha scalar = 0.5; param s scalar = 0; gamma * erf(alpha * x + s) + beta",
         "Stronger Normalization-Free Transformers, arXiv 2512.10938",
+    ),
+    # Given more than x.
+    "adagn-silu": NamedLayer(
+        f"input scale[b,c]; input shift[b,c]; h = {_bare('w,h,c/g')}; silu(h * (1 + scale) + shift)",
+        f"Dhariwal and Nichol, Diffusion Models Beat GANs, arXiv 2105.05233; {_SILU}",
+    ),
+    "adaln": NamedLayer(
+        f"input scale[b,c]; input shift[b,c]; h = {_bare('c')}; h * (1 + scale) + shift",
+        "Peebles and Xie, Scalable Diffusion Models with Transformers, arXiv 2212.09748",
+    ),
+    "adain": NamedLayer(
+        f"input scale[b,c]; input shift[b,c]; h = {_bare('w,h')}; h * scale + shift",
+        "Huang and Belongie, Arbitrary Style Transfer in Real-time, arXiv 1703.06868",
+    ),
+    "cond-bn-relu": NamedLayer(
+        f"{_CONDITION}relu({_bare('b,w,h')} * gain + bias)",
+        f"de Vries et al., Modulating early visual processing by language, arXiv 1707.00683; {_BN}",
+    ),
+    "cond-evonorm-b0": NamedLayer(
+        f"{_CONDITION}x / max(std[b,w,h](x), v1 * x + std[w,h](x)) * gain + bias",
+        f"{_EVONORM}, as in BigGAN",
+    ),
+    "cond-evonorm-s0": NamedLayer(
+        f"{_CONDITION}x * sigmoid(v1 * x) / std[w,h,c/g](x) * gain + bias", f"{_EVONORM}, as in BigGAN"
+    ),
+    "add-rmsnorm": NamedLayer(f"{_RESIDUAL}h / rms[c](h) * gamma, h", _RMS),
+    "add-layernorm": NamedLayer(f"{_RESIDUAL}(h - mean[c](h)) / std[c](h) * gamma + beta, h", _LN),
+    "rmsnorm-gated": NamedLayer(
+        "input z[b,c,w,h]; h = x * silu(z); h / rms[c](h) * gamma",
+        f"{_RMS}; gated as in Dao and Gu, Mamba-2, arXiv 2405.21060",
     ),
 }
 
@@ -118,5 +162,5 @@ def as_layer(layer: Graph | str, who: str) -> Graph:
     """
     graph = parse(layer) if isinstance(layer, str) else layer
     if not graph.is_surface:
-        raise OptionError(f"{who} takes a layer (one input x, one output y), not a derivative graph")
+        raise OptionError(f"{who} takes a layer (results of x and of inputs that it declares), not a derivative graph")
     return graph

@@ -24,6 +24,9 @@ INDEX_SETS: dict[str, int] = {
     "b,w,h,c": B | S | C,
 }
 INDEX_NAMES = {axes: name for name, axes in INDEX_SETS.items()}
+# Along what a further input of a layer may vary: (), (N,), (C,), (N, C), (N, *spatial), and like x.
+INPUT_AXES: dict[str, int] = {"": 0, "b": B, "c": C, "b,c": B | C, "b,w,h": B | S, "b,c,w,h": FULL}
+INPUT_NAMES = {axes: name for name, axes in INPUT_AXES.items()}
 
 
 class FloatClass(enum.StrEnum):

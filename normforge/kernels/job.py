@@ -125,8 +125,8 @@ class Job:
 
     @cached_property
     def differentiable(self) -> int:
-        """The number of outputs that can be given a cotangent: y, and all gradients."""
-        return len(self.gradients_of) if self.order else 1
+        """The number of outputs that can be given a cotangent: the results, and all gradients."""
+        return len(self.gradients_of) if self.order else len(self.layer.outputs)
 
     @cached_property
     def saved(self) -> int:

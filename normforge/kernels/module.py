@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normforge.codegen.eager import run_eager
+from normforge.codegen.eager import arithmetic_dtype, run_eager
 from normforge.codegen.shapes import resolve_groups
 from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
-from normforge.ir.types import B, G, K, S
+from normforge.ir.node import Node
+from normforge.ir.types import FULL, INPUT_NAMES, B, G, K, S
 from normforge.kernels.backends import RUNNERS, backend_names, look_around, resolve
 from normforge.kernels.job import Job
 from normforge.kernels.run import run_plain
@@ -61,7 +62,8 @@ def compile(
         raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
     if backend in (lacking := look_around()):
         raise BackendError(f"backend={backend!r} cannot be had: {lacking[backend]}")
-    return Layer(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
+    made = Layer if len(graph.inputs) == len(graph.outputs) == 1 else LayerOfInputs
+    return made(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
 
 
 class Layer(nn.Module):
@@ -152,9 +154,13 @@ class Layer(nn.Module):
         self._check(x)
         if self.channel_dim == -1:
             x = x.movedim(-1, 1)
-        keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
-        y = self._eager(x) if keys is None else self._compiled(x, keys)
+        y = self._results(x, [])[0]
         return y.movedim(1, -1) if self.channel_dim == -1 else y
+
+    def _results(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
+        """The results for x as (N, C, *spatial) and further inputs."""
+        keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
+        return self._eager(x, inputs) if keys is None else self._compiled(x, inputs, keys)
 
     def _check(self, x: Tensor) -> None:
         shape = x.shape
@@ -180,8 +186,8 @@ class Layer(nn.Module):
         """Running statistics in order."""
         return _held(self, self._buffers, self._running_names)
 
-    def _compiled(self, x: Tensor, keys: list[list[list[str]]]) -> Tensor:
-        operands = [x, *self._values()]
+    def _compiled(self, x: Tensor, inputs: list[Tensor], keys: list[list[list[str]]]) -> Sequence[Tensor]:
+        operands = [x, *inputs, *self._values()]
         training = self.training
         # Questions, not numbers: tracers of shapes that are not known yet take them for guards.
         forms = keys[1] if x.shape[0] == 1 else keys[0]
@@ -189,17 +195,19 @@ class Layer(nn.Module):
         if not training:
             operands += self._buffers_of()
         out = run_plain(operands, key)
+        results = len(self.graph.outputs)
         if training and self.running:
-            self._update(out[1 : 1 + len(self.running)], x)
-        return out[0]
+            self._update(out[results : results + len(self.running)], x)
+        return out[:results]
 
-    def _eager(self, x: Tensor) -> Tensor:
-        values = {"x": x} | dict(zip(self._names, self._values(), strict=True))
+    def _eager(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
+        values = {n.name: t for n, t in zip(self.graph.inputs, (x, *inputs), strict=True)}
+        values |= dict(zip(self._names, self._values(), strict=True))
         buffers = None if self.training else dict(zip(self._running_names, self._buffers_of(), strict=True))
-        y, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
+        results, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
         if self.training and self.running:
             self._update(statistics, x)
-        return y
+        return results
 
     def _update(self, statistics: Sequence[Tensor], x: Tensor) -> None:
         """Running statistics take one step, (1 - m) old + m new, all in one operation."""
@@ -212,6 +220,78 @@ class Layer(nn.Module):
                 value = value.detach().to(buffer.dtype)
             values.append(value)
         torch._foreach_lerp_(buffers, values, self.momentum)
+
+
+class LayerOfInputs(Layer):
+    """A layer that is given further tensors at each call, in the order in which its formula declares them, or by name;
+    or that has several results, which come as a tuple.
+
+    Shapes, by the axes of the declaration, for x (N, C, *spatial): `[b,c]` (N, C); `[b]` (N,); `[c]` (C,); `[b,w,h]`
+    (N, *spatial), or with one channel where x has its own; `[b,c,w,h]` that of x; `[]` (). Integers and booleans count
+    as their value, without gradient. A gradient has the shape and dtype of its input.
+    """
+
+    def forward(self, x: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+        """The result or results, each of x's shape, dtype and layout.
+
+        Raises:
+            ShapeError, DtypeError: x or an input does not fit. OptionError: an input is missing, or given twice, or
+            there is none of that name.
+            BackendError, TransformError: as without further inputs.
+        """
+        self._check(x)
+        given = [
+            self._input(node, t, x) for node, t in zip(self.graph.inputs[1:], self._given(inputs, named), strict=True)
+        ]
+        last = self.channel_dim == -1
+        results = tuple(self._results(x.movedim(-1, 1) if last else x, given))
+        if last:
+            results = tuple(y.movedim(1, -1) for y in results)
+        return results if len(results) > 1 else results[0]
+
+    def _given(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> list[Tensor]:
+        names = [n.name for n in self.graph.inputs[1:]]
+        if len(inputs) > len(names):
+            raise OptionError(f"the layer takes {_listed(names)} beside x, and {len(inputs)} tensors were given")
+        values = dict(zip(names, inputs, strict=False))
+        for name, value in named.items():
+            if name not in names:
+                raise OptionError(f"the layer has no input {name!r}{nearest(name, names)}: it takes {_listed(names)}")
+            if name in values:
+                raise OptionError(f"the input {name!r} is given twice, by its place and by name")
+            values[name] = value
+        if missing := [name for name in names if name not in values]:
+            raise OptionError(f"the layer needs {_listed(missing)} beside x")
+        return [values[name] for name in names]
+
+    def _input(self, node: Node, t: Tensor, x: Tensor) -> Tensor:
+        """An input as jobs take it."""
+        if not isinstance(t, Tensor):
+            raise OptionError(f"the input {node.name!r} is a {type(t).__name__}: give a tensor")
+        if t.dtype.is_complex:
+            raise DtypeError(f"the input {node.name!r} is {t.dtype}: give real numbers")
+        shapes = self._input_shapes(node.axes, x)
+        if t.shape not in shapes:
+            want = " or ".join(str(tuple(s)) for s in shapes)
+            axes = INPUT_NAMES[node.axes]
+            raise ShapeError(f"the input {node.name!r} has the shape {tuple(t.shape)} and [{axes}] of this x is {want}")
+        if node.axes == FULL:
+            t = t.movedim(-1, 1) if self.channel_dim == -1 else t
+            return t if t.dtype is x.dtype else t.to(x.dtype)
+        return t if t.dtype.is_floating_point else t.to(arithmetic_dtype(x.dtype))
+
+    def _input_shapes(self, axes: int, x: Tensor) -> list[tuple[int, ...]]:
+        last = self.channel_dim == -1
+        n, c, *space = [x.shape[0], x.shape[-1], *x.shape[1:-1]] if last else x.shape
+        if axes == FULL:
+            return [tuple(x.shape)]
+        if axes & S:
+            return [(n, *space), (n, *space, 1) if last else (n, 1, *space)]
+        return [(*([n] if axes & B else []), *([c] if axes & G else []))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "no input"
 
 
 def _held(module: nn.Module, tensors: Mapping[str, Tensor | None], names: Iterable[str]) -> list[Any]:

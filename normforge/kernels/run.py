@@ -46,6 +46,9 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool],
     out: list[Tensor | None] = [None] * len(needed)
     if not seeds:
         return out
+    if not job.order and len(seeds) < job.differentiable:  # of several results, some not used
+        like = next(iter(seeds.values()))
+        seeds = {i: seeds.get(i, torch.zeros_like(like)) for i in range(job.differentiable)}
     after = job.after(tuple(seeds))
     results = runner([*tensors[:count], *seeds.values(), *tensors[count:]], after.key)
     for k, r in zip(after.gradients_of, results, strict=True):
@@ -72,8 +75,8 @@ run.register_autograd(_backward, setup_context=_setup_context)
 class LayerFunction(torch.autograd.Function):
     """The op for plain eager tensors.
 
-    Of forward y alone is an output that autograd sees; the statistics go through a list, which spares autograd the
-    tracking of tensors that have no gradient.
+    Of forward the results alone are outputs that autograd sees; the statistics go through a list, which spares autograd
+    the tracking of tensors that have no gradient.
     """
 
     @staticmethod
@@ -85,8 +88,9 @@ class LayerFunction(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *outputs[job.public :])
         if job.order:
             return tuple(outputs)
-        statistics += outputs[1:]
-        return outputs[0]
+        results = job.differentiable
+        statistics += outputs[results:]
+        return outputs[0] if results == 1 else tuple(outputs[:results])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -110,7 +114,9 @@ def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     compile_ahead(job, inputs[0])
     statistics: list[Tensor] = []
     result = LayerFunction.apply(job, statistics, *inputs)
-    return result if job.order else [result, *statistics]
+    if job.order:
+        return result  # type: ignore[no-any-return]
+    return [*(result if job.differentiable > 1 else (result,)), *statistics]
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -86,8 +86,8 @@ class Facts:
 
     @property
     def has_input(self) -> bool:
-        """True where x occurs at all."""
-        return any(n.op is Op.INPUT for n in self.graph.nodes)
+        """True where x occurs at all in the first result, of which the checks are."""
+        return self.graph.inputs[0] in self.graph.with_outputs(self.graph.outputs[0]).nodes
 
     @property
     def value(self) -> Value | None:

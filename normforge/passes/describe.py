@@ -13,6 +13,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import LEAF, MOMENT, Op
 from normforge.ir.types import FULL, INDEX_NAMES, INDEX_SETS, B
+from normforge.passes.inputs import at_one
 from normforge.passes.normal_form.identity import MAX_NODES, Identity, value_of
 from normforge.passes.normal_form.moments import mean
 from normforge.passes.normal_form.values import TooLarge, Value
@@ -42,7 +43,8 @@ class Describe:
     """
 
     def run(self, graph: Graph) -> dict[str, object]:
-        """The properties of a surface graph."""
+        """The properties of a surface graph: of its first result, with further inputs at 1."""
+        graph = at_one(graph)
         simple = Simplify().run(graph)
         level: dict[Node, int] = {}
         moments: list[str] = []

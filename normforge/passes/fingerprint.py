@@ -18,6 +18,7 @@ import numpy as np
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.passes.differentiate import CT, Differentiate
+from normforge.passes.inputs import at_one
 from normforge.passes.legalise import Legalise
 
 SHAPE, GROUPS = (3, 6, 2, 3), 2
@@ -27,7 +28,9 @@ PROJECTIONS = 4  # numbers of each output: few, since each may fall beside a bou
 
 
 def fingerprint(graph: Graph) -> str | None:
-    """Hex digest of a layer's numbers; None where no output is finite on ordinary noise."""
+    """Hex digest of a layer's numbers, of its first result with further inputs at 1; None where no output is finite on
+    ordinary noise."""
+    graph = at_one(graph)
     backward = Differentiate(wrt=(graph.inputs[0],)).run(graph)
     layer = Legalise().run(graph)
     values = {"x": _noise("x"), f"{CT}y": _noise("cotangent")} | _parameters(graph, moved=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from normforge.ir.graph import Graph
+from normforge.ir.graph import Graph, is_result
 from normforge.ir.node import Node, broadcast, const, make
 from normforge.ir.ops import REDUCTION, SURFACE_ONLY, Op, Table
 
@@ -60,8 +60,8 @@ class Legalise:
                 out[node] = make(node.op, args, node.attr)
             else:
                 out[node] = node
-        # A layer's output, `y`, always has the shape and dtype of x.
+        # A layer's results always have the shape and dtype of x.
         if not graph.inputs:
             return graph.with_outputs(*((k, out[n]) for k, n in graph.outputs))
         x = graph.inputs[0].type
-        return graph.with_outputs(*((k, broadcast(out[n], x) if k == "y" else out[n]) for k, n in graph.outputs))
+        return graph.with_outputs(*((k, broadcast(out[n], x) if is_result(k) else out[n]) for k, n in graph.outputs))

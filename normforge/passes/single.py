@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normforge.ir.graph import Graph
+from normforge.ir.graph import Graph, is_result
 from normforge.ir.node import Node, broadcast, const, make
 from normforge.ir.ops import MOMENT, REDUCE, Op
 from normforge.ir.types import B, G, K, S
@@ -37,8 +37,8 @@ def single_axes(moments: Sequence[int], extents: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Single:
-    """Replace moments over axes of one element each in the first output of a core graph by what they then are. Other
-    outputs, running statistics, stay moments, and so of the type that their buffers have.
+    """Replace moments over axes of one element each in the results of a core graph by what they then are. Running
+    statistics stay moments, and so of the type that their buffers have.
 
     Attributes:
         axes: that have one element.
@@ -58,5 +58,4 @@ class Single:
                 out[node] = broadcast(args[0], node.type)
             else:
                 out[node] = make(node.op, args, node.attr) if args else node
-        (name, y), *others = graph.outputs
-        return graph.with_outputs((name, out[y]), *others)
+        return graph.with_outputs(*((name, out[n] if is_result(name) else n) for name, n in graph.outputs))

@@ -105,7 +105,7 @@ def nearest_known(graph: Graph, count: int = 2) -> tuple[Near, ...]:
 
 @lru_cache(maxsize=1)
 def _known() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    found = {name: behaviour(graph) for name, graph in layers.items()}
+    found = {name: behaviour(graph) for name, graph in layers.items() if graph.is_plain}
     rows = {name: v for name, v in found.items() if v is not None}
     return tuple(rows), np.stack(list(rows.values()))
 

@@ -380,6 +380,8 @@ def _check(config: Config) -> None:
     for name in config.final.baselines:
         if name not in layers:
             raise OptionError(f"final.baselines: there is no layer named {name!r}{nearest(name, layers)}")
+        if not layers[name].is_plain:
+            raise OptionError(f"final.baselines: {name} is given more than x, and has no place in these networks")
     if config.recipe.nesterov and not config.recipe.momentum:
         raise OptionError("recipe.nesterov needs recipe.momentum above 0")
     if config.quality.steps > config.recipe.steps:

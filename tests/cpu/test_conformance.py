@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from named import LAYERS
 from reference import SHAPES, check_against_eager, compare, make, random_input, tolerance
 
 import normforge as nf
@@ -28,7 +29,7 @@ EXTRA = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [*nf.layers, *EXTRA])
+@pytest.mark.parametrize("name", [*LAYERS, *EXTRA])
 def test_layer(name: str, dtype: torch.dtype) -> None:
     layer = nf.parse(EXTRA.get(name, name))
     for i, (shape, groups) in enumerate(SHAPES):

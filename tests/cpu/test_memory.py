@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from named import LAYERS
 from torch import Tensor
 
 import normforge as nf
@@ -37,7 +38,7 @@ def planned(name: str, order: int, dtype: str) -> int:
 
 @compiled_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_saved_bytes_are_the_plan_s(name: str, dtype: torch.dtype) -> None:
     """x, parameters and statistics for backward; x, dy, parameters and statistics for double backward, each storage
     counted once."""
@@ -58,7 +59,7 @@ def test_saved_bytes_are_the_plan_s(name: str, dtype: torch.dtype) -> None:
 
 @compiled_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_eager_keeps_more(name: str, dtype: torch.dtype) -> None:
     counts = {}
     for backend in ("eager", "c"):
@@ -71,7 +72,7 @@ def test_eager_keeps_more(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 12, 5, 7), (3, 10)])
 def test_the_floor_is_each_tensor_once(shape: tuple[int, ...]) -> None:
-    for name in nf.layers:
+    for name in LAYERS:
         for target in ("c", "triton"):
             for order, tensors in enumerate((2, 3, 5)):
                 a = account(nf.plan(nf.layers[name], order, shape=shape, target=target))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named import LAYERS
 from reference import (
     EXTREME,
     check_against_eager,
@@ -207,7 +208,7 @@ def test_channel_dim_last() -> None:
     assert last(x[:, 0]).shape == (2, 6)
 
 
-@pytest.mark.parametrize("name", list(nf.layers))
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck_and_gradgradcheck(name: str) -> None:
     m = make(nf.layers[name], "c", 4, 2, torch.float64, 3)
     x = random_input((2, 4, 2, 2), 4, torch.float64).requires_grad_()
@@ -253,7 +254,7 @@ def test_third_order(name: str) -> None:
         torch.autograd.grad(a.sum(), list(got.parameters()))
 
 
-@pytest.mark.parametrize("name", list(nf.layers))
+@pytest.mark.parametrize("name", LAYERS)
 def test_penalties_on_some_gradients(name: str) -> None:
     """Gradients without a cotangent are left out of the second derivative: the same numbers, whichever they are."""
     got, want = (make(nf.layers[name], b, 4, 2, torch.float64, 0) for b in ("c", "eager"))
@@ -319,7 +320,7 @@ def test_both_doors_agree(layer: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
-@pytest.mark.parametrize("name", list(nf.layers))
+@pytest.mark.parametrize("name", LAYERS)
 def test_backward_keeps_x_and_small_statistics(name: str) -> None:
     """Bytes saved for backward in a training step: x itself, parameters, and statistics of one value a row."""
     m = nf.compile(name, channels=8, groups=4, backend="c")

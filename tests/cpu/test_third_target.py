@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 import pytest
 import torch
+from named import LAYERS
 from reference import check_against_eager, compare, make, random_input, tolerance
 from torch import Tensor
 
@@ -186,7 +187,7 @@ def numpy_target() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", list(nf.layers))
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_order_against_the_evaluator(name: str, layout: str) -> None:
     """The function of a plan, alone, against the graph that was planned, evaluated in float64. The values of saved
     statistics are any numbers here: plan and graph agree on those too."""
@@ -217,7 +218,7 @@ def test_every_order_against_the_evaluator(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", list(nf.layers))
+@pytest.mark.parametrize("name", LAYERS)
 def test_compiled_layers(name: str, layout: str) -> None:
     """By name through `nf.compile`: values, both orders of gradients and running statistics."""
     dtype = (torch.float32, torch.float64)[layout == "nhwc"]

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from named import LAYERS as NAMED
+
 import normforge as nf
 from normforge.codegen.orders import Program, program
 from normforge.codegen.plan import Plan
@@ -29,7 +31,7 @@ NESTED = {
     "nested-columns": "(x-mean[c](x))/std[w,h](x)*gamma + mean[b,w,h](max(x,v1))",
     "nested-whole": "x*std[b,w,h,c](std[c](x)*v1)+tanh(mean[w,h,c](x*x))",
 }
-LAYERS = (*nf.layers, *NESTED)
+LAYERS = (*NAMED, *NESTED)
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("nchw", "nhwc")
 # (shape, groups): one for each rung of the ladders of blocks and each trap.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from cases import NESTED, TELLING, Case
 from derivatives import mutations
+from named import LAYERS
 from reference import EXTREME as EXTREME_LAYERS
 from reference import FIRST_SHAPES, run
 from torch import Tensor
@@ -90,7 +91,7 @@ SHIFTED = [
     Module(n, (4, 16, 8, 8), 4, ("float32", "bfloat16")[i % 2], unaligned=True) for i, n in enumerate(LAYERS_LAUNCHED)
 ]
 MEMORY = [
-    Module(n, (8, 32, 32, 32), None, ("float32", "bfloat16")[i % 2], what="forward") for i, n in enumerate(nf.layers)
+    Module(n, (8, 32, 32, 32), None, ("float32", "bfloat16")[i % 2], what="forward") for i, n in enumerate(LAYERS)
 ]
 TWENTY = [Module("gn-silu", shape, what="second") for shape in FIRST_SHAPES]
 OTHERS = [Module("gn-silu", (8, 32, 28, 28), what="forward")]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from named import LAYERS
 from reference import FIRST_SHAPES, SECOND_SHAPES
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def in_workspace(object_: TritonObject, args: tuple[int, ...], launch: Any, coun
 
 
 @pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_direct_launches_pass_what_the_front_does(name: str, kind: str) -> None:
     for order in range(3):
         for shape in SHAPES:
@@ -210,7 +211,7 @@ def test_a_refused_launch_is_told() -> None:
 @pytest.mark.parametrize(
     ("kind", "layout"), [("multi-launch", "nhwc"), ("resident", "nhwc"), ("swept", "nhwc"), ("cooperative", "nchw")]
 )
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_arguments_are_those_of_the_functions(name: str, kind: str, layout: str) -> None:
     """Pointers, sizes and blocks in the order of the parameters: a compiled kernel takes them by position."""
     for order in range(3):
@@ -279,7 +280,7 @@ def test_kernels_for_any_address_ask_no_pointer() -> None:
 
 
 def test_one_block_of_workspace_holds_every_array_apart() -> None:
-    for name in nf.layers:
+    for name in LAYERS:
         for order in range(3):
             plan = make_plan(program(nf.layers[name], order, True), "triton", "float32", "nchw")
             object_, _ = recording(plan)
@@ -293,7 +294,7 @@ def test_one_block_of_workspace_holds_every_array_apart() -> None:
             assert not spans or spans[-1][1] <= call.total
 
 
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_twenty_more_shapes_need_no_new_kernel(name: str) -> None:
     """Of the multi-launch kind: every combination of a kernel and its blocks has been met before."""
     assert len(FIRST_SHAPES) == len(SECOND_SHAPES) == 20 and not set(FIRST_SHAPES) & set(SECOND_SHAPES)

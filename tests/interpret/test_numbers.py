@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from named import LAYERS
 
 import normforge as nf
 
@@ -56,7 +57,7 @@ def test_cooperative() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+@pytest.mark.parametrize("name", [*LAYERS, *NESTED])
 def test_more_usual(name: str) -> None:
     run(f"usual:{name}")
 
@@ -72,7 +73,7 @@ def test_more_special_values(kind: str) -> None:
 @pytest.mark.parametrize("check", ["usual", "more", "low_precision"])
 def test_more_slabs(check: str, kind: str) -> None:
     """What no program can hold is left out: layers without sums, and for swept plans moments of several sizes."""
-    run(f"{check}:{','.join([*nf.layers, *NESTED])}", kind=kind)
+    run(f"{check}:{','.join([*LAYERS, *NESTED])}", kind=kind)
 
 
 @pytest.mark.slow
@@ -84,12 +85,12 @@ def test_more_cooperative(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+@pytest.mark.parametrize("name", [*LAYERS, *NESTED])
 def test_more_shapes(name: str) -> None:
     run(f"more:{name}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*nf.layers, *NESTED])
+@pytest.mark.parametrize("name", [*LAYERS, *NESTED])
 def test_more_precision(name: str) -> None:
     run(f"low_precision:{name}", f"chunks:{name}")

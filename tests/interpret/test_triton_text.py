@@ -6,6 +6,7 @@ import ast
 import re
 
 import pytest
+from named import LAYERS
 
 import normforge as nf
 from normforge.codegen.orders import program
@@ -31,7 +32,7 @@ def plan_of(name: str, order: int, layout: str = "nchw", *, train: bool = True, 
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_loads_and_stores_are_those_of_the_plan(name: str, layout: str) -> None:
     for order in range(3):
         for train in (True, False):
@@ -41,7 +42,7 @@ def test_loads_and_stores_are_those_of_the_plan(name: str, layout: str) -> None:
             assert len(FULL_STORE.findall(source)) == plan.writes
 
 
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_text_is_self_contained(name: str) -> None:
     for order in range(3):
         module = emit_triton(plan_of(name, order), "t", name)
@@ -57,7 +58,7 @@ def test_text_is_self_contained(name: str) -> None:
 
 def test_launches() -> None:
     # A sweep, its merge, and a sweep; gradients of parameters share a launch with what does not wait for them.
-    counts = {name: [plan_of(name, order).launches for order in range(3)] for name in nf.layers}
+    counts = {name: [plan_of(name, order).launches for order in range(3)] for name in LAYERS}
     assert counts["gn-silu"] == [3, 3, 3]
     assert counts["bn-relu"] == [3, 3, 3]
     assert counts["evonorm-b0"] == [3, 3, 3]
@@ -66,7 +67,7 @@ def test_launches() -> None:
     assert max(map(max, counts.values())) == 3
 
 
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_sweeps_read_no_partials(name: str) -> None:
     # Merged once, in a stage of their own: N partials a row in every program of a sweep may be more than its row.
     for order in range(3):
@@ -134,7 +135,7 @@ def test_new_shapes_soon_compile_nothing(name: str, kind: str, layout: str) -> N
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("name", nf.layers)
+@pytest.mark.parametrize("name", LAYERS)
 def test_slabs_load_and_store_what_the_plan_says(name: str, layout: str) -> None:
     for kind in ("resident", "swept"):
         for order in range(3):

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from named import LAYERS
 
 from normforge.ir import layers, parse
 from normforge.probing.behaviour import LENGTH, QUANTUM, behaviour, cosines
 from normforge.probing.signal import Signal, signal
 
 SETS = ("w,h", "w,h,c", "w,h,c/g", "b,w,h", "c", "b,w,h,c")
-NORMALIZING = [name for name in layers if name not in ("dyt", "derf")]
+NORMALIZING = [name for name in LAYERS if name not in ("dyt", "derf")]
 
 
 def cosine(a: str, b: str) -> float:

@@ -54,8 +54,12 @@ def gelu(a: Any) -> Any:
     return 0.5 * a * (1 + erf(a / math.sqrt(2)))
 
 
+def bare(index: str, x: Any) -> Any:
+    return (x - mean(index, x)) / std(index, x)
+
+
 def norm(index: str) -> Fn:
-    return lambda x, p: (x - mean(index, x)) / std(index, x) * p["gamma"] + p["beta"]
+    return lambda x, p: bare(index, x) * p["gamma"] + p["beta"]
 
 
 DIRECT: dict[str, Fn] = {
@@ -76,6 +80,25 @@ DIRECT: dict[str, Fn] = {
     "rmsnorm": lambda x, p: x / rms("c", x) * p["gamma"],
     "dyt": lambda x, p: p["gamma"] * np.tanh(p["alpha"] * x) + p["beta"],
     "derf": lambda x, p: p["gamma"] * erf(p["alpha"] * x + p["s"]) + p["beta"],
+    "batchnorm": norm("b,w,h"),
+    "groupnorm": norm("w,h,c/g"),
+    "layernorm": norm("c"),
+    "instancenorm": norm("w,h"),
+    "adagn-silu": lambda x, p: silu(bare("w,h,c/g", x) * (1 + p["scale"]) + p["shift"]),
+    "adaln": lambda x, p: bare("c", x) * (1 + p["scale"]) + p["shift"],
+    "adain": lambda x, p: bare("w,h", x) * p["scale"] + p["shift"],
+    "cond-bn-relu": lambda x, p: relu(bare("b,w,h", x) * p["gain"] + p["bias"]),
+    "cond-evonorm-b0": lambda x, p: (
+        x / np.maximum(std("b,w,h", x), p["v1"] * x + std("w,h", x)) * p["gain"] + p["bias"]
+    ),
+    "cond-evonorm-s0": lambda x, p: x * sig(p["v1"] * x) / std("w,h,c/g", x) * p["gain"] + p["bias"],
+    "add-rmsnorm": lambda x, p: ((x + p["r"]) / rms("c", x + p["r"]) * p["gamma"], x + p["r"]),
+    "add-layernorm": lambda x, p: (norm("c")(x + p["r"], p), x + p["r"]),
+    "rmsnorm-gated": lambda x, p: x * silu(p["z"]) / rms("c", x * silu(p["z"])) * p["gamma"],
+    "input m[b,w,h]; mean[b,w,h](x * m) / mean[b,w,h](m)": lambda x, p: (
+        mean("b,w,h", x * p["m"]) / p["m"].mean((0, 3), keepdims=True)
+    ),
+    "input s[]; input t[c]; input u[b]; x * s + t, x * u": lambda x, p: (x * p["s"] + p["t"], x * p["u"]),
     "sqrt(x) + log(x)": lambda x, p: (
         np.sign(x) * np.abs(x) / np.sqrt(np.abs(x) + EPS) + np.sign(x) * np.log(np.abs(x) + EPS)
     ),
@@ -92,20 +115,27 @@ DIRECT: dict[str, Fn] = {
 }
 
 
-def direct(formula: str, values: dict[str, Any], groups: int) -> Any:
+def direct(formula: str, values: dict[str, Any], groups: int) -> list[Any]:
     x = values["x"]
     n, c, *space = x.shape
-    inside = (groups, c // groups)
-    p = {k: v.reshape(1, *inside, 1) if v.ndim else v for k, v in values.items() if k != "x"}
-    y = DIRECT[formula](x.reshape(n, *inside, -1), p)
-    return np.broadcast_to(y, (n, *inside, int(np.prod(space)))).reshape(x.shape)
+    inside, positions = (groups, c // groups), int(np.prod(space))
+    graph = parse(formula)
+    p = {q.name: values[q.name].reshape(1, *inside, 1) if q.axes else values[q.name] for q in graph.params}
+    for node in graph.inputs[1:]:
+        along = [n if node.axes & 1 else 1, *(inside if node.axes & 2 else (1, 1)), positions if node.axes & 8 else 1]
+        p[node.name] = values[node.name].reshape(along)
+    found = DIRECT[formula](x.reshape(n, *inside, -1), p)
+    results = found if isinstance(found, tuple) else (found,)
+    return [np.broadcast_to(y, (n, *inside, positions)).reshape(x.shape) for y in results]
 
 
 def check(formula: str, shape: tuple[int, ...], groups: int, seed: int) -> None:
     graph = parse(formula)
     values = random_values(graph, shape, groups=groups, seed=seed)
-    got = evaluate(graph, values, groups=groups)["y"]
-    assert_close(got, direct(formula, values, groups), length=got.size, what=f"{formula} {shape} groups={groups}")
+    found = evaluate(graph, values, groups=groups)
+    for (name, _), want in zip(graph.outputs, direct(formula, values, groups), strict=True):
+        what = f"{name} of {formula} {shape} groups={groups}"
+        assert_close(found[name], want, length=want.size, what=what)
 
 
 def test_every_named_layer_is_written_out() -> None:

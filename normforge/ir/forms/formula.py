@@ -20,15 +20,16 @@ from normforge.ir.forms.grammar import (
     UNARY_NAMES,
     Token,
     is_buffer_name,
+    is_input_name,
     is_parameter_name,
     tokenize,
 )
 from normforge.ir.forms.sugar import SUGAR, power
-from normforge.ir.graph import EPS, Graph
+from normforge.ir.graph import EPS, Graph, declared_input, result_name
 from normforge.ir.limits import MAX_DEPTH, MAX_NAME, MAX_NODES
 from normforge.ir.node import Node, const, data, make, param
 from normforge.ir.ops import Op
-from normforge.ir.types import INDEX_SETS
+from normforge.ir.types import INDEX_SETS, INPUT_AXES
 
 EXPONENTS = tuple("2345678")
 _SIGNS = {"+": Op.ADD, "-": Op.SUB, "*": Op.MUL, "/": Op.DIV}
@@ -78,6 +79,9 @@ class _Parser:
         self.at = 0
         self.eps = EPS
         self.declared: set[str] = set()
+        self.inputs: dict[str, Token] = {}
+        self.locals: dict[str, Token] = {}
+        self.read: set[str] = set()  # inputs and local names
         self.names: dict[str, Node] = {"x": data("x")} | {k: param(k, v) for k, v in PARAMETERS.items()}
 
     # -- reading tokens
@@ -100,16 +104,85 @@ class _Parser:
         if self.accept(text) is None:
             self.fail(f"expected {text!r}{what}, found {self.token}")
 
-    # -- declarations
+    def after(self, steps: int) -> Token:
+        """The token that comes so many later."""
+        return self.tokens[min(self.at + steps, len(self.tokens) - 1)]
+
+    # -- statements
 
     def formula(self) -> Graph:
-        while self.token.text in ("param", "eps"):
-            self.declaration()
-        y = self.expression()
-        graph = Graph((("y", y),), (self.names["x"],), self.eps)
+        while self.statement():
+            self.expect(";", self.where)
+        results = [self.expression()]
+        while self.accept(","):
+            results.append(self.expression())
+        if self.token.type != "end":
+            self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token}")
+        for name, token in (self.inputs | self.locals).items():
+            if name not in self.read:
+                self.fail(f"{name!r} is not used", token)
+        inputs = (self.names["x"], *(self.names[name] for name in self.inputs))
+        graph = Graph(tuple((result_name(i), y) for i, y in enumerate(results)), inputs, self.eps)
         if len(graph.nodes) > MAX_NODES:
             raise ParseError(f"the formula has {len(graph.nodes)} operations and {MAX_NODES} are allowed: shorten it")
         return graph
+
+    def statement(self) -> bool:
+        """Read one without its semicolon; false where the results begin."""
+        first, self.where = self.token, " after a declaration"
+        if first.text in ("param", "eps"):
+            self.declaration()
+        elif first.text == "input" and self.after(1).type == "name" and self.after(2).text == "[":
+            self.input()
+        elif first.type == "name" and self.after(1).text == "=":
+            self.local()
+        else:
+            return False
+        return True
+
+    def input(self) -> None:
+        self.expect("input")
+        token = self.new_name("an input")
+        axes = self.input_axes(token)
+        node = declared_input(token.text, axes)
+        assert node is not None
+        self.inputs[token.text], self.names[token.text] = token, node
+
+    def local(self) -> None:
+        token = self.new_name("a local name")
+        self.expect("=")
+        value = self.expression()
+        if self.token.text != ";":
+            self.fail(f"expected an operator (+ - * /) or ';' after the value of {token}, found {self.token}")
+        self.locals[token.text], self.names[token.text] = token, value
+
+    def new_name(self, what: str) -> Token:
+        """The name of an input or of a local value."""
+        token = self.token
+        if token.text in self.inputs or token.text in self.locals or token.text in self.declared:
+            self.fail(f"{token} is declared twice")
+        if not is_input_name(token.text):
+            meaning = token.text in RESERVED or token.text in self.names or token.text in FUNCTIONS
+            if meaning or is_buffer_name(token.text):
+                self.fail(f"{token} has a meaning of its own: choose another name for {what}")
+            self.fail(f"expected {what}, lower-case letters, digits and _, at most {MAX_NAME}")
+        self.at += 1
+        return token
+
+    def input_axes(self, name: Token) -> int:
+        known = " · ".join(f"[{axes}]" for axes in INPUT_AXES)
+        self.expect("[")
+        first = self.token
+        letters = []
+        while letter := self.accept("b", "c", "w", "h"):
+            letters.append(letter.text)
+            if not self.accept(","):
+                break
+        if self.accept("]") and len(set(letters)) == len(letters):
+            for text, axes in INPUT_AXES.items():
+                if set(text.split(",")) == set(letters or [""]):
+                    return axes
+        self.fail(f"the axes of {name} are one of {known}", first)
 
     def declaration(self) -> None:
         first = self.token
@@ -127,10 +200,9 @@ class _Parser:
             scalar = self.accept("scalar") is not None
             self.expect("=", " and the start value")
             self.names[name] = param(name, self.signed_number(), scalar=scalar)
-        if name in self.declared:
+        if name in self.declared or name in self.inputs or name in self.locals:
             self.fail(f"{name!r} is declared twice", first)
         self.declared.add(name)
-        self.expect(";", " after a declaration")
 
     def parameter_name(self) -> str:
         name = self.token.text
@@ -159,7 +231,7 @@ class _Parser:
     # -- expressions
 
     def expression(self) -> Node:
-        """Everything up to the end; open brackets wait on a list, since they may nest deeper than Python's stack."""
+        """All up to what ends it; open brackets wait on a list, since they may nest deeper than Python's stack."""
         levels = [_Level()]
         signs = [0]  # how many minus signs stand before each open bracket, the innermost last
         while True:
@@ -189,8 +261,6 @@ class _Parser:
                     break
                 level.args.append(level.close_product())
                 if len(levels) == 1:
-                    if self.token.type != "end":
-                        self.fail(f"expected an operator (+ - * /) or the end of the formula, found {self.token}")
                     return level.args[0]
                 if len(level.args) < ARITY.get(level.name, 1):
                     which = ("second", "third")[len(level.args) - 1]
@@ -233,6 +303,7 @@ class _Parser:
         if self.token.text in ("(", "["):
             return self.call(token)
         if token.text in self.names:
+            self.read.add(token.text)
             return self.names[token.text]
         if token.text in FUNCTIONS:
             opening = "[" if token.text in MOMENT_NAMES else "("

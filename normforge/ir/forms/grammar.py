@@ -25,14 +25,16 @@ RESERVED = frozenset((
     "x", "param", "eps", "scalar", "abs", "square", "exp", "sigmoid", "tanh", "erf", "sqrt", "log", "relu", "silu",
     "gelu", "max", "min", "mean", "std", "rms",
 ))  # fmt: skip
+STATEMENTS = ("param", "eps", "input")
 SETS = {frozenset(k.split(",")): axes for k, axes in INDEX_SETS.items()}
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}")
 _BUFFER = re.compile(r"running_(mean|var|ms)(_[0-9]+)?")
 POWER_HINT = "; write a**2 for a power"
+_BETWEEN = re.compile(r"\s+|#[^\n]*")  # spaces and comments
 # ASCII alone: \d and \w would let in digits and letters of other scripts.
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+    r"(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|(?P<sign>\*\*|[-+*/()\[\],;=]))"
 )
@@ -41,6 +43,12 @@ _TOKEN = re.compile(
 def is_parameter_name(name: str) -> bool:
     """True for a lower-case name that means nothing else: no word of the grammar, no buffer of a running statistic."""
     return bool(_NAME.fullmatch(name)) and name not in RESERVED and not is_buffer_name(name)
+
+
+def is_input_name(name: str) -> bool:
+    """True for a name that a further input or a local name may have: a parameter's, but for those that are there
+    without a declaration and all words of the language."""
+    return is_parameter_name(name) and name not in PARAMETERS and name not in FUNCTIONS
 
 
 def is_buffer_name(name: str) -> bool:
@@ -72,13 +80,19 @@ def tokenize(text: str) -> list[Token]:
     """
     if len(text) > MAX_FORMULA:
         raise ParseError(f"the formula has {len(text)} characters and {MAX_FORMULA} are allowed: shorten it")
-    tokens, at = [], 0
+    tokens, at = [], _start(text, 0)
     while m := _TOKEN.match(text, at):
         name = str(m.lastgroup)
-        tokens.append(Token(name, m[name], m.start(name)))
-        at = m.end()
-    rest = len(text) - len(text[at:].lstrip())
-    if rest < len(text):
-        hint = POWER_HINT if text[rest] == "^" else ""
-        raise ParseError(f"unexpected character {text[rest]!r}{hint}", text, rest)
+        tokens.append(Token(name, m[name], at))
+        at = _start(text, m.end())
+    if at < len(text):
+        hint = POWER_HINT if text[at] == "^" else ""
+        raise ParseError(f"unexpected character {text[at]!r}{hint}", text, at)
     return [*tokens, Token("end", "", len(text))]
+
+
+def _start(text: str, at: int) -> int:
+    """The position of the next token, or of the end."""
+    while m := _BETWEEN.match(text, at):
+        at = m.end()
+    return at

@@ -11,7 +11,7 @@ from normforge.ir.graph import EPS, Graph
 from normforge.ir.limits import MAX_DEPTH, MAX_FORMULA
 from normforge.ir.node import Node, param
 from normforge.ir.ops import MOMENT, Op
-from normforge.ir.types import INDEX_NAMES
+from normforge.ir.types import INDEX_NAMES, INPUT_NAMES
 
 _SIGNS = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/"}
 _PRECEDENCE = {Op.ADD: 1, Op.SUB: 1, Op.MUL: 2, Op.DIV: 2}
@@ -43,6 +43,8 @@ def formula_or_none(graph: Graph) -> str | None:
     if not graph.is_surface:
         raise GraphError("only a layer over the primitives has a formula: use dump() or to_json()")
     head = [] if graph.eps == EPS else [f"eps = {format_number(graph.eps)}; "]
+    for i in graph.inputs[1:]:
+        head.append(f"input {i.name}[{INPUT_NAMES[i.axes]}]; ")
     for p in graph.params:
         if p.name not in PARAMETERS or p is not param(p.name, PARAMETERS[p.name]):
             head.append(f"param {p.name}{'' if p.axes else ' scalar'} = {format_number(p.attr[2])}; ")
@@ -52,7 +54,8 @@ def formula_or_none(graph: Graph) -> str | None:
         done[node] = _format(node, [done[a] for a in node.args])
         if len(done[node].text) > room or done[node].depth > MAX_DEPTH:
             return None
-    return "".join(head) + done[graph.output].text
+    results = ", ".join(done[node].text for _, node in graph.outputs)
+    return "".join(head) + results if len(results) <= room else None
 
 
 def text(graph: Graph) -> str:

@@ -84,8 +84,8 @@ class Identity(Algebra):
                 return self.atom(op, (), name=repr(node.value))
             return Value(Fraction(repr(node.value)))
         if op in (Op.INPUT, Op.PARAM):
-            is_input = op is Op.INPUT
-            leaf = self.atom(op, (), name=repr(node.attr), axes=node.axes, depends=is_input, degree=int(is_input))
+            is_x = op is Op.INPUT and node.name == "x"  # dependence and degree are of x, whatever else is given
+            leaf = self.atom(op, (), name=repr(node.attr), axes=node.axes, depends=is_x, degree=int(is_x))
             change = self.replace.get(node.name)
             return change(self, leaf) if change else leaf
         try:
