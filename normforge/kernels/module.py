@@ -270,7 +270,7 @@ class LayerOfInputs(Layer):
             raise OptionError(f"the input {node.name!r} is a {type(t).__name__}: give a tensor")
         if t.dtype.is_complex:
             raise DtypeError(f"the input {node.name!r} is {t.dtype}: give real numbers")
-        shapes = self._input_shapes(node.axes, x)
+        shapes = input_shapes(node.axes, x, self.channel_dim)
         if t.shape not in shapes:
             want = " or ".join(str(tuple(s)) for s in shapes)
             axes = INPUT_NAMES[node.axes]
@@ -280,14 +280,16 @@ class LayerOfInputs(Layer):
             return t if t.dtype is x.dtype else t.to(x.dtype)
         return t if t.dtype.is_floating_point else t.to(arithmetic_dtype(x.dtype))
 
-    def _input_shapes(self, axes: int, x: Tensor) -> list[tuple[int, ...]]:
-        last = self.channel_dim == -1
-        n, c, *space = [x.shape[0], x.shape[-1], *x.shape[1:-1]] if last else x.shape
-        if axes == FULL:
-            return [tuple(x.shape)]
-        if axes & S:
-            return [(n, *space), (n, *space, 1) if last else (n, 1, *space)]
-        return [(*([n] if axes & B else []), *([c] if axes & G else []))]
+
+def input_shapes(axes: int, x: Tensor, channel_dim: int = 1) -> list[tuple[int, ...]]:
+    """The shapes that an input along these axes may have beside x, the usual one first."""
+    last = channel_dim == -1
+    n, c, *space = [x.shape[0], x.shape[-1], *x.shape[1:-1]] if last else x.shape
+    if axes == FULL:
+        return [tuple(x.shape)]
+    if axes & S:
+        return [(n, *space), (n, *space, 1) if last else (n, 1, *space)]
+    return [(*([n] if axes & B else []), *([c] if axes & G else []))]
 
 
 def _listed(names: Sequence[str]) -> str:

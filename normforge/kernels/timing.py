@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from normforge.errors import OptionError
 from normforge.ir.graph import Graph
+from normforge.ir.types import FULL
 from normforge.kernels.module import compile as compile_layer
+from normforge.kernels.module import input_shapes
 
 PASSES = ("forward", "forward+backward", "double backward")
-# Full tensors that the passes so far move at least: 2 forward, 3 more backward, 5 more for the second derivative.
-FLOOR = (2, 5, 10)
 # A peer's turn: until either is reached, and two calls at least.
 TURN_SECONDS, TURN_CALLS = 0.05, 12
 MAX_TURNS, MAX_CALLS = 64, 200
@@ -69,17 +69,23 @@ def time_layer(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
     x, dy, v = (torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(3))
+    inputs = [
+        (1 + 0.5 * torch.randn(input_shapes(node.axes, x)[0], device=device))
+        .to(dtype)
+        .contiguous(memory_format=layout if node.axes == FULL else torch.contiguous_format)
+        for node in graph.inputs[1:]
+    ]
     made: dict[str, nn.Module] = {
         "normforge": compile_layer(graph, shape[1]).to(device),
         "eager": compile_layer(graph, shape[1], backend="eager").to(device),
     }
     timings = []
-    for name, tensors in zip(PASSES, FLOOR, strict=True):
+    for name, tensors in zip(PASSES, floors(graph), strict=True):
         peers = dict(made)
         if torch_compile and name != PASSES[2]:
             module = compile_layer(graph, shape[1], backend="eager").to(device)
             peers["torch.compile"] = cast(nn.Module, torch.compile(module))  # its stub says a function
-        steps = {peer: _step(module, name, x, dy, v) for peer, module in peers.items()}
+        steps = {peer: _step(module, name, x, inputs, dy, v) for peer, module in peers.items()}
         start = time.perf_counter()
         steps["normforge"](0)
         _wait(device)
@@ -91,25 +97,40 @@ def time_layer(
     return timings
 
 
+def floors(graph: Graph) -> tuple[int, int, int]:
+    """Full tensors that the passes so far move at least: each input, result, cotangent and gradient once. Of a layer of x
+    alone 2 forward, 3 more backward, 5 more for the second derivative."""
+    inputs = sum(node.axes == FULL for node in graph.inputs)
+    forward = inputs + len(graph.outputs)
+    backward = forward + inputs
+    return forward, forward + backward, forward + backward + 2 * forward + 1
+
+
 def _copy(target: Tensor, x: Tensor, _: int) -> object:
     return target.copy_(x)
 
 
-def _step(module: nn.Module, name: str, x: Tensor, dy: Tensor, v: Tensor) -> Step:
-    x = x.detach().requires_grad_(name != PASSES[0])
+def _step(module: nn.Module, name: str, x: Tensor, inputs: Sequence[Tensor], dy: Tensor, v: Tensor) -> Step:
+    given = [t.detach().requires_grad_(name != PASSES[0]) for t in (x, *inputs)]
     dy = dy.detach().requires_grad_(name == PASSES[2])
     parameters = list(module.parameters())
 
     def forward(_: int) -> object:
         with torch.no_grad():
-            return module(x)
+            return module(*given)
+
+    def results() -> Sequence[Tensor]:
+        found = module(*given)
+        return found if isinstance(found, tuple) else (found,)
 
     def backward(_: int) -> object:
-        return torch.autograd.grad(module(x), [x, *parameters], dy)
+        found = results()
+        return torch.autograd.grad(found, [*given, *parameters], [dy] * len(found))
 
     def twice(_: int) -> object:
-        (dx,) = torch.autograd.grad(module(x), [x], dy, create_graph=True)
-        return torch.autograd.grad(dx, [x, *parameters, dy], v, allow_unused=True)
+        found = results()
+        (dx,) = torch.autograd.grad(found, given[:1], [dy] * len(found), create_graph=True)
+        return torch.autograd.grad(dx, [*given, *parameters, dy], v, allow_unused=True)
 
     return dict(zip(PASSES, (forward, backward, twice), strict=True))[name]
 

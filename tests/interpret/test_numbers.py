@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from named import LAYERS
+from named import LAYERS, WITH_INPUTS
 
 import normforge as nf
 
@@ -56,8 +56,15 @@ def test_cooperative() -> None:
     run("cooperative:bn-relu")
 
 
+@pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
+def test_further_inputs_and_results(kind: str) -> None:
+    """Operands along all axes that an input may have, and several results."""
+    layers = {"multi-launch": "masked,all-axes", "resident": "add-layernorm,all-axes", "swept": "all-axes"}[kind]
+    run(f"usual:{layers}", kind=kind)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LAYERS, *NESTED])
+@pytest.mark.parametrize("name", [*LAYERS, *NESTED, *WITH_INPUTS])
 def test_more_usual(name: str) -> None:
     run(f"usual:{name}")
 
@@ -73,12 +80,13 @@ def test_more_special_values(kind: str) -> None:
 @pytest.mark.parametrize("check", ["usual", "more", "low_precision"])
 def test_more_slabs(check: str, kind: str) -> None:
     """What no program can hold is left out: layers without sums, and for swept plans moments of several sizes."""
-    run(f"{check}:{','.join([*LAYERS, *NESTED])}", kind=kind)
+    run(f"{check}:{','.join([*LAYERS, *NESTED, *WITH_INPUTS])}", kind=kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "batch-levels"]
+    "name",
+    ["bn-silu", "gn-silu", "in-relu", "ln-relu", "evonorm-b0", "evonorm-s0", "batch-levels", "cond-bn-relu"],
 )
 def test_more_cooperative(name: str) -> None:
     run(f"cooperative:{name}", f"more_cooperative:{name}")
