@@ -59,7 +59,8 @@ EXAMPLE_SHAPES: tuple[Shape, ...] = (
 _PAPER_UNARY = (Op.NEG, Op.SIGMOID, Op.TANH, Op.EXP, Op.LOG, Op.ABS, Op.SQUARE, Op.SQRT)
 _PAPER_BINARY = (Op.ADD, Op.MUL, Op.DIV, Op.MAX)
 _PAPER_SETS = tuple(INDEX_SETS[name] for name in ("b,w,h", "w,h", "w,h,c", "w,h,c/g"))
-_MOMENTS = (Op.MEAN, Op.STD, Op.RMS)
+_PAPER_MOMENTS = (Op.MEAN, Op.STD, Op.RMS)
+_MOMENTS = (*_PAPER_MOMENTS, Op.VAR, Op.TOTAL)
 _SMOOTH = tuple(op for op in Op if op in SURFACE - LEAF and op.traits.smooth)
 _NUMBERS = (0.0, 1.0, 2.0, -1.0, 0.5, 3.0, 0.1, -2.5)
 
@@ -81,8 +82,9 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
         more = [param("gamma", 1.0), param("beta", 0.0), param("tau", -0.5), param("alpha", 0.5, scalar=True)]
         nodes += [*more, const(draw(st.sampled_from(_NUMBERS)))]
     binary = _PAPER_BINARY if paper else (*_PAPER_BINARY, Op.SUB, Op.MIN)
-    unary = _PAPER_UNARY if paper else UNARY
-    ops = _SMOOTH if smooth else (*binary, *unary, *_MOMENTS)
+    # What jumps has no numbers to compare where its operand is zero up to rounding.
+    unary = _PAPER_UNARY if paper else tuple(op for op in UNARY if op.traits.continuous)
+    ops = _SMOOTH if smooth else (*binary, *unary, *(_PAPER_MOMENTS if paper else _MOMENTS))
     sets = _PAPER_SETS if paper else tuple(INDEX_NAMES)
     leaves = len(nodes)
     for _ in range(draw(st.integers(1, max_nodes))):
@@ -90,7 +92,8 @@ def layer_graphs(draw: st.DrawFn, *, space: str = "all", max_nodes: int = 10, sm
         drawn = st.integers(leaves, len(nodes) - 1) if len(nodes) > leaves else st.just(0)
         # Half of the operands are results: uniform draws would leave most layers without x.
         args = tuple(nodes[draw(st.one_of(drawn, st.integers(0, leaves - 1)))] for _ in range(op.traits.arity))
-        nodes.append(make(op, args, (draw(st.sampled_from(sets)),) if op in _MOMENTS else ()))
+        along = tuple(s for s in sets if not s & B) if op is Op.TOTAL else sets  # no sum is over the batch
+        nodes.append(make(op, args, (draw(st.sampled_from(along)),) if op in _MOMENTS else ()))
     y = nodes[-1]
     if paper:
         y = make(Op.ADD, (make(Op.MUL, (y, param("gamma", 1.0))), param("beta", 0.0)))

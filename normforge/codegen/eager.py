@@ -17,6 +17,12 @@ from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, SURFACE_ONLY, Op, Tab
 from normforge.ir.types import FULL, B, G, K, S
 from normforge.passes.running import running_statistics
 
+
+def _sign(a: Tensor) -> Tensor:
+    """NaN of NaN, of which torch.sign makes 0."""
+    return torch.where(torch.isnan(a), a.detach(), torch.sign(a))
+
+
 TORCH: Table[Callable[..., Any]] = Table(
     "torch operations (codegen/eager.py)",
     ELEMENTWISE & SURFACE - SURFACE_ONLY,
@@ -37,6 +43,9 @@ TORCH: Table[Callable[..., Any]] = Table(
         Op.SOFTPLUS: lambda a: torch.nn.functional.softplus(a, threshold=50.0),  # above it e^-a is below a's last bit
         Op.SIN: torch.sin,
         Op.COS: torch.cos,
+        Op.SIGN: _sign,
+        Op.WHERE: lambda a, b, c, d: torch.where(a > b, c, d),
+        Op.WHERE_GE: lambda a, b, c, d: torch.where(a >= b, c, d),
     },
 )
 
@@ -80,17 +89,24 @@ def run_eager(
             env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
         elif op in TORCH.over:
             env[node] = TORCH[op](*(env[a] for a in node.args))
+        elif op is Op.RSQRT:
+            env[node] = torch.rsqrt(env[node.args[0]])
         elif op is Op.SQRT or op is Op.LOG:
             a = env[node.args[0]]
             guarded = torch.abs(a) + graph.eps
             env[node] = a / torch.sqrt(guarded) if op is Op.SQRT else torch.sign(a) * torch.log(guarded)
+        elif op is Op.TOTAL:
+            count = 1
+            for extent, bit in zip(extents, (B, G, K, S), strict=True):
+                count *= extent if node.reduced & bit else 1
+            env[node] = _mean(node, env[node.args[0]]) * count
         elif op not in MOMENT:
             raise no_row(op, TORCH.name)
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
                 value = buffers[r.name].to(dtype).reshape(_small_shape(node.axes, extents))
-                env[node] = value if op is Op.MEAN else torch.sqrt(value + graph.eps)
+                env[node] = torch.sqrt(value + graph.eps) if op in (Op.STD, Op.RMS) else value
                 continue
             env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
@@ -123,16 +139,26 @@ def _small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
     return shape
 
 
+def _along(node: Node) -> list[int]:
+    """The axes of the four-axis form that a moment reduces."""
+    return [i for i, bit in enumerate((B, G, K, S)) if node.reduced & node.args[0].axes & bit]
+
+
+def _mean(node: Node, a: Tensor) -> Tensor:
+    over = _along(node)
+    return a.mean(dim=over, keepdim=True) if over else a
+
+
 def _moment(node: Node, a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """A moment and the statistic that a buffer would keep."""
-    over = [i for i, bit in enumerate((B, G, K, S)) if node.reduced & node.args[0].axes & bit]
+    over = _along(node)
     if node.op is Op.MEAN:
-        mean = a.mean(dim=over, keepdim=True) if over else a
+        mean = _mean(node, a)
         return mean, mean
     if node.op is Op.RMS:
         square = a.square().mean(dim=over, keepdim=True) if over else a.square()
         return torch.sqrt(square + eps), square
-    if node.op is not Op.STD:
+    if node.op not in (Op.STD, Op.VAR):
         raise no_row(node.op, f"moments of the {TORCH.name}")
     var = (a - a.mean(dim=over, keepdim=True)).square().mean(dim=over, keepdim=True) if over else (a - a).square()
-    return torch.sqrt(var + eps), var
+    return var if node.op is Op.VAR else torch.sqrt(var + eps), var

@@ -68,6 +68,8 @@ EVALUATE: Table[Callable[..., Any]] = Table(
         Op.LN: np.log,
         Op.SIGN: np.sign,
         Op.GATE: gate,
+        Op.WHERE: lambda a, b, c, d: np.where(a > b, c, d),
+        Op.WHERE_GE: lambda a, b, c, d: np.where(a >= b, c, d),
     },
 )
 
@@ -127,8 +129,13 @@ def _apply(node: Node, args: list[Array], extents: tuple[int, ...], eps: float) 
         return np.broadcast_to(args[0], shape)
     if op is Op.SQRT:
         return args[0] / np.sqrt(np.abs(args[0]) + eps)
+    if op is Op.RSQRT:
+        return 1.0 / np.sqrt(args[0])
     if op is Op.LOG:
         return np.sign(args[0]) * np.log(np.abs(args[0]) + eps)
+    if op is Op.TOTAL:  # as if the operand were broadcast along axes that it lacks
+        count = math.prod(extents[i] for i in axes_of(node.reduced))
+        return np.mean(args[0], axis=axes_of(node.reduced & node.args[0].axes), keepdims=True) * count
     if op in REDUCTION:
         return _reduce(node, args[0], eps)
     raise no_row(op, EVALUATE.name)

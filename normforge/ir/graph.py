@@ -10,10 +10,10 @@ from hashlib import blake2b
 from typing import Any
 
 from normforge.errors import GraphError
-from normforge.ir.forms.grammar import is_input_name, is_parameter_name
+from normforge.ir.forms.grammar import WORDS, is_input_name, is_parameter_name
 from normforge.ir.node import Node, data, from_rows, preorder, stat, to_rows, toposort
 from normforge.ir.ops import CORE_ONLY, LEAF, MOMENT, SURFACE_ONLY, Op
-from normforge.ir.types import FULL, INDEX_NAMES, INPUT_NAMES
+from normforge.ir.types import FULL, INDEX_NAMES, INPUT_NAMES, B
 
 EPS = 1e-5
 
@@ -63,9 +63,8 @@ class Graph:
             return False
         if not set(self.inputs[1:]) <= set(self.nodes):
             return False
-        words = {
-            n.op.value for n in self.nodes if n.op not in LEAF
-        }  # a parameter that is named like a function hides it
+        # A parameter that is named like a function hides it.
+        words = {WORDS.get(n.op, n.op.value) for n in self.nodes if n.op not in LEAF}
         return not any(p.name in words for p in self.params) and all(map(_sayable, self.nodes))
 
     @property
@@ -208,4 +207,6 @@ def _sayable(node: Node) -> bool:
         return is_parameter_name(node.name)
     if node.op is Op.CONST:
         return math.isfinite(node.value)
-    return node.op not in CORE_ONLY and not (node.op in MOMENT and node.reduced not in INDEX_NAMES)
+    if node.op in MOMENT and (node.reduced not in INDEX_NAMES or (node.op is Op.TOTAL and node.reduced & B)):
+        return False
+    return node.op not in CORE_ONLY

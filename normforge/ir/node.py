@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from normforge.errors import GraphError
 from normforge.ir.ops import Category, Level, Op, no_row
-from normforge.ir.types import FULL, INDEX_NAMES, C, FloatClass, Type, axes_name, valid_axes
+from normforge.ir.types import FULL, INDEX_NAMES, B, C, FloatClass, Type, axes_name, valid_axes
 
 Attr = tuple[Any, ...]
 
@@ -102,6 +102,8 @@ def infer(op: Op, args: tuple[Node, ...], attr: Attr) -> Type:
             raise GraphError(f"{op} needs one set of axes, not {attr}")
         if traits.level is Level.SURFACE and over not in INDEX_NAMES:
             raise GraphError(f"{op} over {axes_name(over)} is none of the index sets {', '.join(INDEX_NAMES.values())}")
+        if op is Op.TOTAL and over & B:
+            raise GraphError("a sum over the batch would grow with it: take the mean")
         return Type(args[0].axes & ~over, FloatClass.STAT)
     if op is Op.BROADCAST:
         if len(attr) != 2 or type(attr[0]) is not int or not valid_axes(attr[0]) or args[0].axes & ~attr[0]:

@@ -56,6 +56,7 @@ class Traits:
         range: of the results where they are finite; None if they may be anything.
         contracts: |f(a)| <= |a|.
         degree: d, where f(t·a) = t^d · f(a) for every t > 0; of sqrt and the moments in the limit ε -> 0.
+        continuous: its results move little where its operands do.
         smooth: its derivatives are continuous and bounded (on bounded operands, for products).
         library: a function of mathematical libraries: dear, and different in the last bit from one to another.
         at_zero: the f(0) of such a function, where that is one number on every machine.
@@ -72,6 +73,7 @@ class Traits:
     range: Bounds | None = None
     contracts: bool = False
     degree: float | None = None
+    continuous: bool = True
     smooth: bool = False
     library: bool = False
     at_zero: float | None = None
@@ -122,22 +124,26 @@ class Op(enum.StrEnum):
     SIN = "sin", Traits(
         _EACH, 1, cost=20.0, odd=True, range=_CLOSED, contracts=True, smooth=True, library=True, at_zero=0)
     COS = "cos", Traits(_EACH, 1, cost=20.0, even=True, range=_CLOSED, smooth=True, library=True, at_zero=1)
+    SIGN = "sign", Traits(_EACH, 1, odd=True, range=_CLOSED, degree=0, continuous=False)  # -1, 0, 1; NaN of NaN
+    WHERE = "where", Traits(_EACH, 4, cost=2.0, continuous=False)  # where(a, b, c, d): c where a > b, else d
+    WHERE_GE = "where_ge", Traits(_EACH, 4, cost=2.0, continuous=False)  # c where a >= b, else d; d unordered
     # surface only
+    RSQRT = "rsqrt", Traits(_EACH, 1, _SURFACE, cost=8.0, degree=-0.5)  # 1 / root(a), -inf of -0
     SQRT = "sqrt", Traits(_EACH, 1, _SURFACE, cost=10.0, odd=True, rising=True, degree=0.5)  # a / sqrt(|a| + eps)
     LOG = "log", Traits(_EACH, 1, _SURFACE, cost=16.0, odd=True)  # sign(a) ln(|a| + eps)
     STD = "std", Traits(  # attr: axes; sqrt(var + eps)
         _ALONG, 1, _SURFACE, cost=SWEEP + 5.0, range=_NONNEGATIVE, degree=1, smooth=True)
     RMS = "rms", Traits(  # attr: axes; sqrt(mean of squares + eps)
         _ALONG, 1, _SURFACE, cost=SWEEP + 6.0, range=_NONNEGATIVE, degree=1, smooth=True)
+    TOTAL = "total", Traits(_ALONG, 1, _SURFACE, cost=SWEEP, degree=1, smooth=True)  # attr: axes; the word is `sum`
     # moments; surface and core
     MEAN = "mean", Traits(_ALONG, 1, cost=SWEEP, degree=1, smooth=True)  # attr: axes
-    # core only
     VAR = "var", Traits(  # attr: axes; biased, centred: one level together with the mean of the same operand
-        _ALONG, 1, _CORE, cost=SWEEP, range=_NONNEGATIVE, degree=2)
+        _ALONG, 1, cost=SWEEP, range=_NONNEGATIVE, degree=2)
+    # core only
     SUM = "sum", Traits(_ALONG, 1, _CORE, cost=SWEEP, degree=1)  # attr: axes
     ROOT = "root", Traits(_EACH, 1, _CORE, cost=4.0, rising=True, range=_NONNEGATIVE, degree=0.5)  # IEEE square root
     LN = "ln", Traits(_EACH, 1, _CORE, cost=12.0, rising=True, library=True)  # IEEE natural logarithm
-    SIGN = "sign", Traits(_EACH, 1, _CORE, odd=True, range=_CLOSED, degree=0)  # -1, 0, 1; NaN of NaN
     BROADCAST = "broadcast", Traits(_DELIVERY, 1, _CORE, cost=0.0, degree=1)  # attr: axes, float class
     GATE = "gate", Traits(_EACH, 3, _CORE)  # gate(a, b, t): t where a > b, t/2 where a == b, 0 where a < b; t unordered
     # fmt: on

@@ -98,8 +98,8 @@ def time_layer(
 
 
 def floors(graph: Graph) -> tuple[int, int, int]:
-    """Full tensors that the passes so far move at least: each input, result, cotangent and gradient once. Of a layer of x
-    alone 2 forward, 3 more backward, 5 more for the second derivative."""
+    """Full tensors that the passes so far move at least: each input, result, cotangent and gradient once. Of a layer of
+    x alone 2 forward, 3 more backward, 5 more for the second derivative."""
     inputs = sum(node.axes == FULL for node in graph.inputs)
     forward = inputs + len(graph.outputs)
     backward = forward + inputs

@@ -23,6 +23,12 @@ def _one_minus(a: Node) -> Node:
     return make(Op.SUB, (const(1.0), a))
 
 
+def _chosen(n: Node, t: Node) -> tuple[Node | None, ...]:
+    """The cotangent goes to the branch that was taken; the other has exactly 0."""
+    a, b, _, _ = n.args
+    return None, None, make(n.op, (a, b, t, const(0.0))), make(n.op, (a, b, const(0.0), t))
+
+
 # operation -> (node, cotangent) -> cotangent of each operand, before it is summed to the operand's type.
 # None: the derivative is zero everywhere.
 VJP: Table[Callable[[Node, Node], tuple[Node | None, ...]]] = Table(
@@ -54,6 +60,8 @@ VJP: Table[Callable[[Node, Node], tuple[Node | None, ...]]] = Table(
         Op.LN: lambda n, t: (make(Op.DIV, (t, n.args[0])),),
         Op.SIGN: lambda n, t: (None,),
         Op.GATE: lambda n, t: (None, None, make(Op.GATE, (n.args[0], n.args[1], t))),
+        Op.WHERE: lambda n, t: _chosen(n, t),
+        Op.WHERE_GE: lambda n, t: _chosen(n, t),
         Op.SUM: lambda n, t: (t,),
         Op.BROADCAST: lambda n, t: (t,),
         Op.MEAN: lambda n, t: (make(Op.DIV, (t, size(n.args[0].axes & n.reduced))),),

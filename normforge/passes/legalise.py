@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from normforge.ir.graph import Graph, is_result
-from normforge.ir.node import Node, broadcast, const, make
+from normforge.ir.node import Node, broadcast, const, make, size
 from normforge.ir.ops import REDUCTION, SURFACE_ONLY, Op, Table
 
 
 def _sqrt(node: Node, a: Node, eps: Node) -> Node:
     return make(Op.DIV, (a, make(Op.ROOT, (make(Op.ADD, (make(Op.ABS, (a,)), eps)),))))
+
+
+def _rsqrt(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.DIV, (const(1.0), make(Op.ROOT, (a,))))
 
 
 def _log(node: Node, a: Node, eps: Node) -> Node:
@@ -22,13 +26,19 @@ def _std(node: Node, a: Node, eps: Node) -> Node:
     return make(Op.ROOT, (make(Op.ADD, (moment(Op.VAR, a, node.reduced), eps)),))
 
 
+def _total(node: Node, a: Node, eps: Node) -> Node:
+    return make(Op.MUL, (moment(Op.MEAN, a, node.reduced), size(node.reduced)))
+
+
 def _rms(node: Node, a: Node, eps: Node) -> Node:
     return make(Op.ROOT, (make(Op.ADD, (moment(Op.MEAN, make(Op.SQUARE, (a,)), node.reduced), eps)),))
 
 
 # surface operation -> (node, operand, ε) -> core nodes; the ε-guards are explained in docs/formula.md
 LOWER: Table[Callable[[Node, Node, Node], Node]] = Table(
-    "lowering (passes/legalise.py)", SURFACE_ONLY, {Op.SQRT: _sqrt, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms}
+    "lowering (passes/legalise.py)",
+    SURFACE_ONLY,
+    {Op.SQRT: _sqrt, Op.RSQRT: _rsqrt, Op.TOTAL: _total, Op.LOG: _log, Op.STD: _std, Op.RMS: _rms},
 )
 
 

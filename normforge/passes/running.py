@@ -12,8 +12,13 @@ from normforge.ir.types import B
 # moment -> (name of the buffer, start value)
 BUFFERS: Table[tuple[str, float]] = Table(
     "running statistics (passes/running.py)",
-    MOMENT,
-    {Op.MEAN: ("running_mean", 0.0), Op.STD: ("running_var", 1.0), Op.RMS: ("running_ms", 1.0)},
+    MOMENT - {Op.TOTAL},  # which is never over the batch
+    {
+        Op.MEAN: ("running_mean", 0.0),
+        Op.VAR: ("running_var", 1.0),
+        Op.STD: ("running_var", 1.0),
+        Op.RMS: ("running_ms", 1.0),
+    },
 )
 
 
@@ -22,7 +27,7 @@ class Running:
     """One running statistic.
 
     Attributes:
-        name: of the buffer: `running_mean`, `running_var` (of std) or `running_ms` (of rms: the mean square),
+        name: of the buffer: `running_mean`, `running_var` (of std and var) or `running_ms` (of rms: the mean square),
             with `_1`, `_2`, ... for the second and later of one name, in the order in which the formula reads.
         node: the moment in the layer's graph.
         start: the buffer's start value.
@@ -40,12 +45,12 @@ class Running:
     @property
     def unbiased(self) -> bool:
         """True for a variance: the buffer keeps it times n/(n-1)."""
-        return self.node.op is Op.STD
+        return self.node.op in (Op.STD, Op.VAR)
 
     def raw(self) -> Node:
         """The statistic of a batch, as a node: E[a], the biased variance, or E[a²]."""
         a, axes = self.node.args[0], self.node.reduced
-        if self.node.op is Op.MEAN:
+        if self.node.op in (Op.MEAN, Op.VAR):
             return self.node
         if self.node.op is Op.STD:
             return make(Op.VAR, (a,), (axes,))
@@ -69,12 +74,12 @@ def running_statistics(graph: Graph) -> tuple[Running, ...]:
     """The running statistics of a layer: one for each distinct moment over an index set with the batch, of a
     value that varies along one of its axes, in order of appearance in the formula as written."""
     found: list[Running] = []
-    count: dict[Op, int] = {}
+    count: dict[str, int] = {}
     for node in preorder(n for _, n in graph.outputs):
         if node.op in MOMENT and node.reduced & B and node.args[0].axes & node.reduced:
             name, start = BUFFERS[node.op]
-            k = count.get(node.op, 0)
-            count[node.op] = k + 1
+            k = count.get(name, 0)
+            count[name] = k + 1
             found.append(Running(f"{name}_{k}" if k else name, node, start))
     return tuple(found)
 
@@ -92,7 +97,7 @@ def inference_graph(graph: Graph) -> Graph:
     for r in running_statistics(graph):
         value = stat(r.name, r.axes)
         buffers.append(value)
-        if r.node.op is not Op.MEAN:
+        if r.node.op in (Op.STD, Op.RMS):
             value = make(Op.ROOT, (make(Op.ADD, (value, const(graph.eps))),))
         replace[r.node] = value
     out = substitute((n for _, n in graph.outputs), replace)

@@ -23,6 +23,9 @@ EXTRA = {
     "broadcast": "mean[w,h](x) * gamma + min(v0, v1)",
     "mish": "x * tanh(softplus(x))",
     "periodic moments": "cos(x / rms[w,h](x)) * softplus(std[w,h,c/g](sin(x) * v1)) + beta",
+    "variance": "(x - mean[c](x)) * rsqrt(var[c](x) + 1e-5) * gamma + var[b,w,h](x)",
+    "branches": "where(x > v1, tanh(x), square(x)) / std[w,h](x) + where(gamma <= mean[w,h](x), v1, x) * sign(x - 0.1)",
+    "sums": "x / sum[w,h](square(x)) + sum[c](x) * gamma + sum[w,h,c/g](v1)",
     "identity": "x",
     "constant": "beta * 2",
 }

@@ -83,7 +83,8 @@ def check(
     want = orders(
         module_of(layer, "eager", shape[1], groups, torch.float64), [t.double() for t in tensors], len(got) - 1
     )
-    for order, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+    assert not any(t.any() for part in got[len(want) :] for t in part)  # eager knows that these are zero
+    for order, (ours, theirs) in enumerate(zip(got, want, strict=False)):
         scale = 1 + max(float(t.abs().max()) for t in theirs)
         for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             allowed = tolerance(dtype, x.numel(), scale, order)

@@ -63,6 +63,7 @@ NESTED = {
     "constant": "beta * 2",
     "mish": "x * tanh(softplus(x))",
     "periodic": "sin(v1 * x) * gamma + beta",
+    "branches": "where(x >= v1, tanh(x), square(x)) / std[w,h](x) + where(gamma > 1, v1, 0) * sign(x - 0.1)",
     "masked": "input m[b,w,h]; (x - mean[b,w,h](x * m) / mean[b,w,h](square(m))) * m * gamma + beta",
     "all-axes": "input s[]; input t[c]; input u[b]; input z[b,c,w,h]; tanh(x * s + t) * u + std[w,h](x * z), x * z",
 }

@@ -59,7 +59,9 @@ def test_cooperative() -> None:
 @pytest.mark.parametrize("kind", ["multi-launch", "resident", "swept"])
 def test_further_inputs_and_results(kind: str) -> None:
     """Operands along all axes that an input may have, and several results."""
-    layers = {"multi-launch": "masked,all-axes", "resident": "add-layernorm,all-axes", "swept": "all-axes"}[kind]
+    layers = {"multi-launch": "masked,all-axes,branches", "resident": "add-layernorm,all-axes", "swept": "all-axes"}[
+        kind
+    ]
     run(f"usual:{layers}", kind=kind)
 
 

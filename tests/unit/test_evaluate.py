@@ -111,6 +111,16 @@ DIRECT: dict[str, Fn] = {
     "mean[w,h,c/g](gamma) * x": lambda x, p: p["gamma"].mean(2, keepdims=True) * x,
     "std[w,h,c](gamma) * x": lambda x, p: np.sqrt(p["gamma"].var((1, 2), keepdims=True) + EPS) * x,
     "rms[w,h](gamma) + x": lambda x, p: np.sqrt(p["gamma"] ** 2 + EPS) + x,
+    "sum[w,h,c/g](x) * sum[c](gamma)": lambda x, p: (
+        x.sum((2, 3), keepdims=True) * p["gamma"].sum((1, 2), keepdims=True)
+    ),
+    "sum[w,h](gamma) + x": lambda x, p: p["gamma"] * x.shape[3] + x,
+    "var[b,w,h](x) * rsqrt(1 + square(x)) + sign(x)": lambda x, p: (
+        x.var((0, 3), keepdims=True) / np.sqrt(1 + x * x) + np.sign(x)
+    ),
+    "where(x > v1, x, v0) + where(v1 <= x, 1, gamma)": lambda x, p: (
+        np.where(x > p["v1"], x, p["v0"]) + np.where(p["v1"] <= x, 1, p["gamma"])
+    ),
     "std[w,h](gamma) + x": lambda x, p: math.sqrt(EPS) + x,
 }
 

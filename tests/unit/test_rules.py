@@ -140,6 +140,7 @@ def test_sympy_proves_what_it_can(rule: Rule) -> None:
             "exp": sympy.exp,
             "tanh": sympy.tanh,
             "erf": sympy.erf,
+            "sign": sympy.sign,
             "sin": sympy.sin,
             "cos": sympy.cos,
             "softplus": lambda v: sympy.log(1 + sympy.exp(v)),

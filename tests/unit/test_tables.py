@@ -38,7 +38,7 @@ from normforge.testing import random_values
 
 TABLES = (EVALUATE, VJP, LOWER, INTERVALS, FINITE, SYMPY, FUNCTIONS, MOMENTS, BUFFERS)
 TEXTS = (SMALL_CODE, VECTOR_CODE, CODE)
-INPUTS = {1: ("x",), 2: ("x", "z"), 3: ("x", "z", "t")}
+INPUTS = {1: ("x",), 2: ("x", "z"), 3: ("x", "z", "t"), 4: ("x", "z", "t", "u")}
 
 
 def test_every_table_has_every_operation() -> None:
@@ -53,7 +53,7 @@ def test_every_table_has_every_operation() -> None:
     assert FUNCTIONS.over | MOMENTS.over == SURFACE - LEAF
     assert set(UNARY_NAMES.values()) | set(PAIR_NAMES.values()) | set(MOMENT_NAMES.values()) <= SURFACE - LEAF
     assert SURFACE - LEAF - set((UNARY_NAMES | PAIR_NAMES | MOMENT_NAMES).values()) == {
-        Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG,
+        Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG, Op.WHERE, Op.WHERE_GE,
     }  # fmt: skip
 
 

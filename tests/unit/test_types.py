@@ -161,4 +161,4 @@ def test_a_surface_graph_is_what_a_formula_can_say() -> None:
     assert not Graph((("y", x),), (x, data("z"))).is_surface
     assert not Graph((("y", make(Op.MUL, (x, const(float("inf"))))),), (x,)).is_surface
     assert not Graph((("y", make(Op.MUL, (x, param("tanh", 1.0)))),), (x,)).is_surface
-    assert not Graph((("y", make(Op.VAR, (x,), (S,))),), (x,)).is_surface
+    assert not Graph((("y", make(Op.SUM, (x,), (S,))),), (x,)).is_surface

@@ -98,6 +98,8 @@ INLINE V fma_(V a, V b, V c) {
 INLINE V v_max(V a, V b) { return either(b != b, b, max_or(a, b)); }
 INLINE V v_min(V a, V b) { return either(b != b, b, min_or(a, b)); }
 INLINE V v_sign(V a) { return either(a != a, a, bits_if(a > 0, set(1)) - bits_if(a < 0, set(1))); }
+INLINE V v_where(V a, V b, V c, V d) { return either(a > b, c, d); }
+INLINE V v_where_ge(V a, V b, V c, V d) { return either(a >= b, c, d); }
 INLINE V v_gate(V a, V b, V t) { return bits_if(~(a < b), either(a == b, t * (T)0.5, t)); }
 typedef T Quad __attribute__((vector_size(16), may_alias));
 INLINE T total(V a) {
@@ -287,6 +289,8 @@ SMALL = r"""
 INLINE double f_max(double a, double b) { return (a > b) | (a != a) ? a : b; }
 INLINE double f_min(double a, double b) { return (a < b) | (a != a) ? a : b; }
 INLINE double f_sign(double a) { return a != a ? a : (double)(a > 0) - (double)(a < 0); }
+INLINE double f_where(double a, double b, double c, double d) { return a > b ? c : d; }
+INLINE double f_where_ge(double a, double b, double c, double d) { return a >= b ? c : d; }
 INLINE double f_gate(double a, double b, double t) { double share = a == b ? 0.5 : 1; return a < b ? 0 : t * share; }
 INLINE double f_sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
 INLINE double f_softplus(double a) { return (a < 0 ? 0 : a) + __builtin_log1p(exp(-fabs(a))); }

@@ -35,6 +35,8 @@ CODE = Table(
         Op.ERF: "tl.erf({0})",
         Op.ROOT: "tl.sqrt({0})",
         Op.LN: "tl.log({0})",
+        Op.WHERE: "tl.where({0} > {1}, {2}, {3})",
+        Op.WHERE_GE: "tl.where({0} >= {1}, {2}, {3})",
         Op.BROADCAST: "{0}",
     },
 )
@@ -152,7 +154,7 @@ class TritonStorage:
 
 
 # Operations whose text takes a Python number beside a tensor.
-_TAKES_NUMBERS = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.MIN, Op.GATE})
+_TAKES_NUMBERS = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.MIN, Op.GATE, Op.WHERE, Op.WHERE_GE})
 
 
 def shape_text(node: Node) -> str:

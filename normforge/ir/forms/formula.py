@@ -11,6 +11,7 @@ from typing import NoReturn
 from normforge.errors import ParseError, nearest
 from normforge.ir.forms.grammar import (
     ARITY,
+    COMPARISONS,
     FUNCTIONS,
     MOMENT_NAMES,
     PAIR_NAMES,
@@ -41,6 +42,7 @@ class _Level:
     def __init__(self, name: str = "", axes: int = 0) -> None:
         self.name, self.axes = name, axes  # the function whose bracket this is, and its index set
         self.args: list[Node] = []
+        self.comparison = ""  # of `where`
         self.restart()
 
     def restart(self) -> None:
@@ -67,6 +69,9 @@ class _Level:
             return self.args[0]
         if self.name in SUGAR:
             return SUGAR[self.name](*self.args)
+        if self.name == "where":
+            a, b, *branches = self.args
+            return make(COMPARISONS[self.comparison], (*((a, b) if self.comparison[0] == ">" else (b, a)), *branches))
         if self.name in MOMENT_NAMES:
             return make(MOMENT_NAMES[self.name], tuple(self.args), (self.axes,))
         return make((UNARY_NAMES | PAIR_NAMES)[self.name], tuple(self.args))
@@ -263,13 +268,23 @@ class _Parser:
                 if len(levels) == 1:
                     return level.args[0]
                 if len(level.args) < ARITY.get(level.name, 1):
-                    which = ("second", "third")[len(level.args) - 1]
-                    self.expect(",", f" and the {which} operand of {level.name}")
+                    self.separator(level)
                     level.restart()
                     break
                 self.expect(")", f" or an operator (+ - * /){f' after the operand of {level.name}' * bool(level.name)}")
                 node, minus = level.value(), signs.pop()
                 levels.pop()
+
+    def separator(self, level: _Level) -> None:
+        """What stands between two operands of a function."""
+        if level.name == "where" and len(level.args) == 1:
+            sign = self.accept(*COMPARISONS)
+            if sign is None:
+                self.fail(f"expected one of {' '.join(COMPARISONS)} in the condition of where, found {self.token}")
+            level.comparison = sign.text
+        else:
+            which = ("second", "third", "fourth")[len(level.args) - 1 - (level.name == "where")]
+            self.expect(",", f" and the {which} operand of {level.name}")
 
     def exponent(self) -> int:
         """A literal from 2 to 8."""
@@ -340,6 +355,8 @@ class _Parser:
                 break
         self.expect("]", " or ','")
         axes = SETS.get(frozenset(letters))
+        if name.text == "sum" and "b" in letters:
+            self.fail("a sum over the batch would grow with it: take the mean", first)
         if axes is None or len(set(letters)) != len(letters):
             self.fail(f"[{','.join(letters)[:40]}] is not an index set: write one of {known}", first)
         return axes

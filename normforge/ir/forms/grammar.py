@@ -14,10 +14,13 @@ from normforge.ir.types import INDEX_SETS
 # Parameters that every formula may use without a declaration, and their start values (EvoNorm, section 3.2).
 PARAMETERS = {"v0": 0.0, "v1": 1.0, "gamma": 1.0, "beta": 0.0}
 UNARY_NAMES = {op.value: op for op in UNARY if op is not Op.NEG}
+# Operations whose word is not their name.
+WORDS = {Op.TOTAL: "sum", Op.WHERE_GE: "where"}
+COMPARISONS = {">": Op.WHERE, "<": Op.WHERE, ">=": Op.WHERE_GE, "<=": Op.WHERE_GE}
 PAIR_NAMES = {"max": Op.MAX, "min": Op.MIN}
-MOMENT_NAMES = {op.value: op for op in Op if op in MOMENT}
+MOMENT_NAMES = {WORDS.get(op, op.value): op for op in Op if op in MOMENT}
 # By name, how many operands it takes: primitives, and what is short for some of them (`normforge.ir.forms.sugar`).
-ARITY = dict.fromkeys((*UNARY_NAMES, *MOMENT_NAMES), 1) | dict.fromkeys(PAIR_NAMES, 2) | SUGAR_ARITY
+ARITY = dict.fromkeys((*UNARY_NAMES, *MOMENT_NAMES), 1) | dict.fromkeys(PAIR_NAMES, 2) | SUGAR_ARITY | {"where": 4}
 FUNCTIONS = tuple(ARITY)
 # Words that name nothing else. Functions that came later (softplus, sin, mish, ...) are not among them: a parameter
 # declared under such a name wins, so that formulas written before keep their meaning.
@@ -36,7 +39,7 @@ _BETWEEN = re.compile(r"\s+|#[^\n]*")  # spaces and comments
 _TOKEN = re.compile(
     r"(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<sign>\*\*|[-+*/()\[\],;=]))"
+    r"|(?P<sign>\*\*|[<>]=?|[-+*/()\[\],;=]))"
 )
 
 

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from normforge.errors import GraphError
-from normforge.ir.forms.grammar import PARAMETERS
+from normforge.ir.forms.grammar import PARAMETERS, WORDS
 from normforge.ir.graph import EPS, Graph
 from normforge.ir.limits import MAX_DEPTH, MAX_FORMULA
 from normforge.ir.node import Node, param
@@ -78,6 +78,10 @@ def _format(node: Node, args: list[_Text]) -> _Text:
         bare = args[0].precedence == 3 and node.args[0].op not in (Op.CONST, Op.NEG)
         inner = args[0].bracketed(not bare)
         return _Text(f"-{inner.text}", 0, inner.depth).bracketed()
+    if op in (Op.WHERE, Op.WHERE_GE):
+        a, b, *branches = (t.text for t in args)
+        sign = ">" if op is Op.WHERE else ">="
+        return _Text(f"where({a} {sign} {b}, {', '.join(branches)})", 3, 1 + max(t.depth for t in args))
     index = f"[{INDEX_NAMES[node.reduced]}]" if op in MOMENT else ""
     inside = ", ".join(a.text for a in args)
-    return _Text(f"{op}{index}({inside})", 3, 1 + max(a.depth for a in args))
+    return _Text(f"{WORDS.get(op, op.value)}{index}({inside})", 3, 1 + max(a.depth for a in args))

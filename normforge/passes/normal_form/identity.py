@@ -40,7 +40,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, UNARY, Op, Table
 from normforge.passes.normal_form.intervals import Interval, point
-from normforge.passes.normal_form.moments import mean, plain_root, rms, root, std, terms
+from normforge.passes.normal_form.moments import mean, plain_root, rms, root, std, terms, total, var
 from normforge.passes.normal_form.polynomial import Key
 from normforge.passes.normal_form.values import OPAQUE, UNIT, UNIT_NUMBER, ZERO, Algebra, TooLarge, Value
 from normforge.passes.ranges import INTERVALS, guarded_log
@@ -93,7 +93,7 @@ class Identity(Algebra):
                 return MOMENTS[op](self, args[0], node.reduced)
             return FUNCTIONS[op](self, *args)
         except TooLarge:
-            if op in (Op.STD, Op.RMS) and args[0].number < 0:  # even, whatever stands inside
+            if op in (Op.STD, Op.RMS, Op.VAR) and args[0].number < 0:  # even, whatever stands inside
                 args = [Value(-args[0].number, args[0].powers, args[0].holes)]
             return self.opaque(op, args, node.reduced if op in MOMENT else 0)
 
@@ -333,8 +333,14 @@ FUNCTIONS: Table[Callable[..., Value]] = Table(
         Op.ERF: erf,
         Op.SQRT: sqrt,
         Op.LOG: log,
+        Op.WHERE: lambda space, *v: space.atom(Op.WHERE, v, interval=space.interval(v[2]).join(space.interval(v[3]))),
+        Op.WHERE_GE: lambda space, *v: space.atom(
+            Op.WHERE_GE, v, interval=space.interval(v[2]).join(space.interval(v[3]))
+        ),
     },
 )
 MOMENTS: Table[Callable[[Algebra, Value, int], Value]] = Table(
-    "normal form of moments (passes/normal_form/identity.py)", MOMENT, {Op.MEAN: mean, Op.STD: std, Op.RMS: rms}
+    "normal form of moments (passes/normal_form/identity.py)",
+    MOMENT,
+    {Op.MEAN: mean, Op.TOTAL: total, Op.VAR: var, Op.STD: std, Op.RMS: rms},
 )

@@ -194,18 +194,29 @@ def _root(space: Algebra, v: Value) -> Value:
     return space.atom(Op.ROOT, (v,), interval=interval, square=v)
 
 
+def total(space: Algebra, v: Value, reduced: int) -> Value:
+    """The value E[v] · n, n the elements along the axes."""
+    count = space.atom(Op.SIZE, (), name=repr(reduced), axes=0, interval=Interval(1, INFINITY, False, True))
+    return space.mul(mean(space, v, reduced), count)
+
+
 def rms(space: Algebra, v: Value, reduced: int) -> Value:
     """The value root(E[v²] + ε)."""
     square = mean(space, space.power(_small(space, v), 2), reduced)
     return root(space, space.add(square, Value(space.exact_eps)))
 
 
-def std(space: Algebra, v: Value, reduced: int) -> Value:
-    """The value root(E[v²] - E[v]² + ε)."""
+def var(space: Algebra, v: Value, reduced: int) -> Value:
+    """The value E[v²] - E[v]²."""
     v = _centred(space, v, reduced)
     square = mean(space, space.power(_small(space, v), 2), reduced)
     variance = space.sub(square, space.power(mean(space, v, reduced), 2))
-    return root(space, space.add(variance, Value(space.exact_eps, (), v.holes)))
+    return Value(variance.number, variance.powers, variance.holes | v.holes)
+
+
+def std(space: Algebra, v: Value, reduced: int) -> Value:
+    """The value root(E[v²] - E[v]² + ε)."""
+    return root(space, space.add(var(space, v, reduced), Value(space.exact_eps)))
 
 
 def _centred(space: Algebra, v: Value, reduced: int) -> Value:
