@@ -31,8 +31,11 @@ def load(text: str) -> Graph:
 
 
 def candidate_named(text: str) -> bool:
-    """Whether `text` names a candidate of a search, and no layer by itself."""
-    return "#" in text and text.strip() not in layers
+    """Whether `text` names a candidate of a search, such as runs/demo#17 or runs/demo#best: one word, since what stands
+    behind a space and `#` is a comment."""
+    folder, mark, which = text.strip().rpartition("#")
+    one_word = bool(mark and folder) and not any(map(str.isspace, text.strip()))
+    return one_word and (which == "best" or which.isdigit() or Path(folder).is_dir())
 
 
 def _looks_like_path(text: str) -> bool:

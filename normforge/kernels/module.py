@@ -62,7 +62,7 @@ def compile(
         raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
     if backend in (lacking := look_around()):
         raise BackendError(f"backend={backend!r} cannot be had: {lacking[backend]}")
-    made = Layer if len(graph.inputs) == len(graph.outputs) == 1 else LayerOfInputs
+    made = Layer if graph.is_plain else LayerOfInputs
     return made(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
 
 

@@ -97,6 +97,11 @@ def test_check_draws(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert code == 1 and "nothing to draw" in out and not (tmp_path / "b.png").exists()
 
 
+def test_a_comment_is_no_candidate() -> None:
+    for text in ("x * gamma # as in runs/demo#17", "x * gamma  #best", "x * gamma\n#17"):
+        assert nf.load(text) == nf.parse("x * gamma")
+
+
 def test_a_formula_longer_than_a_file_name() -> None:
     text = "x" + " + x" * 300 + " * gamma"
     assert nf.load(text) == nf.parse(text)

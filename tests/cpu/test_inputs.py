@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +15,18 @@ from torch import Tensor
 
 import normforge as nf
 from normforge.errors import DtypeError, OptionError, ShapeError
-from normforge.ir import evaluate
+from normforge.ir import Graph, evaluate
+from normforge.ir.graph import declared_input, result_name
+from normforge.ir.node import data, substitute, toposort
+from normforge.ir.ops import Op
 from normforge.ir.types import INPUT_NAMES
 from normforge.kernels import toolchain
 from normforge.kernels.job import Job
 from normforge.kernels.run import run
+from normforge.passes import Check, Degeneracy
+from normforge.search import moves
+from normforge.search.space import PAPER
+from normforge.streams import stream
 
 pytestmark = pytest.mark.skipif(toolchain.find_compiler() is None, reason="no C compiler")
 
@@ -99,6 +107,62 @@ def test_every_order(name: str) -> None:
     for i, (shape, groups) in enumerate(SHAPES):
         for j, layout in enumerate(("nchw", "nhwc")):
             check(layer, shape, groups, (torch.float32, torch.float64)[(i + j) % 2], layout, 3)
+
+
+def drawn(count: int) -> list[nf.Graph]:
+    """Random layers, each function once, with further inputs in the place of v0, v1 or 0, and every other one with a
+    second result."""
+    found: dict[str, nf.Graph] = {}
+    for index in itertools.count():
+        rng = stream(0, "inputs", index)
+        graph = PAPER.to_graph(moves.grown(rng, PAPER))
+        leaves = [n for n in graph.nodes if n.op is Op.CONST or (n.op is Op.PARAM and n.name in ("v0", "v1"))]
+        axes = rng.choice(list(INPUT_NAMES), size=len(leaves))
+        replace = {n: declared_input(f"z{i}", int(a)) for i, (n, a) in enumerate(zip(leaves, axes, strict=True))}
+        results = [graph.output, *rng.choice(graph.nodes, size=index % 2)]
+        out = substitute(results, replace)
+        used = [z for z in replace.values() if z in toposort(out[r] for r in results)]
+        layer = Graph(tuple((result_name(i), out[r]) for i, r in enumerate(results)), (data("x"), *used))
+        if used and not Degeneracy((Check.TYPE, Check.DEPENDENCE, Check.RANGE)).run(layer):
+            found.setdefault(layer.hash, layer)
+        if len(found) == count:
+            return list(found.values())
+    raise AssertionError
+
+
+def check_drawn(layer: nf.Graph, index: int, up_to: int) -> None:
+    """Against float64, where float32 allows: an error is held beside that of torch's own float32 operations."""
+    (shape, groups), layout = SHAPES[index % len(SHAPES)], ("nchw", "nhwc")[index % 2]
+    x = random_input(shape, index, torch.float32, layout)
+    tensors = [x, *given(layer, x, index)]
+    wide = [t.double() for t in tensors]
+    got, rough = (orders(module_of(layer, b, shape[1], groups, torch.float32), tensors, up_to) for b in ("c", "eager"))
+    fine, want = (orders(module_of(layer, b, shape[1], groups, torch.float64), wide, up_to) for b in ("c", "eager"))
+    ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    for order, (a, r, f, w) in enumerate(zip(got, rough, fine, want, strict=False)):
+        finite = [torch.isfinite(t) & (t.abs() < 1e30) for t in w]
+        scale = max((float(t[m].abs().max()) for t, m in zip(w, finite, strict=True) if m.any()), default=0.0)
+        errors = [(t - q.double())[m].abs() for t, q, m in zip(w, r, finite, strict=True)]
+        noise = max((float(e[e.isfinite()].max()) for e in errors if e.isfinite().any()), default=0.0)
+        allowed = 64 * 4**order * (noise + torch.finfo(torch.float32).eps * scale)
+        for k, (t32, t64, t, q, m) in enumerate(zip(a, f, w, r, finite, strict=True)):
+            what = f"order {order}, value {k} of {layer} {shape} {layout}"
+            target = torch.where(m, t, torch.nan)
+            compare(t64, target, 64 * ratio * allowed, f"float64: {what}")
+            if torch.isfinite(q).all():  # where float32 itself overflows there is nothing to compare
+                compare(t32, target, allowed, what)
+
+
+def test_random_formulas() -> None:
+    for index, layer in enumerate(drawn(6)):
+        check_drawn(layer, index, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, 200, 20))
+def test_more_random_formulas(start: int) -> None:
+    for index, layer in enumerate(drawn(200)[start : start + 20], start):
+        check_drawn(layer, index, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

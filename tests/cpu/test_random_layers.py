@@ -36,8 +36,6 @@ def check(layer: nf.Graph, index: int) -> None:
 
     A random layer may lose any number of digits by itself. What it is held to is measured: the error of torch's
     own float32 evaluation of the same formula, and in float64 the same scaled by the ratio of the two roundings.
-    A moment of a single element has a derivative of zero, the difference of equal terms of size 1/√ε, which torch
-    gets exact by subtracting before it scales: there those terms are the scale.
     """
     shape, groups = SHAPES[index % len(SHAPES)]
     layout = ("nchw", "nhwc")[index // len(SHAPES) % 2]
