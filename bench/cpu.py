@@ -12,8 +12,8 @@ Module figures have all that autograd costs and outputs that are dropped from ca
 and in a second column without it; the peers' as torch allocates them. Another malloc would keep memory for every peer
 alike, so a second process a malloc times torch.compile and normforge under glibc told to keep what is freed, and under
 jemalloc where it is installed. Kernel figures are of the compiled functions alone, on outputs used again, beside the
-time in which `copy_` moves the floor's bytes: 2 S forward, 3 S backward, 5 S double backward, S the bytes of x.
-bench/cpu_network.py has whole networks.
+time in which `copy_` moves the floor's bytes: 2 S forward, 3 S backward, 5 S double backward, S the bytes of x, and
+more where further inputs or results are as large as x. bench/cpu_network.py has whole networks.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
 from normforge.kernels.execute import allocate
 from normforge.kernels.job import Job
+from normforge.kernels.module import input_shapes
 from normforge.kernels.pool import POOL
-from normforge.kernels.timing import Step, measure
+from normforge.kernels.timing import Step, floors, measure
 
 Shape = tuple[int, ...]
 
@@ -58,13 +59,15 @@ NESTED = {
     "nested-2": "tanh(x / rms[w,h](x - mean[b,w,h](x))) / std[w,h,c](x * sigmoid(v1 * x / std[w,h,c/g](x)))"
     " * gamma + beta",
 }
-IMAGE_LAYERS = ("evonorm-b0", "evonorm-s0", "bn-relu", "bn-silu", "gn-silu", "frn-tlu", *NESTED)
-TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt")
+# Given more than x.
+IMAGE_INPUTS, TOKEN_INPUTS = ("adagn-silu",), ("adaln", "add-rmsnorm", "rmsnorm-gated")
+IMAGE_LAYERS = ("evonorm-b0", "evonorm-s0", "bn-relu", "bn-silu", "gn-silu", "frn-tlu", *NESTED, *IMAGE_INPUTS)
+TOKEN_LAYERS = ("layernorm-gelu", "rmsnorm", "dyt", *TOKEN_INPUTS)
 # Networks on CIFAR, a stage of ResNet-50 at 224. Channels second.
 IMAGES: tuple[Shape, ...] = ((128, 64, 16, 16), (128, 256, 8, 8), (16, 64, 56, 56))
 # Above 32 MB eager takes seconds a call: some of the layers.
 LARGE: Shape = (16, 64, 112, 112)
-LARGE_LAYERS = ("evonorm-s0", "bn-relu", "gn-silu", "rmsnorm")
+LARGE_LAYERS = ("evonorm-s0", "bn-relu", "gn-silu", "rmsnorm", *IMAGE_INPUTS, *TOKEN_INPUTS)
 MORE_IMAGES: tuple[Shape, ...] = (
     LARGE, (128, 64, 32, 32), (32, 512, 7, 7), (32, 96, 28, 28), (32, 32, 112, 112), (1, 128, 512, 512),
 )  # fmt: skip
@@ -81,7 +84,6 @@ WRONG = {
     "normforge": 1e-3
 }  # largest error, relative to the largest value; peers may be less exact (kinks of a maximum)
 COMPILE_SECONDS = 0.6
-FLOOR = (2, 3, 5)  # full tensors moved by each order where slabs stay on chip
 OFF = "normforge, no pool"
 PLAIN = "BatchNorm+ReLU"  # of torch: another function, which one would use otherwise
 POOL_LIMIT = POOL.limit
@@ -102,17 +104,23 @@ def graph_of(layer: str) -> nf.Graph:
 # -- the passes
 
 
-def forward_backward(module: nn.Module, x: Tensor, dy: Tensor, _: Tensor) -> list[Tensor]:
-    """y and the gradients of x and the parameters."""
-    y = module(x)
-    return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
+def results(module: nn.Module, *given: Tensor) -> list[Tensor]:
+    """All that a module returns."""
+    found = module(*given)
+    return [*found] if isinstance(found, tuple) else [found]
 
 
-def double_backward(module: nn.Module, x: Tensor, dy: Tensor, v: Tensor) -> list[Tensor]:
+def forward_backward(module: nn.Module, x: Tensor, dy: Tensor, _: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """The results, and the gradients of x, of further inputs and of the parameters; dy is the cotangent of each."""
+    y = results(module, x, *inputs)
+    return [*y, *torch.autograd.grad(y, [x, *inputs, *module.parameters()], [dy] * len(y))]
+
+
+def double_backward(module: nn.Module, x: Tensor, dy: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
     """Gradients of <dx, v> with respect to x, the parameters and dy; forward and backward are part of the time."""
-    y = module(x)
-    (dx,) = torch.autograd.grad(y, [x], dy, create_graph=True)
-    operands = [x, *module.parameters(), dy]
+    y = results(module, x, *inputs)
+    (dx,) = torch.autograd.grad(y, [x], [dy] * len(y), create_graph=True)
+    operands = [x, *inputs, *module.parameters(), dy]
     return list(torch.autograd.grad(dx, operands, v, allow_unused=True, materialize_grads=True))
 
 
@@ -158,20 +166,20 @@ def modules(layer: str, shape: Shape, pass_name: str, *, full: bool) -> dict[str
     same = library(layer, channels)
     if same is not None:
         made["library"] = same
-    if not tokens and layer != "bn-relu":
+    if not tokens and layer != "bn-relu" and graph.is_plain:
         made[PLAIN] = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
     return made
 
 
-def kernels(layer: str, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Step]:
+def kernels(layer: str, inputs: list[tuple[Tensor, ...]]) -> list[Step]:
     """The compiled functions of the three orders alone, called with outputs that are used again."""
     module = nf.compile(graph_of(layer), inputs[0][0].shape[1], backend="c")
-    x, dy, v = (t.detach() for t in inputs[0])
+    x, dy, v, *further = inputs[0]
     n, c = x.shape[:2]
     dims = (n, module.groups, c // module.groups, x[0, 0].numel())
     layout = "nchw" if x.is_contiguous() else "nhwc"
     job = Job(0, True, module.groups, module.graph)
-    given = [x, *(p.detach() for p in module.parameters())]
+    given = [x, *further, *(p.detach() for p in module.parameters())]
     steps: list[Step] = []
     saved: list[Tensor] = []
     seeds: list[Tensor] = []
@@ -184,13 +192,13 @@ def kernels(layer: str, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Ste
         def step(
             k: int, kernel: Any = kernel, operands: list[Tensor] = operands, outputs: list[Tensor] = outputs
         ) -> None:
-            swap = dict(zip(map(id, (x, dy, v)), inputs[k % SETS], strict=True))
+            swap = dict(zip(map(id, inputs[0]), inputs[k % SETS], strict=True))
             kernel([*(swap.get(id(t), t) for t in operands), *outputs], dims)
 
         steps.append(step)
         if order == 0:
             saved = outputs[len(outputs) - len(job.program.saved) :]
-        seeds = [dy] if order == 0 else [dy, v]
+        seeds = [dy] * len(module.graph.outputs) + [v] * (order > 0)
         job = job.after((0,))
     return steps
 
@@ -207,18 +215,21 @@ def deviation(got: list[Tensor], want: list[Tensor]) -> float:
     return worst
 
 
-def draw(shape: Shape, pass_name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """SETS of (x, dy, v)."""
+def draw(layer: str, shape: Shape, pass_name: str) -> list[tuple[Tensor, ...]]:
+    """SETS of x, dy, v and further inputs."""
     inputs = []
+    channel_dim = -1 if layer in TOKEN_LAYERS else 1
     for _ in range(SETS):
         x, dy, v = (torch.randn(shape) for _ in range(3))
-        inputs.append((x.requires_grad_(), dy.requires_grad_(pass_name == "double backward"), v))
+        shapes = [input_shapes(node.axes, x, channel_dim)[0] for node in graph_of(layer).inputs[1:]]
+        further = [(1 + 0.5 * torch.randn(s)).requires_grad_() for s in shapes]
+        inputs.append((x.requires_grad_(), dy.requires_grad_(pass_name == "double backward"), v, *further))
     return inputs
 
 
 def steps_of(layer: str, shape: Shape, pass_name: str, made: dict[str, nn.Module]) -> dict[str, Step]:
     """What is timed of a row, on new tensors."""
-    inputs, run = draw(shape, pass_name), PASSES[pass_name]
+    inputs, run = draw(layer, shape, pass_name), PASSES[pass_name]
 
     def call(k: int, module: nn.Module, limit: int) -> None:
         POOL.limit = limit
@@ -230,9 +241,9 @@ def steps_of(layer: str, shape: Shape, pass_name: str, made: dict[str, nn.Module
     target = torch.empty(shape)
     steps["copy of x"] = lambda k: target.copy_(inputs[k % SETS][0].detach())
     if pass_name == "forward+backward" and "eager" in made:
-        flat = [tuple(t.detach() for t in three) for three in inputs]
+        flat = [tuple(t.detach() for t in one) for one in inputs]
         if layer in TOKEN_LAYERS:
-            flat = [tuple(t.movedim(-1, 1) for t in three) for three in flat]
+            flat = [tuple(t.movedim(-1, 1) if t.shape == shape else t for t in one) for one in flat]
         for order, step in enumerate(kernels(layer, flat)):
             steps[f"kernel {order}"] = step
     return steps
@@ -242,7 +253,7 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
     """One row of the table: every peer checked, then timed."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    inputs = draw(shape, pass_name)
+    inputs = draw(layer, shape, pass_name)
     run = PASSES[pass_name]
     made = modules(layer, shape, pass_name, full=full)
     truth = nf.compile(
@@ -267,9 +278,11 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
         for name in (OFF, *made)
         if name != "normforge"
     }
-    passes = statistics.median(2 * m["normforge"] / (5 * m["copy of x"]) for m in measured)
-    floors = {
-        f"kernel {k}": statistics.median(2 * m[f"kernel {k}"] / (m["copy of x"] * FLOOR[k]) for m in measured)
+    least = floors(graph_of(layer))
+    by_order = (least[0], least[1] - least[0], least[2] - least[1])
+    cold = statistics.median(2 * m["normforge"] / (least[1] * m["copy of x"]) for m in measured)
+    shares = {
+        f"kernel {k}": statistics.median(2 * m[f"kernel {k}"] / (m["copy of x"] * by_order[k]) for m in measured)
         for k in range(3)
         if f"kernel {k}" in times
     }
@@ -279,7 +292,7 @@ def row(layer: str, shape: Shape, pass_name: str, *, full: bool, runs: int) -> d
         raise SystemExit(f"error in the benchmark: {layer} {shape} {pass_name} takes {fastest:.2f} copies of x")
     return {
         "layer": layer, "shape": list(shape), "pass": pass_name, "megabytes": math.prod(shape) * 4 / 1e6,
-        "ms": times, "ratio": ratios, "copies_of_five": passes, "floor": floors, "error": errors,
+        "ms": times, "ratio": ratios, "cold_copies": cold, "floor": shares, "error": errors,
         "first_call_seconds": first,
     }  # fmt: skip
 
@@ -333,10 +346,11 @@ def compile_one(layer: str) -> float:
     for eps in (1e-5, 1.1e-5, 1.2e-5):
         graph = graph_of(layer)
         module = nf.compile(nf.Graph(graph.outputs, graph.inputs, eps), 32, backend="c")
+        further = [torch.ones(input_shapes(node.axes, x)[0], requires_grad=True) for node in graph.inputs[1:]]
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            double_backward(module, x, dy, v)
+            double_backward(module, x, dy, v, *further)
             seconds.append(time.perf_counter() - start)
         found.append(seconds[0] - seconds[1])
     return statistics.median(found)
@@ -349,7 +363,9 @@ def recompiles(layer: str) -> int:
     for _ in range(20):
         n, c, h, w = (int(torch.randint(2, high, (), generator=generator)) for high in (9, 17, 20, 20))
         x, dy, v = (torch.randn(n, 4 * c, h, w) for _ in range(3))
-        double_backward(nf.compile(graph_of(layer), 4 * c, backend="c"), x.requires_grad_(), dy.requires_grad_(), v)
+        further = [torch.ones(input_shapes(node.axes, x)[0], requires_grad=True) for node in graph_of(layer).inputs[1:]]
+        module = nf.compile(graph_of(layer), 4 * c, backend="c")
+        double_backward(module, x.requires_grad_(), dy.requires_grad_(), v, *further)
         counts.append(len(launch_c._objects))
     return counts[-1] - counts[0]
 
@@ -413,8 +429,8 @@ def verdicts(report: dict[str, Any]) -> list[dict[str, Any]]:
     add("double backward against eager", 15.0, mean("double backward", "eager"))
     for r in rows:
         if r["pass"] == both and not is_small(r):
-            what = f"{r['layer']} {'x'.join(map(str, r['shape']))} forward+backward, cold copies of five tensors"
-            add(what, 1.5, r["copies_of_five"], most=True)
+            what = f"{r['layer']} {'x'.join(map(str, r['shape']))} forward+backward, cold copies of its least bytes"
+            add(what, 1.5, r["cold_copies"], most=True)
     peers = [(ratio, peer, r) for r in rows for peer, ratio in r["ratio"].items() if peer not in (OFF, PLAIN)]
     ratio, peer, r = min(peers, key=lambda found: found[0])
     add(f"worst row ({r['layer']} {'x'.join(map(str, r['shape']))} {r['pass']} against {peer})", 0.95, ratio)
