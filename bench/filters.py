@@ -107,7 +107,8 @@ def keys_alone(count: int, seed: int) -> dict[str, float]:
 def known() -> dict[str, str]:
     """What becomes of the named layers, one after the other; nothing where they come through."""
     filters, fates = Filters(load("digits", SETTINGS)), {}
-    for index, (name, graph) in enumerate(layers.items()):
+    plain = {name: graph for name, graph in layers.items() if graph.is_plain}
+    for index, (name, graph) in enumerate(plain.items()):
         refused, keys = filters.refuse(graph)
         if refused is None:
             filters.add(index, keys)

@@ -175,7 +175,9 @@ def rows(name: str, rounds: int) -> list[tuple[str, int, list[float]]]:
 def main() -> None:
     """Print one row a layer and kind of call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", default=",".join(nf.layers), help="names, separated by commas")
+    parser.add_argument(
+        "--layers", default=",".join(n for n, g in nf.layers.items() if g.is_plain), help="names, separated by commas"
+    )
     parser.add_argument("--rounds", type=int, default=400, help=f"of {CALLS} calls; the best counts")
     options = parser.parse_args()
     torch.set_num_threads(1)
