@@ -119,8 +119,11 @@ class SearchSpace:
         a - b is written a + (-b), since the paper's primitives have no subtraction.
 
         Raises:
-            GraphError: not of the form ... * gamma + beta, or something that no primitive computes, or too long.
+            GraphError: not of the form ... * gamma + beta, or something that no primitive computes, or too long, or given
+            more than x.
         """
+        if not graph.is_plain:
+            raise GraphError("it is given more than x, or has several results")
         number = {node: k for k, node in enumerate(_initial())}
         body = _body(graph)
         needed: list[tuple[str, tuple[Node, ...], Node]] = []

@@ -8,7 +8,7 @@ import os
 import re
 
 import pytest
-from named import LAYERS
+from named import LAYERS, WITH_INPUTS
 
 import normforge as nf
 from normforge.codegen.orders import program
@@ -142,7 +142,7 @@ def shared_out() -> list[tuple[str, str, str, str, int | str]]:
     share = [min(i, len(rows) - 1 - i) for i in range(len(rows))]
     return [
         (name, *row, targets[(start + k) % len(targets)])
-        for start, name in enumerate(LAYERS)
+        for start, name in enumerate((*LAYERS, *WITH_INPUTS))
         for row, k in zip(rows, share, strict=True)
     ]
 
@@ -221,7 +221,7 @@ def test_no_division_of_64_bits(layout: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("layer", [*LAYERS, "x / rms[b,w,h,c](x) * gamma"])
+@pytest.mark.parametrize("layer", [*LAYERS, *WITH_INPUTS, "x / rms[b,w,h,c](x) * gamma"])
 def test_every_plan_has_a_shape_to_be_compiled_for(layer: str, layout: str) -> None:
     for order in range(3):
         for kind in KINDS:

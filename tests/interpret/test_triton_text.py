@@ -6,7 +6,7 @@ import ast
 import re
 
 import pytest
-from named import LAYERS
+from named import LAYERS, WITH_INPUTS
 
 import normforge as nf
 from normforge.codegen.orders import program
@@ -32,7 +32,7 @@ def plan_of(name: str, order: int, layout: str = "nchw", *, train: bool = True, 
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, *WITH_INPUTS])
 def test_loads_and_stores_are_those_of_the_plan(name: str, layout: str) -> None:
     for order in range(3):
         for train in (True, False):

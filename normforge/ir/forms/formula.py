@@ -117,7 +117,7 @@ class _Parser:
 
     def formula(self) -> Graph:
         while self.statement():
-            self.expect(";", self.where)
+            self.expect(";", " after a declaration")
         results = [self.expression()]
         while self.accept(","):
             results.append(self.expression())
@@ -134,7 +134,7 @@ class _Parser:
 
     def statement(self) -> bool:
         """Read one without its semicolon; false where the results begin."""
-        first, self.where = self.token, " after a declaration"
+        first = self.token
         if first.text in ("param", "eps"):
             self.declaration()
         elif first.text == "input" and self.after(1).type == "name" and self.after(2).text == "[":
