@@ -119,7 +119,7 @@ class SearchSpace:
         a - b is written a + (-b), since the paper's primitives have no subtraction.
 
         Raises:
-            GraphError: not of the form ... * gamma + beta, or something that no primitive computes, or too long, or given
+            GraphError: not of the form ... * gamma + beta, or something that no primitive computes, too long, or given
             more than x.
         """
         if not graph.is_plain:
