@@ -40,7 +40,9 @@ def derivatives(layer: nf.Graph, backend: str, x: torch.Tensor, groups: int | No
 @pytest.mark.parametrize("name", [*LAYERS, NESTED])
 def test_moments_over_one_element(name):
     layer = nf.parse(name)
-    for shape, groups in ONE_ELEMENT:
+    # Each shape is code of its own: all of them for layers with moments of several kinds.
+    every = name in (NESTED, "evonorm-b0", "gn-silu")
+    for shape, groups in ONE_ELEMENT if every else ONE_ELEMENT[:1]:
         layouts = ("nchw", "nhwc") if shape[1] > 1 else ("nchw",)
         for layout in layouts:
             got = derivatives(layer, "c", random_input(shape, 1, torch.float32, layout), groups)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from named import LAYERS, NORMS
 
 import normforge as nf
 from normforge.ir import layers, parse
@@ -16,7 +17,7 @@ from normforge.streams import stream
 from normforge.testing import tolerance
 
 
-@pytest.mark.parametrize("name", layers)
+@pytest.mark.parametrize("name", [*LAYERS, *NORMS])
 def test_no_named_layer_is_refused(name: str) -> None:
     graph = layers[name]
     assert Degeneracy().run(graph) == ()
@@ -25,7 +26,7 @@ def test_no_named_layer_is_refused(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", layers)
+@pytest.mark.parametrize("name", [*LAYERS, *NORMS])
 def test_no_named_layer_is_refused_at_any_size(name: str) -> None:
     for width in (2, 3, 8, 16, 32, 48, 64, 128):  # of one channel, layernorm-gelu is zero
         for depth in (1, 4, 12, 24, 50):
