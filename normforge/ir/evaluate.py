@@ -135,7 +135,7 @@ def _apply(node: Node, args: list[Array], extents: tuple[int, ...], eps: float) 
         return np.sign(args[0]) * np.log(np.abs(args[0]) + eps)
     if op is Op.TOTAL:  # as if the operand were broadcast along axes that it lacks
         count = math.prod(extents[i] for i in axes_of(node.reduced))
-        return np.mean(args[0], axis=axes_of(node.reduced & node.args[0].axes), keepdims=True) * count
+        return np.asarray(np.mean(args[0], axis=axes_of(node.reduced & node.args[0].axes), keepdims=True) * count)
     if op in REDUCTION:
         return _reduce(node, args[0], eps)
     raise no_row(op, EVALUATE.name)
