@@ -96,10 +96,7 @@ def run_eager(
             guarded = torch.abs(a) + graph.eps
             env[node] = a / torch.sqrt(guarded) if op is Op.SQRT else torch.sign(a) * torch.log(guarded)
         elif op is Op.TOTAL:
-            count = 1
-            for extent, bit in zip(extents, (B, G, K, S), strict=True):
-                count *= extent if node.reduced & bit else 1
-            env[node] = _mean(node, env[node.args[0]]) * count
+            env[node] = _mean(node, env[node.args[0]]) * _elements(node, extents)
         elif op not in MOMENT:
             raise no_row(op, TORCH.name)
         else:
@@ -111,9 +108,7 @@ def run_eager(
             env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
                 flat = statistic.detach().reshape(-1)
-                count = 1
-                for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this
-                    count *= extent if node.reduced & bit else 1
+                count = _elements(node, extents)
                 if r.unbiased and count > 1:
                     flat = flat * (count / (count - 1))
                 kept[r.name] = flat if node.axes else flat.reshape(())
@@ -129,6 +124,14 @@ def _like(x: Tensor, value: Tensor, groups: int) -> Tensor:
     if y.stride() != out.stride():
         y = torch.empty_strided(out.shape, out.stride(), dtype=x.dtype, device=x.device).copy_(y)
     return y
+
+
+def _elements(node: Node, extents: tuple[int, int, int, int]) -> int:
+    """How many elements are under the index set of a moment, broadcast ones counted."""
+    count = 1
+    for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this
+        count *= extent if node.reduced & bit else 1
+    return count
 
 
 def _small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:

@@ -13,7 +13,7 @@ from normforge.errors import GraphError
 from normforge.ir.forms.grammar import WORDS, is_input_name, is_parameter_name
 from normforge.ir.node import Node, data, from_rows, preorder, stat, to_rows, toposort
 from normforge.ir.ops import CORE_ONLY, LEAF, MOMENT, SURFACE_ONLY, Op
-from normforge.ir.types import FULL, INDEX_NAMES, INPUT_NAMES, B
+from normforge.ir.types import FULL, INDEX_NAMES, INPUT_NAMES
 
 EPS = 1e-5
 
@@ -191,14 +191,12 @@ def _key(name: str, graph: Graph) -> str:
 
 
 def _declarable(node: Node) -> bool:
-    return is_input_name(node.name) and node is declared_input(node.name, node.axes)
+    sayable = is_input_name(node.name) and node.axes in INPUT_NAMES
+    return sayable and node is declared_input(node.name, node.axes)
 
 
-def declared_input(name: str, axes: int) -> Node | None:
-    """A further input of a layer: in the dtype of x where it is as large, else a statistic; None for axes that no input
-    has."""
-    if axes not in INPUT_NAMES:
-        return None
+def declared_input(name: str, axes: int) -> Node:
+    """A further input of a layer: in the dtype of x where it is as large, else a statistic."""
     return data(name) if axes == FULL else stat(name, axes)
 
 
@@ -207,6 +205,4 @@ def _sayable(node: Node) -> bool:
         return is_parameter_name(node.name)
     if node.op is Op.CONST:
         return math.isfinite(node.value)
-    if node.op in MOMENT and (node.reduced not in INDEX_NAMES or (node.op is Op.TOTAL and node.reduced & B)):
-        return False
-    return node.op not in CORE_ONLY
+    return node.op not in CORE_ONLY and not (node.op in MOMENT and node.reduced not in INDEX_NAMES)

@@ -24,6 +24,11 @@ def allocator(device: torch.device) -> Allocator:
     return found
 
 
-def materialised(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """With zeros in memory for each tensor that autograd knows to be zero and has no memory for (a ZeroTensor)."""
-    return [torch.empty_like(t, device=t.device).copy_(t) if t._is_zerotensor() else t for t in tensors]
+def addressed(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[int]]:
+    """The tensors of a launch, and their addresses. What autograd knows to be zero may come without memory (a
+    ZeroTensor): there it has zeros in memory in its place."""
+    addresses = [t.data_ptr() for t in tensors]
+    if 0 in addresses:
+        tensors = [torch.empty_like(t, device=t.device).copy_(t) if t._is_zerotensor() else t for t in tensors]
+        addresses = [t.data_ptr() for t in tensors]
+    return tensors, addresses

@@ -21,7 +21,7 @@ from normforge.codegen.c.driver import driver
 from normforge.codegen.c.emit import emit_c, parts
 from normforge.codegen.plan import Plan
 from normforge.kernels import toolchain
-from normforge.kernels.empty import materialised
+from normforge.kernels.empty import addressed
 
 MAX_SHAPES = 1024  # whose extents an object keeps
 
@@ -59,10 +59,7 @@ class CObject:
                 self._shapes.clear()
             known = self._shapes[dims] = (c_dims, int(self.driver.workspace(self.kernel, c_dims)))
         c_dims, need = known
-        pointers = [t.data_ptr() for t in tensors]
-        if 0 in pointers:
-            tensors = materialised(tensors)
-            pointers = [t.data_ptr() for t in tensors]
+        tensors, pointers = addressed(tensors)
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
         threads = 1 if _forked else get_num_threads()

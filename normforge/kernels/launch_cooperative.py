@@ -17,7 +17,7 @@ from normforge.codegen.triton.cooperative import programs_at_once, tile_channels
 from normforge.codegen.triton.division import counters
 from normforge.codegen.triton.launch import TritonModule
 from normforge.kernels import direct
-from normforge.kernels.empty import allocator, materialised
+from normforge.kernels.empty import addressed, allocator
 
 MAX_SHAPES = 1024  # whose prepared calls an object keeps
 NO_TILE = "no tile fits"
@@ -84,10 +84,7 @@ class CooperativeObject:
         device = tensors[0].device
         block = allocator(device)((call.total,), (1,), torch.float32)
         zeros = torch.zeros(call.counters, dtype=torch.int32, device=device)
-        addresses = [t.data_ptr() for t in (*tensors, block, zeros)]
-        if 0 in addresses:
-            tensors = materialised(tensors)
-            addresses = [t.data_ptr() for t in (*tensors, block, zeros)]
+        (*tensors, block, zeros), addresses = addressed((*tensors, block, zeros))
         aligned = direct.aligned(addresses)
         kernels = call.ready.get(aligned)
         if kernels is None or direct.hooked():

@@ -25,7 +25,7 @@ from normforge.errors import BackendError
 from normforge.ir.types import FULL, FloatClass
 from normforge.kernels import direct
 from normforge.kernels.assembly import atomics
-from normforge.kernels.empty import allocator, materialised
+from normforge.kernels.empty import addressed, allocator
 from normforge.kernels.launch_cooperative import CooperativeObject
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
@@ -83,10 +83,7 @@ class TritonObject:
         if call.total:
             empty = allocator(tensors[0].device)
             given = [*tensors, empty((call.total,), (1,), torch.float32)]
-        addresses = [t.data_ptr() for t in given]
-        if 0 in addresses:
-            given = materialised(given)
-            addresses = [t.data_ptr() for t in given]
+        given, addresses = addressed(given)
         aligned = direct.aligned(addresses)
         kernels = call.ready.get(aligned)
         if kernels is None or direct.hooked():

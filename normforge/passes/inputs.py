@@ -29,9 +29,7 @@ def conditional(layer: Graph | str) -> Graph:
     replace: dict[Node, Node] = {}
     for name, new in CONDITIONS.items():
         if name in params:
-            node = declared_input(new, B | C)
-            assert node is not None
-            replace[params[name]] = node
+            replace[params[name]] = declared_input(new, B | C)
     if not replace:
         raise OptionError(f"conditional turns gamma and beta into inputs, and {graph} has neither")
     for node in replace.values():

@@ -47,8 +47,11 @@ def moment(op: Op, a: Node, axes: int) -> Node:
 
     Its variance is 0 where it is finite, and NaN where it is not, like that of a value that varies.
     """
-    if a.axes & axes:
-        return make(op, (a,), (axes,))
+    return make(op, (a,), (axes,)) if a.axes & axes else of_one(op, a)
+
+
+def of_one(op: Op, a: Node) -> Node:
+    """A reduction of one value: itself; its variance is 0 where it is finite, and NaN where it is not."""
     return make(Op.MUL, (a, const(0.0))) if op is Op.VAR else a
 
 

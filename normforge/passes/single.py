@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normforge.ir.graph import Graph, is_result
-from normforge.ir.node import Node, broadcast, const, make
+from normforge.ir.node import Node, broadcast, make
 from normforge.ir.ops import MOMENT, REDUCE, Op
 from normforge.ir.types import B, G, K, S
+from normforge.passes.legalise import of_one
 
 
 def moment_axes(graph: Graph) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ class Single:
             args = tuple(out[a] for a in node.args)
             over = node.reduced & node.args[0].axes if node.op in REDUCE else 0
             if over and not over & ~self.axes:
-                out[node] = make(Op.MUL, (args[0], const(0.0))) if node.op is Op.VAR else args[0]
+                out[node] = of_one(node.op, args[0])
             elif node.op is Op.BROADCAST:
                 out[node] = broadcast(args[0], node.type)
             else:

@@ -89,13 +89,17 @@ def graft(rng: np.random.Generator, space: SearchSpace, receiver: Genotype, dono
 def _insert(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
     """A new node on an edge; its further operands are any nodes before it."""
     at, place = _one_of(rng, _edges(body))
+    made = _put(body, at, [_function_of(rng, space, body[at].inputs[place], at)])
+    made[at + 1] = _with_operand(made[at + 1], place, INITIAL + at)
+    return made
+
+
+def _function_of(rng: np.random.Generator, space: SearchSpace, operand: int, at: int) -> Gene:
+    """A primitive of the operand, as any of its operands; the others are any nodes before gene `at`."""
     primitive = _one_of(rng, list(space.primitives))
     arity = space.primitives[primitive].arity
     new = Gene(primitive, tuple(int(i) for i in rng.integers(INITIAL + at, size=arity)))
-    new = _with_operand(new, int(rng.integers(arity)), body[at].inputs[place])
-    made = _put(body, at, [new])
-    made[at + 1] = _with_operand(made[at + 1], place, INITIAL + at)
-    return made
+    return _with_operand(new, int(rng.integers(arity)), operand)
 
 
 def _delete(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
@@ -149,11 +153,7 @@ def _wrap(rng: np.random.Generator, space: SearchSpace, body: _Body) -> _Body:
     """
     at = int(rng.integers(len(body)))
     wrapped = INITIAL + at - 1 if at else _X
-    primitive = _one_of(rng, list(space.primitives))
-    arity = space.primitives[primitive].arity
-    new = Gene(primitive, tuple(int(i) for i in rng.integers(INITIAL + at, size=arity)))
-    new = _with_operand(new, int(rng.integers(arity)), wrapped)
-    made = _put(body, at, [new])
+    made = _put(body, at, [_function_of(rng, space, wrapped, at)])
     readers = [
         Gene(name, tuple(INITIAL + at if i == wrapped else i for i in inputs)) for name, inputs in made[at + 1 :]
     ]

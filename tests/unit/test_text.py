@@ -109,12 +109,6 @@ POWERS = {
 }
 
 
-@pytest.mark.parametrize("text", POWERS)
-def test_powers(text: str) -> None:
-    assert parse(text) == parse(POWERS[text])
-    assert parse(text).hash == parse(POWERS[text]).hash
-
-
 @pytest.mark.parametrize("exponent", range(2, 9))
 def test_a_power_is_a_power(exponent: int) -> None:
     values = np.linspace(-2.0, 2.0, 8).reshape(1, 8)
@@ -171,9 +165,10 @@ STATEMENTS = {
 }
 
 
-@pytest.mark.parametrize("text", STATEMENTS)
-def test_statements_say_what_stands_in_their_place(text: str) -> None:
-    assert parse(text) == parse(STATEMENTS[text])
+@pytest.mark.parametrize(("text", "other"), (POWERS | STATEMENTS).items())
+def test_powers_and_statements_say_what_stands_in_their_place(text: str, other: str) -> None:
+    assert parse(text) == parse(other)
+    assert parse(text).hash == parse(other).hash
 
 
 def test_declared_inputs() -> None:

@@ -42,8 +42,7 @@ class RowsWalk(Walk):
 
     def column(self, node: Node) -> str:
         """The element of a vector to which the operand of a sum over channels is added."""
-        kind = "cm" if node.op is Op.VAR else ""
-        return self._sum(node, kind) if node.axes & G else self._part(node, kind)
+        return self._added_to(node, "cm" if node.op is Op.VAR else "")
 
     def mask_once(self) -> None:
         """Write `once`: all or nothing of a row."""
@@ -173,6 +172,10 @@ class RowsWalk(Walk):
         st = self.storage
         return self.out.item(st.column(node, kind) if kind else st.array(node), element(node.axes))
 
+    def _added_to(self, node: Node, kind: str) -> str:
+        """The element to which a channel is added: the sum's own, or that of the block's (see `_blocks`)."""
+        return self._sum(node, kind) if node.axes & G else self._part(node, kind)
+
     def _part(self, node: Node, kind: str = "", of: str = "part") -> str:
         """An element of what a block of channels adds to a sum over channels, or of `all` of them so far."""
         return f"{of}{kind}{self.storage.var(node)}[{self.element.step} - lo]"
@@ -231,7 +234,7 @@ class RowsWalk(Walk):
             for node in pairs:
                 d = f"e{st.var(node)}"
                 m = f"&{self._sum(node, 'cm')}"
-                q = f"&{self._sum(node, 'cq') if node.axes & G else self._part(node, 'cq')}"
+                q = f"&{self._added_to(node, 'cq')}"
                 out(f"const V {d} = {again.value(node.args[0])} - {out.load(m, tail=tail)};")
                 square = again.once(node, f"{d} * {d}")
                 out.store(q, f"{out.load(q, tail=tail)} + {square}", tail=tail)

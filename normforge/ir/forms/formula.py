@@ -148,10 +148,8 @@ class _Parser:
     def input(self) -> None:
         self.expect("input")
         token = self.new_name("an input")
-        axes = self.input_axes(token)
-        node = declared_input(token.text, axes)
-        assert node is not None
-        self.inputs[token.text], self.names[token.text] = token, node
+        self.inputs[token.text] = token
+        self.names[token.text] = declared_input(token.text, self.input_axes(token))
 
     def local(self) -> None:
         token = self.new_name("a local name")
