@@ -18,20 +18,28 @@ if TYPE_CHECKING:
     from normforge.api.load import load
     from normforge.api.look import check, grad
     from normforge.codegen.public import plan, source
-    from normforge.kernels.module import Layer, compile
+    from normforge.kernels.compile import compile
+    from normforge.kernels.module import Layer
     from normforge.kernels.pool import empty_pool
+    from normforge.kernels.settings import freeze, set_backend
+    from normforge.nn.convert import convert
+    from normforge.nn.factory import norm_act
 
 __version__ = "0.1.0"
 
 # What needs torch is imported when it is first asked for: reading formulas stays light.
 _LAZY = {
-    "compile": "normforge.kernels.module",
+    "compile": "normforge.kernels.compile",
     "Layer": "normforge.kernels.module",
     "check": "normforge.api.look",
+    "convert": "normforge.nn.convert",
     "empty_pool": "normforge.kernels.pool",
+    "freeze": "normforge.kernels.settings",
     "grad": "normforge.api.look",
     "load": "normforge.api.load",
+    "norm_act": "normforge.nn.factory",
     "plan": "normforge.codegen.public",
+    "set_backend": "normforge.kernels.settings",
     "source": "normforge.codegen.public",
 }
 
@@ -41,13 +49,17 @@ __all__ = [
     "check",
     "compile",
     "conditional",
+    "convert",
     "empty_pool",
     "errors",
+    "freeze",
     "grad",
     "layers",
     "load",
+    "norm_act",
     "parse",
     "plan",
+    "set_backend",
     "simplify",
     "source",
 ]

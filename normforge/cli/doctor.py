@@ -69,7 +69,7 @@ def _try(backend: str, device: str) -> Line:
     import torch
 
     from normforge.ir import evaluate, layers
-    from normforge.kernels.module import compile as compile_layer
+    from normforge.kernels.compile import compile as compile_layer
 
     graph = layers["evonorm-s0"]
     try:

@@ -11,6 +11,7 @@ from normforge import __version__
 from normforge.cli.bench import bench
 from normforge.cli.check import check
 from normforge.cli.compile import compile
+from normforge.cli.convert import convert
 from normforge.cli.doctor import doctor
 from normforge.cli.estimate import estimate, plan
 from normforge.cli.explain import explain
@@ -38,7 +39,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for command in (layers, check, explain, compile, bench, search, estimate, report, show, doctor):
+for command in (layers, check, explain, compile, convert, bench, search, estimate, report, show, doctor):
     app.command()(command)
 app.command("plan", hidden=True)(plan)
 

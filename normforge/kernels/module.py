@@ -1,86 +1,55 @@
-"""`Layer`, the nn.Module of a formula, and `compile`, which makes one."""
+"""`Layer`, the nn.Module of a formula, and `BatchLayer`, the one that keeps running statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from normforge.codegen.eager import arithmetic_dtype, run_eager
-from normforge.codegen.shapes import resolve_groups
-from normforge.errors import BackendError, DtypeError, OptionError, ShapeError, nearest
+from normforge.codegen.eager import run_eager
+from normforge.errors import DtypeError, OptionError, ShapeError
+from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
-from normforge.ir.layers import as_layer
-from normforge.ir.node import Node
-from normforge.ir.types import FULL, INPUT_NAMES, B, G, K, S
-from normforge.kernels.backends import RUNNERS, backend_names, look_around, resolve
+from normforge.ir.types import B, G, K, S
+from normforge.kernels.backends import RUNNERS, look_around, resolve
 from normforge.kernels.job import Job
 from normforge.kernels.run import run_plain
+from normforge.passes.inputs import at_one
 from normforge.passes.running import Running, running_statistics
 from normforge.passes.single import moment_axes, single_axes
 
 # Torch's names for the two affine parameters.
 TORCH_NAMES = {"gamma": "weight", "beta": "bias"}
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def compile(
-    layer: Graph | str,
-    channels: int,
-    groups: int | None = None,
-    channel_dim: int = 1,
-    backend: str = "auto",
-    momentum: float = 0.1,
-) -> Layer:
-    """An nn.Module that computes a layer with fused kernels, differentiable to the third order.
-
-    Args:
-        layer: a graph, a layer's name, or a formula.
-        channels: C, the size of the channel axis.
-        groups: of the index set w,h,c/g; None means 32 lowered to the largest divisor of C not above it.
-        channel_dim: 1 for (N, C, *spatial), -1 for (B, *positions, C).
-        backend: "auto" (Triton on a GPU, C on a CPU, eager with one warning where neither can be had),
-            "triton", "c", "eager", or a target of one's own (see `normforge.codegen.target`).
-        momentum: weight of the new value in running statistics.
-
-    Raises:
-        ParseError: no such layer, or a bad formula.
-        ShapeError: `groups` does not divide `channels`.
-        BackendError: a backend asked for by name cannot be had.
-        OptionError: any other argument has no meaning.
-    """
-    graph = as_layer(layer, "compile")
-    if not isinstance(channels, int) or channels < 1:
-        raise ShapeError(f"channels is a positive number, not {channels!r}")
-    if channel_dim not in (1, -1):
-        raise OptionError(f"channel_dim is 1 or -1, not {channel_dim!r}")
-    if backend not in (known := backend_names()):
-        raise OptionError(f"backend is one of {', '.join(known)}, not {backend!r}{nearest(str(backend), known)}")
-    if not 0 <= momentum <= 1:
-        raise OptionError(f"momentum lies between 0 and 1, not {momentum!r}")
-    if backend in (lacking := look_around()):
-        raise BackendError(f"backend={backend!r} cannot be had: {lacking[backend]}")
-    made = Layer if graph.is_plain else LayerOfInputs
-    return made(graph, channels, resolve_groups(groups, channels), channel_dim, backend, momentum)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Layer(nn.Module):
     """A normalization-activation layer.
 
     Parameters carry the names of the formula, but for `gamma`, which is `weight`, and `beta`, which is `bias`;
-    each of shape (C,), or () for a scalar. Running statistics are buffers (see `normforge.passes.running`),
-    float32, or float64 in a float64 module. Input and output: (N, C, *spatial), or (B, *positions, C) with
+    each of shape (C,), or () for a scalar. Input and output: (N, C, *spatial), or (B, *positions, C) with
     `channel_dim=-1`; the output has the dtype and the strides of the input.
+
+    Attributes:
+        graph, channels, groups, channel_dim: what was compiled. num_features: the channels, by torch's name.
+        backend: as given to `compile`; see `normforge.kernels.settings.set_backend`.
+        momentum: weight of the new value in running statistics; None averages all of them.
+        frozen: True uses running statistics in training too; see `normforge.kernels.settings.freeze`.
     """
 
     def __init__(
-        self, graph: Graph, channels: int, groups: int, channel_dim: int, backend: str, momentum: float
+        self, graph: Graph, channels: int, groups: int, channel_dim: int, backend: str, momentum: float | None
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of BatchNorm, which `BatchLayer` is one of only by its name
         self.graph, self.channels, self.groups = graph, channels, groups
         self.channel_dim, self.backend, self.momentum = channel_dim, backend, momentum
+        self.num_features, self.frozen = channels, False
         self._names = {p.name: TORCH_NAMES.get(p.name, p.name) for p in graph.params}
         taken = set(dir(self)) | {"weight", "bias"}
         for p in graph.params:
@@ -95,6 +64,19 @@ class Layer(nn.Module):
                 raise OptionError(f"running statistic {r.name} varies along the batch")
             self.register_buffer(r.name, torch.full(shape, r.start))
         self._running_names = tuple(r.name for r in self.running)
+        if self.running:
+            self.num_batches_tracked: Any
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self._look_around()
+
+    @property
+    def eps(self) -> float:
+        """ε of the formula; set, it is another formula."""
+        return self.graph.eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.graph = with_eps(self.graph, value)
         self._look_around()
 
     def _look_around(self) -> None:
@@ -124,12 +106,20 @@ class Layer(nn.Module):
         with torch.no_grad():
             for p in self.graph.params:
                 getattr(self, self._names[p.name]).fill_(p.attr[2])
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Set running statistics to their start values, as if no batch had been seen."""
+        with torch.no_grad():
             for r in self.running:
                 getattr(self, r.name).fill_(r.start)
+            if self.running:
+                self.num_batches_tracked.zero_()
 
     def extra_repr(self) -> str:
         """The formula and what `compile` was told."""
-        return f"{self.graph}, channels={self.channels}, groups={self.groups}, backend={self.backend}"
+        frozen = ", frozen" if self.frozen else ""
+        return f"{self.graph}, channels={self.channels}, groups={self.groups}, backend={self.backend}{frozen}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Layer:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -140,8 +130,14 @@ class Layer(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of a BatchNorm, whose other names are the same
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}v" in state_dict and "v" not in self._parameters and "v1" in self._parameters:
+            state_dict[f"{prefix}v1"] = state_dict.pop(f"{prefix}v")  # timm's name for it in EvoNorms
+        name = f"{prefix}num_batches_tracked"
+        if not self.running:
+            state_dict.pop(name, None)  # of a BatchNorm, whose other names are the same
+        elif name not in state_dict:  # as was saved before there were any
+            state_dict[name] = self.num_batches_tracked
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output y, of x's shape, dtype and layout.
@@ -163,14 +159,21 @@ class Layer(nn.Module):
         return self._eager(x, inputs) if keys is None else self._compiled(x, inputs, keys)
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise OptionError(f"the input is {described(x)}: give a tensor")
         shape = x.shape
-        if len(shape) > 1 and shape[self.channel_dim] == self.channels and x.dtype in _DTYPES:
+        if len(shape) > 1 and shape[self.channel_dim] == self.channels and x.dtype in DTYPES:
             return
-        if x.dtype not in _DTYPES:
+        if x.dtype not in DTYPES:
             raise DtypeError(f"the input is {x.dtype}: convert it to float32, float64, bfloat16 or float16")
+        want = "(N, C, *spatial)" if self.channel_dim == 1 else "(B, *positions, C)"
         if x.dim() < 2:
-            want = "(N, C, *spatial)" if self.channel_dim == 1 else "(B, *positions, C)"
             raise ShapeError(f"the input has {x.dim()} axes and the layer needs {want}: add a batch axis")
+        if self.channel_dim == 1 and shape[0] == self.channels:
+            raise ShapeError(
+                f"the input of shape {tuple(shape)} seems to be one sample, and the layer needs {want}: add a batch "
+                "axis, as in x[None]"
+            )
         last = self.channel_dim == 1 and shape[-1] == self.channels
         again = "channel_dim=-1" if last else f"channels={shape[self.channel_dim]}"
         raise ShapeError(
@@ -188,7 +191,7 @@ class Layer(nn.Module):
 
     def _compiled(self, x: Tensor, inputs: list[Tensor], keys: list[list[list[str]]]) -> Sequence[Tensor]:
         operands = [x, *inputs, *self._values()]
-        training = self.training
+        training = self.training and not self.frozen
         # Questions, not numbers: tracers of shapes that are not known yet take them for guards.
         forms = keys[1] if x.shape[0] == 1 else keys[0]
         key = (forms[1] if x.numel() == x.shape[0] * self.channels else forms[0])[training]
@@ -203,9 +206,10 @@ class Layer(nn.Module):
     def _eager(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
         values = {n.name: t for n, t in zip(self.graph.inputs, (x, *inputs), strict=True)}
         values |= dict(zip(self._names, self._values(), strict=True))
-        buffers = None if self.training else dict(zip(self._running_names, self._buffers_of(), strict=True))
+        training = self.training and not self.frozen
+        buffers = None if training else dict(zip(self._running_names, self._buffers_of(), strict=True))
         results, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
-        if self.training and self.running:
+        if training and self.running:
             self._update(statistics, x)
         return results
 
@@ -219,81 +223,91 @@ class Layer(nn.Module):
             if value.dtype is not buffer.dtype or value.requires_grad:
                 value = value.detach().to(buffer.dtype)
             values.append(value)
-        torch._foreach_lerp_(buffers, values, self.momentum)
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            share = self.num_batches_tracked.reciprocal()
+            shares: list[Any] = [share.to(buffer.dtype) for buffer in buffers]
+            torch._foreach_lerp_(buffers, values, shares)
+        else:
+            torch._foreach_lerp_(buffers, values, self.momentum)
 
 
-class LayerOfInputs(Layer):
-    """A layer that is given further tensors at each call, in the order in which its formula declares them, or by name;
-    or that has several results, which come as a tuple.
+class BatchLayer(Layer, _BatchNorm):
+    """A layer with running statistics: buffers (see `normforge.passes.running`), float32, or float64 in a float64
+    module, and `num_batches_tracked`.
 
-    Shapes, by the axes of the declaration, for x (N, C, *spatial): `[b,c]` (N, C); `[b]` (N,); `[c]` (C,); `[b,w,h]`
-    (N, *spatial), or with one channel where x has its own; `[b,c,w,h]` that of x; `[]` (). Integers and booleans count
-    as their value, without gradient. A gradient has the shape and dtype of its input.
+    It is a BatchNorm for those who look for what has running statistics, such as `torch.optim.swa_utils.update_bn`.
     """
 
-    def forward(self, x: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
-        """The result or results, each of x's shape, dtype and layout.
+    track_running_stats = True
+
+    @property
+    def affine(self) -> bool:  # type: ignore[override]
+        """What those ask who make another BatchNorm of one.
 
         Raises:
-            ShapeError, DtypeError: x or an input does not fit. OptionError: an input is missing, or given twice, or
-            there is none of that name.
-            BackendError, TransformError: as without further inputs.
+            OptionError: always; a layer of a formula has no such twin.
         """
-        self._check(x)
-        given = [
-            self._input(node, t, x) for node, t in zip(self.graph.inputs[1:], self._given(inputs, named), strict=True)
-        ]
-        last = self.channel_dim == -1
-        results = tuple(self._results(x.movedim(-1, 1) if last else x, given))
-        if last:
-            results = tuple(y.movedim(1, -1) for y in results)
-        return results if len(results) > 1 else results[0]
+        raise OptionError(
+            f"{self.graph} is no BatchNorm whose parts could be put into another one, as convert_sync_batchnorm does: "
+            "leave this layer as it is"
+        )
 
-    def _given(self, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> list[Tensor]:
-        names = [n.name for n in self.graph.inputs[1:]]
-        if len(inputs) > len(names):
-            raise OptionError(f"the layer takes {_listed(names)} beside x, and {len(inputs)} tensors were given")
-        values = dict(zip(names, inputs, strict=False))
-        for name, value in named.items():
-            if name not in names:
-                raise OptionError(f"the layer has no input {name!r}{nearest(name, names)}: it takes {_listed(names)}")
-            if name in values:
-                raise OptionError(f"the input {name!r} is given twice, by its place and by name")
-            values[name] = value
-        if missing := [name for name in names if name not in values]:
-            raise OptionError(f"the layer needs {_listed(missing)} beside x")
-        return [values[name] for name in names]
+    def forward(self, x: Tensor) -> Tensor:
+        """The output y, of x's shape, dtype and layout; in training running statistics take a step.
 
-    def _input(self, node: Node, t: Tensor, x: Tensor) -> Tensor:
-        """An input as jobs take it."""
-        if not isinstance(t, Tensor):
-            raise OptionError(f"the input {node.name!r} is a {type(t).__name__}: give a tensor")
-        if t.dtype.is_complex:
-            raise DtypeError(f"the input {node.name!r} is {t.dtype}: give real numbers")
-        shapes = input_shapes(node.axes, x, self.channel_dim)
-        if t.shape not in shapes:
-            want = " or ".join(str(tuple(s)) for s in shapes)
-            axes = INPUT_NAMES[node.axes]
-            raise ShapeError(f"the input {node.name!r} has the shape {tuple(t.shape)} and [{axes}] of this x is {want}")
-        if node.axes == FULL:
-            t = t.movedim(-1, 1) if self.channel_dim == -1 else t
-            return t if t.dtype is x.dtype else t.to(x.dtype)
-        return t if t.dtype.is_floating_point else t.to(arithmetic_dtype(x.dtype))
+        Raises:
+            ShapeError: also where batches are normalized and x has one value a channel, of which nothing is left.
+            DtypeError, BackendError, TransformError: as every layer.
+        """
+        self._check_batch(x)
+        return super().forward(x)
+
+    def _check_batch(self, x: Tensor) -> None:
+        """Refuse, as torch does, to normalize one value by itself in training.
+
+        Raises:
+            ShapeError: x has one value a channel, and the result would be the same for every such x.
+        """
+        if not (self.training and isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1) or self.frozen:
+            return
+        if x.numel() == self.channels and _is_lost(self.graph):
+            raise ShapeError(
+                f"the input of shape {tuple(x.shape)} has one value a channel, of which normalization over the batch "
+                "leaves nothing in training: give more, or use .eval()"
+            )
 
 
-def input_shapes(axes: int, x: Tensor, channel_dim: int = 1) -> list[tuple[int, ...]]:
-    """The shapes that an input along these axes may have beside x, the usual one first."""
-    last = channel_dim == -1
-    n, c, *space = [x.shape[0], x.shape[-1], *x.shape[1:-1]] if last else x.shape
-    if axes == FULL:
-        return [tuple(x.shape)]
-    if axes & S:
-        return [(n, *space), (n, *space, 1) if last else (n, 1, *space)]
-    return [(*([n] if axes & B else []), *([c] if axes & G else []))]
+@lru_cache(maxsize=256)
+def _is_lost(graph: Graph) -> bool:
+    """Are the results the same whatever x is, if it has one value a channel?"""
+    values = {p.name: np.full(2 if p.axes else 1, p.attr[2]) for p in graph.params}
+    layer = at_one(graph)
+    one, other = (
+        evaluate(layer, values | {"x": np.array([[[a]], [[b]]]).reshape(1, 2, 1, 1)}, groups=2)
+        for a, b in ((0.7, -1.9), (-0.4, 2.3))
+    )
+    return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "no input"
+def with_eps(graph: Graph, eps: float) -> Graph:
+    """A layer with another ε.
+
+    Raises:
+        OptionError: it is no number, or negative.
+    """
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        raise OptionError(f"eps is a number of at least 0, not {eps!r}")
+    return replace(graph, eps=float(eps))
+
+
+def described(value: object) -> str:
+    """What something is that should have been something else, for a message."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    kind = type(value)
+    where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__.partition('.')[0]}."
+    return f"{repr(value)[:40]} (a {where}{kind.__name__})" if isinstance(value, str) else f"a {where}{kind.__name__}"
 
 
 def _held(module: nn.Module, tensors: Mapping[str, Tensor | None], names: Iterable[str]) -> list[Any]:

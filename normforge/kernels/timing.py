@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from normforge.errors import OptionError
 from normforge.ir.graph import Graph
 from normforge.ir.types import FULL
-from normforge.kernels.module import compile as compile_layer
-from normforge.kernels.module import input_shapes
+from normforge.kernels.compile import compile as compile_layer
+from normforge.kernels.inputs import input_shapes
 
 PASSES = ("forward", "forward+backward", "double backward")
 # A peer's turn: until either is reached, and two calls at least.

@@ -37,7 +37,8 @@ def derivatives(layer: nf.Graph, backend: str, x: torch.Tensor, groups: int | No
     return found
 
 
-@pytest.mark.parametrize("name", [*LAYERS, NESTED])
+# Normalization over the batch alone refuses, in training, what it would make nothing of.
+@pytest.mark.parametrize("name", [*(n for n in LAYERS if not n.startswith(("bn-", "batchnorm"))), NESTED])
 def test_moments_over_one_element(name):
     layer = nf.parse(name)
     # Each shape is code of its own: all of them for layers with moments of several kinds.
@@ -59,10 +60,9 @@ def test_moments_over_one_element_in_other_dtypes(dtype):
             check_against_eager(nf.layers[name], shape, groups, dtype, "nchw")
 
 
-@pytest.mark.parametrize("name", ["bn-relu", "in-relu"])
-def test_what_is_zero_is_exactly_zero(name):
+def test_what_is_zero_is_exactly_zero():
     x = random_input((1, 16, 1, 1), 0, torch.float32).requires_grad_()
-    (dx,) = torch.autograd.grad(nf.compile(name, 16, backend="c")(x).sum(), x, create_graph=True)
+    (dx,) = torch.autograd.grad(nf.compile("in-relu", 16, backend="c")(x).sum(), x, create_graph=True)
     assert not dx.any()
 
 
@@ -79,7 +79,7 @@ def test_which_moments_are_over_one_element():
 
 
 def test_shapes_of_one_element_and_others_in_turn():
-    layer, reference = (make(nf.parse("bn-silu"), backend, 4, None, torch.float32, 0) for backend in ("c", "eager"))
+    layer, reference = (make(nf.parse("evonorm-b2"), backend, 4, None, torch.float32, 0) for backend in ("c", "eager"))
     for shape in ((1, 4, 1, 1), (1, 4, 2, 1), (3, 4), (1, 4, 1, 1)):
         x = random_input(shape, 0, torch.float32)
         compare(layer(x), reference(x), tolerance(torch.float32, x.numel(), 4.0), f"{shape}")

@@ -288,8 +288,12 @@ def test_copies_and_state() -> None:
     x, gain, bias = torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(2, 8)
     want = layer(x, gain, bias)
     other = copy.deepcopy(layer)
-    assert torch.equal(other(x, gain, bias), want) and list(layer.state_dict()) == ["v1", "running_var"]
-    assert type(nf.compile("bn-relu", 8)) is nf.Layer and isinstance(layer, nf.Layer)
+    assert torch.equal(other(x, gain, bias), want) and list(layer.state_dict()) == [
+        "v1",
+        "running_var",
+        "num_batches_tracked",
+    ]
+    assert type(nf.compile("gn-relu", 8)) is nf.Layer and isinstance(layer, nf.Layer)
 
 
 def test_conditional() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from normforge.errors import OptionError, nearest
 from normforge.ir.graph import Graph
-from normforge.kernels.module import compile as compile_layer
+from normforge.kernels.compile import compile as compile_layer
 from normforge.train.config import Networks
 from normforge.train.networks.efficientnet import efficientnet
 from normforge.train.networks.mobilenet import mobilenet

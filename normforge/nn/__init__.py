@@ -1,0 +1,1 @@
+"""What people put into their models: conversion, factories, exported layers."""
