@@ -32,12 +32,12 @@ from normforge.nn.convert import SAME
 RESULTS = Path(__file__).parent / "results" / "convert.json"
 NETWORKS = (
     "resnet18", "resnet50", "seresnet18", "skresnet18", "res2net50_26w_4s", "resnetv2_50", "densenet121", "dla34",
-    "vgg11_bn", "inception_v3", "inception_v4", "xception41", "vovnet39a", "darknet53", "cspresnet50", "hrnet_w18_small",
-    "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "efficientnet_b0", "tf_efficientnet_lite0",
-    "mnasnet_100", "regnetx_002", "regnety_002", "ghostnet_100", "tinynet_e", "rexnet_100", "tresnet_m", "hgnetv2_b0",
-    "repvgg_a0", "convnext_atto", "convnextv2_atto", "edgenext_xx_small", "fastvit_t8", "poolformer_s12", "levit_128s",
-    "mobilevit_xs", "efficientvit_b0", "maxvit_rmlp_nano_rw_256", "coatnet_0_rw_224", "vit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224", "mixer_s32_224", "crossvit_tiny_240", "pit_ti_224",
+    "vgg11_bn", "inception_v3", "inception_v4", "xception41", "vovnet39a", "darknet53", "cspresnet50",
+    "hrnet_w18_small", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "efficientnet_b0",
+    "tf_efficientnet_lite0", "mnasnet_100", "regnetx_002", "regnety_002", "ghostnet_100", "tinynet_e", "rexnet_100",
+    "tresnet_m", "hgnetv2_b0", "repvgg_a0", "convnext_atto", "convnextv2_atto", "edgenext_xx_small", "fastvit_t8",
+    "poolformer_s12", "levit_128s", "mobilevit_xs", "efficientvit_b0", "maxvit_rmlp_nano_rw_256", "coatnet_0_rw_224",
+    "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224", "crossvit_tiny_240", "pit_ti_224",
     "tv:resnet18", "tv:resnext50_32x4d", "tv:vgg11_bn", "tv:googlenet", "tv:inception_v3", "tv:densenet121",
     "tv:mobilenet_v2", "tv:mobilenet_v3_small", "tv:efficientnet_b0", "tv:shufflenet_v2_x0_5", "tv:mnasnet0_5",
     "tv:regnet_y_400mf", "tv:convnext_tiny", "tv:vit_b_16", "tv:swin_t",

@@ -45,8 +45,8 @@ import normforge as nf
 from normforge.codegen.plan import make_plan
 from normforge.kernels import launch_c
 from normforge.kernels.execute import allocate
-from normforge.kernels.job import Job
 from normforge.kernels.inputs import input_shapes
+from normforge.kernels.job import Job
 from normforge.kernels.pool import POOL
 from normforge.kernels.timing import Step, floors, measure
 

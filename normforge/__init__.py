@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normforge.kernels.pool import empty_pool
     from normforge.kernels.settings import freeze, set_backend
     from normforge.nn.convert import convert
+    from normforge.nn.export import export
     from normforge.nn.factory import norm_act
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _LAZY = {
     "check": "normforge.api.look",
     "convert": "normforge.nn.convert",
     "empty_pool": "normforge.kernels.pool",
+    "export": "normforge.nn.export",
     "freeze": "normforge.kernels.settings",
     "grad": "normforge.api.look",
     "load": "normforge.api.load",
@@ -52,6 +54,7 @@ __all__ = [
     "convert",
     "empty_pool",
     "errors",
+    "export",
     "freeze",
     "grad",
     "layers",

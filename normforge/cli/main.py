@@ -15,6 +15,7 @@ from normforge.cli.convert import convert
 from normforge.cli.doctor import doctor
 from normforge.cli.estimate import estimate, plan
 from normforge.cli.explain import explain
+from normforge.cli.export import export
 from normforge.cli.layers import layers
 from normforge.cli.report import report
 from normforge.cli.search import search
@@ -39,7 +40,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for command in (layers, check, explain, compile, convert, bench, search, estimate, report, show, doctor):
+for command in (layers, check, explain, compile, convert, bench, search, estimate, report, show, export, doctor):
     app.command()(command)
 app.command("plan", hidden=True)(plan)
 

@@ -37,6 +37,7 @@ class Layer(nn.Module):
     `channel_dim=-1`; the output has the dtype and the strides of the input.
 
     Attributes:
+        names: of parameters, as attributes, by their names in the formula.
         graph, channels, groups, channel_dim: what was compiled. num_features: the channels, by torch's name.
         backend: as given to `compile`; see `normforge.kernels.settings.set_backend`.
         momentum: weight of the new value in running statistics; None averages all of them.
@@ -50,13 +51,13 @@ class Layer(nn.Module):
         self.graph, self.channels, self.groups = graph, channels, groups
         self.channel_dim, self.backend, self.momentum = channel_dim, backend, momentum
         self.num_features, self.frozen = channels, False
-        self._names = {p.name: TORCH_NAMES.get(p.name, p.name) for p in graph.params}
+        self.names = {p.name: TORCH_NAMES.get(p.name, p.name) for p in graph.params}
         taken = set(dir(self)) | {"weight", "bias"}
         for p in graph.params:
             if p.name not in TORCH_NAMES and p.name in taken:  # a formula may call a parameter `training`
-                self._names[p.name] = f"{p.name}_"
+                self.names[p.name] = f"{p.name}_"
             value = torch.full((channels,) if p.axes else (), p.attr[2])
-            self.register_parameter(self._names[p.name], nn.Parameter(value))
+            self.register_parameter(self.names[p.name], nn.Parameter(value))
         self.running: tuple[Running, ...] = running_statistics(graph)
         for r in self.running:
             shape = () if not r.axes & G else (channels,) if r.axes & K else (groups,)
@@ -105,7 +106,7 @@ class Layer(nn.Module):
         """Set parameters and running statistics to their start values."""
         with torch.no_grad():
             for p in self.graph.params:
-                getattr(self, self._names[p.name]).fill_(p.attr[2])
+                getattr(self, self.names[p.name]).fill_(p.attr[2])
         self.reset_running_stats()
 
     def reset_running_stats(self) -> None:
@@ -183,7 +184,7 @@ class Layer(nn.Module):
 
     def _values(self) -> list[Tensor]:
         """Parameters in the order of the formula."""
-        return _held(self, self._parameters, self._names.values())
+        return _held(self, self._parameters, self.names.values())
 
     def _buffers_of(self) -> list[Tensor]:
         """Running statistics in order."""
@@ -205,7 +206,7 @@ class Layer(nn.Module):
 
     def _eager(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
         values = {n.name: t for n, t in zip(self.graph.inputs, (x, *inputs), strict=True)}
-        values |= dict(zip(self._names, self._values(), strict=True))
+        values |= dict(zip(self.names, self._values(), strict=True))
         training = self.training and not self.frozen
         buffers = None if training else dict(zip(self._running_names, self._buffers_of(), strict=True))
         results, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)

@@ -44,6 +44,11 @@ MISTAKES = [
     (["bench", "gn-silu", "--shape", "4,8", "--layout", "nhwc"], "channels-last"),
     (["compile", "gn-silu", "--emit", "cuda"], "cuda"),
     (["compile", "gn-silu", "--emit", "triton", "--dtype", "float64"], "float32"),
+    (["convert", "resnet188", "evonorm-s0"], "did you mean 'resnet18"),
+    (["convert", "resnet18", "evonorm-zz"], "did you mean"),
+    (["convert", "resnet18", "bn-relu", "--linear", "some"], "linear is one of"),
+    (["export", "evonorm-zz", "unused"], "did you mean"),
+    (["export", "gn-silu", "unused/a.py"], "cannot write"),
     (["report", "nowhere"], "nowhere"),
     (["search", "--preset", "nosuch", "--out", "unused"], "nosuch"),
     (["estimate", "--set", "recipe.stepz=3"], "did you mean 'recipe.steps'"),
@@ -173,3 +178,21 @@ def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert code == 0
     for name in ("forward+backward", "double backward", "eager"):
         assert name in out
+
+
+def test_convert_shows_what_a_model_becomes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(monkeypatch, capsys, "convert", "resnet18", "evonorm-s0", "--where", "layer4.*")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 22
+    assert lines[1].split()[:4] == ["bn1", "BatchNorm2d", "-", "left"] and "not selected" in lines[1]
+    assert "5 of 20 norms replaced: 3 by x * gamma + beta, 2 by evonorm-s0 (by a symbolic trace)" in lines[-1]
+
+
+def test_export_writes_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, _ = call(monkeypatch, capsys, "export", "evonorm-s0", str(tmp_path))
+    assert code == 0 and Path(out.strip()) == tmp_path / "evonorm_s0.py"
+    assert "class EvonormS0" in (tmp_path / "evonorm_s0.py").read_text()

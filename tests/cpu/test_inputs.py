@@ -180,7 +180,7 @@ def test_inference_and_the_evaluator(name: str) -> None:
     tensors = [x, *given(layer, x, 5)]
     compiled, eager = (module_of(layer, backend, 6, 3, torch.float64) for backend in ("c", "eager"))
     values = {n.name: t.numpy() for n, t in zip(layer.inputs, tensors, strict=True)}
-    values |= {p.name: getattr(compiled, compiled._names[p.name]).detach().numpy() for p in layer.params}
+    values |= {p.name: getattr(compiled, compiled.names[p.name]).detach().numpy() for p in layer.params}
     want = evaluate(layer, values, groups=3)
     for _ in range(2):
         for module in (compiled, eager):

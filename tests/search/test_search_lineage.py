@@ -87,6 +87,7 @@ def test_show_tells_fate_reason_and_formulas(run):
     assert "\x1b[2J" not in text and "simplified" in text
     best = quiet(400)
     lineage.show(f"{run}#best", best)
+    assert f'normforge export "{run}#' in printed(best)
     again = stored(run, "rerank")
     networks = summary_of(run).config.networks.use
     name = re.match(r"(#\d+): scored", printed(best)).group(1)

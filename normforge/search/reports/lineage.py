@@ -131,6 +131,7 @@ def show(reference: str, console: Console) -> None:
     _show_line(console, found, config, drawn)
     name = f'"{directory}#{index}"'
     say(console, f"\nnext: normforge check {name}; in Python nf.compile(nf.load({name}), channels=64)", "dim")
+    say(console, f"as a file that needs torch alone: normforge export {name} layer.py", "dim")
 
 
 def _show_best(directory: Path, console: Console) -> None:
