@@ -6,13 +6,15 @@
 
 Weights are random, what is one value a channel is moved from its start. "same" is compared with the network in float64:
 outputs and all gradients, in training and in inference, by the largest difference over the largest value; then
-evonorm-s0 is put in, and trained three steps with SGD in float32. `tv:` are torchvision's, the others timm's.
+evonorm-s0 is put in, and trained three steps with SGD in float32; again with `linear="keep"` where the losses do not stay
+finite without the norms that have no activation. `tv:` are torchvision's, the others timm's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 import warnings
@@ -115,20 +117,29 @@ def measure(name: str) -> dict[str, Any]:
         "by": report.how,
         "left": {p.name: p.reason for p in report.left},
     }
-    layered, report = nf.convert(model.float().train(), LAYER)
+    model = model.float().train()
+    layered, report = nf.convert(model, LAYER)
     row["layers"] = sum(p.layer == LAYER for p in report.places)
     row["left by the layer"] = {p.name: p.reason for p in report.left}
-    optimizer = torch.optim.SGD(layered.parameters(), 1e-3)
+    row["losses"] = losses_of(layered, x)
+    if not all(map(math.isfinite, row["losses"])):  # a transformer does not stand without the norms of its residuals
+        row["losses, linear=keep"] = losses_of(nf.convert(model, LAYER, linear="keep")[0], x)
+    return row
+
+
+def losses_of(model: torch.nn.Module, x: torch.Tensor) -> list[float]:
+    """The losses of STEPS steps."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     losses = []
     for _ in range(STEPS):
-        y = layered(x)
+        y = model(x)
         y = y if isinstance(y, torch.Tensor) else y[0]
         loss = torch.nn.functional.cross_entropy(y, torch.arange(len(x)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(round(float(loss.detach()), 4))
-    return row | {"losses": losses}
+    return losses
 
 
 def show(rows: dict[str, Any], console: Console) -> None:
@@ -155,7 +166,8 @@ def show(rows: dict[str, Any], console: Console) -> None:
             len(row["left by the layer"]),
         ]
         how = "trace" if "trace" in row["by"] else "run" if row["by"] else "-"
-        losses = " ".join(f"{v:.2f}" for v in row["losses"])
+        kept = row.get("losses, linear=keep")
+        losses = " ".join(f"{v:.2f}" for v in kept or row["losses"]) + (" (kept)" if kept else "")
         table.add_row(name, *map(str, counts), how, *(f"{w:.0e}" for w in worst), losses)
     console.print(table)
 

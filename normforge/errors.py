@@ -71,6 +71,10 @@ class OptionError(NormforgeError, ValueError):
     """An option, or a configuration key, with a value that has no meaning."""
 
 
+class NotABatchNormError(OptionError, AttributeError):
+    """A part of a BatchNorm is asked for that a layer of a formula has not; for `hasattr` it is simply not there."""
+
+
 class RunError(NormforgeError, RuntimeError):
     """A search run that cannot be read, or cannot be continued as asked."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.fx import Proxy
 
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.errors import DtypeError, OptionError, ShapeError, nearest
 from normforge.ir.node import Node
 from normforge.ir.types import FULL, INPUT_NAMES, B, G, S
-from normforge.kernels.module import BatchLayer, Layer, described
+from normforge.kernels.module import BatchLayer, Layer, described, traced
 
 
 class LayerOfInputs(Layer):
@@ -30,6 +31,8 @@ class LayerOfInputs(Layer):
             there is none of that name.
             BackendError, TransformError: as without further inputs.
         """
+        if any(isinstance(t, Proxy) for t in (x, *inputs, *named.values())):
+            return traced(self, x, *inputs, **named)  # type: ignore[no-any-return]
         self._check(x)
         given = [
             self._input(node, t, x) for node, t in zip(self.graph.inputs[1:], self._given(inputs, named), strict=True)

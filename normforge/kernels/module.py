@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normforge.codegen.eager import run_eager
-from normforge.errors import DtypeError, OptionError, ShapeError
+from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError
 from normforge.ir.evaluate import evaluate
 from normforge.ir.graph import Graph
 from normforge.ir.types import B, G, K, S
 from normforge.kernels.backends import RUNNERS, look_around, resolve
 from normforge.kernels.job import Job
 from normforge.kernels.run import run_plain
+from normforge.kernels.scripted import scriptable
 from normforge.passes.inputs import at_one
 from normforge.passes.running import Running, running_statistics
 from normforge.passes.single import moment_axes, single_axes
@@ -102,6 +104,10 @@ class Layer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._look_around()  # a copy may be on another machine
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script: the formula in torch's operations, with the tensors of this module."""
+        return scriptable(self)
+
     def reset_parameters(self) -> None:
         """Set parameters and running statistics to their start values."""
         with torch.no_grad():
@@ -148,6 +154,8 @@ class Layer(nn.Module):
             BackendError: a backend asked for by name cannot run on the device of x.
             TransformError: a torch.func transform is active and the backend is a compiled one.
         """
+        if type(x) is Proxy:  # type: ignore[comparison-overlap]  # a symbolic trace, in which the layer is a leaf
+            return traced(self, x)
         self._check(x)
         if self.channel_dim == -1:
             x = x.movedim(-1, 1)
@@ -157,7 +165,11 @@ class Layer(nn.Module):
     def _results(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
         """The results for x as (N, C, *spatial) and further inputs."""
         keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
-        return self._eager(x, inputs) if keys is None else self._compiled(x, inputs, keys)
+        if (
+            keys is None or torch._C._get_tracing_state() is not None
+        ):  # torch.jit.trace records torch's operations alone
+            return self._eager(x, inputs)
+        return self._compiled(x, inputs, keys)
 
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -224,9 +236,10 @@ class Layer(nn.Module):
             if value.dtype is not buffer.dtype or value.requires_grad:
                 value = value.detach().to(buffer.dtype)
             values.append(value)
-        self.num_batches_tracked.add_(1)
+        (count,) = _held(self, self._buffers, ("num_batches_tracked",))
+        count.add_(1)
         if self.momentum is None:
-            share = self.num_batches_tracked.reciprocal()
+            share = count.reciprocal()
             shares: list[Any] = [share.to(buffer.dtype) for buffer in buffers]
             torch._foreach_lerp_(buffers, values, shares)
         else:
@@ -242,17 +255,18 @@ class BatchLayer(Layer, _BatchNorm):
 
     track_running_stats = True
 
-    @property
-    def affine(self) -> bool:  # type: ignore[override]
-        """What those ask who make another BatchNorm of one.
+    def __getattr__(self, name: str) -> Any:
+        """What nn.Module finds; `affine` is asked for by those who make another BatchNorm of one.
 
         Raises:
-            OptionError: always; a layer of a formula has no such twin.
+            NotABatchNormError: for `affine`; a layer of a formula has no such twin.
         """
-        raise OptionError(
-            f"{self.graph} is no BatchNorm whose parts could be put into another one, as convert_sync_batchnorm does: "
-            "leave this layer as it is"
-        )
+        if name == "affine":
+            raise NotABatchNormError(
+                f"{self.graph} is no BatchNorm whose parts could be put into another one, as convert_sync_batchnorm "
+                "does: leave this layer as it is"
+            )
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output y, of x's shape, dtype and layout; in training running statistics take a step.
@@ -289,6 +303,12 @@ def _is_lost(graph: Graph) -> bool:
         for a, b in ((0.7, -1.9), (-0.4, 2.3))
     )
     return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def traced(layer: Layer, *args: Any, **named: Any) -> Any:
+    """The node of a call of a layer, in the symbolic trace that one of its arguments belongs to."""
+    tracer: Any = next(a for a in (*args, *named.values()) if isinstance(a, Proxy)).tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, named)
 
 
 def with_eps(graph: Graph, eps: float) -> Graph:

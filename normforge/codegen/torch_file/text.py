@@ -20,7 +20,7 @@ _FUNCTIONS = {
 # What the file calls otherwise.
 RESERVED = {
     "torch", "math", "nn", "self", "n", "c", "k", "s", "groups", "eps", "running", "statistics", "number", "sign",
-    "variance", "spread", "dtype", "shape", "count",
+    "variance", "unbiased", "spread", "like", "like_x", "inputs", "parameters", "buffers", "results", "extents", "e",
 }  # fmt: skip
 _NAMES = {Op.MEAN: "mean", Op.STD: "std", Op.RMS: "rms", Op.VAR: "var", Op.TOTAL: "total"}
 _EXTENTS = ((B, "n"), (G, "groups"), (K, "k"), (S, "s"))
@@ -76,7 +76,7 @@ class TorchText:
         """As an argument of a function, which takes tensors alone."""
         if node.op is Op.CONST:
             self.uses_numbers = True
-            return f"number({node.value!r})"
+            return f"number({node.value!r}, x)"
         return self._text[node][0]
 
     def _bracketed(self, node: Node, precedence: int) -> str:
@@ -110,21 +110,21 @@ class TorchText:
             return f"{self._bracketed(args[0], 2)} / torch.sqrt(torch.abs({a}) + eps)", 2
         if op is Op.LOG:
             return f"torch.sign({a}) * torch.log(torch.abs({a}) + eps)", 2
-        raise no_row(op, "torch text (nn/torch_text.py)")
+        raise no_row(op, "torch text (codegen/torch_file/text.py)")
 
     def _moment(self, node: Node) -> None:
         op, a = node.op, self._operand(node.args[0])
         over = tuple(i for i, (bit, _) in enumerate(_EXTENTS) if node.reduced & node.args[0].axes & bit)
         name = self._name(_NAMES[op])
         self._text[node] = (name, 3)
-        mean = f"({a}).mean({over}, keepdim=True)" if over else a
+        mean = f"({a}).mean({list(over)}, keepdim=True)" if over else a
         if op is Op.TOTAL:
             self.lines.append(f"{name} = {mean} * ({_count(node)})")
             return
         inner = {
             Op.MEAN: mean,
-            Op.RMS: f"torch.square({a}).mean({over}, keepdim=True)" if over else f"torch.square({a})",
-        }.get(op, f"variance({a}, {over})")
+            Op.RMS: f"torch.square({a}).mean({list(over)}, keepdim=True)" if over else f"torch.square({a})",
+        }.get(op, f"variance({a}, {list(over)})" if over else f"torch.square({a} - {a})")
         if running := self._running.get(node):
             self._kept(running, name, inner)
         elif op in (Op.STD, Op.RMS):
@@ -136,16 +136,22 @@ class TorchText:
         """A moment that inference reads from a buffer."""
         node, rooted = running.node, running.node.op in (Op.STD, Op.RMS)
         value = self._name("mean_square" if node.op is Op.RMS else "variance_of") if rooted else name
+        number = [r.name for r in self._running.values()].index(running.name)
         statistic = f"unbiased({value}, {_count(node)})" if running.unbiased else value
         self.lines += [
-            "if running is None:",
+            "if buffers is None:",
             f"    {value} = {inner}",
             f"    statistics.append({statistic})",
             "else:",
-            f'    {value} = spread(running["{running.name}"], x)',
+            f'    {value} = spread(buffers[{number}], "{letters(running.axes)}", extents, x)',
         ]
         if rooted:
             self.lines.append(f"{name} = torch.sqrt({value} + eps)")
+
+
+def letters(axes: int) -> str:
+    """The axes of a value as a word: b samples, g groups, k channels of a group, s positions."""
+    return "".join(letter for (bit, _), letter in zip(_EXTENTS, "bgks", strict=True) if axes & bit)
 
 
 def _count(node: Node) -> str:
