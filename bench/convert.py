@@ -4,9 +4,9 @@
     python bench/convert.py --only resnet50,tv:vit_b_16
     python bench/convert.py --report        # the table alone
 
-Weights are random, what is one value a channel is moved from its start. "same" is compared with the network in float64:
+Weights are random, what is one value a channel is moved from its start. "same" is compared with the network in float64,
 outputs and all gradients, in training and in inference, by the largest difference over the largest value; then
-evonorm-s0 is put in, and trained three steps with SGD in float32; again with `linear="keep"` where the losses do not stay
+evonorm-s0 is put in, and trained three steps with SGD in float32, again with `linear="keep"` where losses do not stay
 finite without the norms that have no activation. `tv:` are torchvision's, the others timm's.
 """
 

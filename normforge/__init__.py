@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from normforge import errors
 from normforge.ir import Graph, layers, parse
+from normforge.loading import register_with_torch
 from normforge.passes import simplify
 from normforge.passes.inputs import conditional
 
@@ -74,3 +75,6 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'normforge' has no attribute {name!r}")
+
+
+register_with_torch()

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as _transforms_active
+from torch._C import _get_tracing_state as _tracing
 from torch.autograd import forward_ad
 
 from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import Dims
 from normforge.codegen.target import Device
-from normforge.errors import BackendError, TransformError
+from normforge.errors import BackendError
 from normforge.kernels import launch_c, toolchain
 
 AUTO, EAGER = "auto", "eager"
@@ -102,14 +103,14 @@ def resolve(backend: str, x: Tensor) -> str:
 
     Raises:
         BackendError: a backend asked for by name cannot run on the device of x.
-        TransformError: a torch.func transform is active and the backend is a compiled one.
     """
     if backend == EAGER:
         return EAGER
-    if _transforms_active():
-        raise TransformError("compiled layers do not work under torch.func transforms: use backend='eager'")
-    if forward_ad._current_level >= 0:
-        raise TransformError("compiled layers have no forward-mode derivative: use backend='eager'")
+    if _transforms_active() or forward_ad._current_level >= 0:
+        note_transforms()
+        return EAGER
+    if _tracing() is not None:  # torch.jit.trace, which is to record torch's own operations
+        return EAGER
     target = BEST["cpu"] if x.is_cpu else BEST.get(x.device.type)
     if backend != AUTO and backend != target:
         target = _named(backend, target, x)
@@ -148,12 +149,23 @@ def serving(target: str, device: torch.device) -> str:
     return best
 
 
-_warned = False
+_said: set[str] = set()
 
 
 def _fall_back(why: str) -> None:
     """The one warning of the process that eager takes over."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(f"normforge runs without compiled kernels: {why}", stacklevel=4)
+    _once("eager", f"normforge runs without compiled kernels: {why}")
+
+
+def note_transforms() -> None:
+    """The one note of the process that torch's operations serve where compiled kernels have no rules."""
+    _once(
+        "transforms",
+        "normforge runs on torch's operations under torch.func transforms, for batched gradients and in forward mode",
+    )
+
+
+def _once(what: str, message: str) -> None:
+    if what not in _said:
+        _said.add(what)
+        warnings.warn(message, stacklevel=5)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+from torch.autograd.profiler import record_function
 
 from normforge.codegen.eager import arithmetic_dtype
 from normforge.kernels.call import run_call
@@ -32,7 +34,14 @@ def allocate(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run a job on real tensors."""
+    """Run a job on real tensors; a profiler sees it by the name of its layer."""
+    if _profiler_enabled():
+        with record_function(job.title):
+            return _execute(job, inputs)
+    return _execute(job, inputs)
+
+
+def _execute(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     x = inputs[0]
     key = (x.dtype, x.device, x.shape, x.stride())
     call = job.calls.get(key)
@@ -56,6 +65,6 @@ def _permuted(job: Job, inputs: Sequence[Tensor]) -> list[Tensor]:
     outputs = allocate(job, inputs)
     shape = inputs[0].shape
     plain = [t.contiguous() if t.shape == shape and t.dim() > 1 else t for t in inputs]
-    for o, r in zip(outputs, execute(job, plain), strict=True):
+    for o, r in zip(outputs, _execute(job, plain), strict=True):
         o.copy_(r)
     return outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.fx import Proxy
 
@@ -101,3 +102,6 @@ class BatchLayerOfInputs(LayerOfInputs, BatchLayer):
         """
         self._check_batch(x)
         return LayerOfInputs.forward(self, x, *inputs, **named)
+
+
+torch.serialization.add_safe_globals([LayerOfInputs, BatchLayerOfInputs])

@@ -14,6 +14,7 @@ from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.kernels.backends import Kernel
 from normforge.kernels.call import PreparedCall
+from normforge.passes.linear import name_of
 
 MAX_ORDER = 3
 # How an output is allocated: like x, like operand i, or as a statistic of these axes.
@@ -75,6 +76,11 @@ class Job:
                 "use backend='eager' there"
             )
         return program(self.layer, self.order, self.train, self.seeded, self.single)
+
+    @cached_property
+    def title(self) -> str:
+        """What a profiler shows: the layer by its name, or its formula, and the derivative."""
+        return f"{name_of(self.layer)}{('', ' backward', ' double backward', ' third derivative')[self.order]}"
 
     def after(self, seeded: tuple[int, ...] = (0,)) -> Job:
         """The job of the next derivative, given which of the differentiable outputs have a cotangent."""

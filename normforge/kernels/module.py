@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normforge.codegen.eager import run_eager
-from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError
+from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError, TransformError
 from normforge.ir.evaluate import evaluate
+from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.ir.types import B, G, K, S
 from normforge.kernels.backends import RUNNERS, look_around, resolve
-from normforge.kernels.job import Job
+from normforge.kernels.job import Job, layer_text
 from normforge.kernels.run import run_plain
 from normforge.kernels.scripted import scriptable
 from normforge.passes.inputs import at_one
@@ -100,6 +102,14 @@ class Layer(nn.Module):
         modes = (False, True)
         return [Job(0, mode, self.groups, self.graph, target=target, single=single).key for mode in modes]
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """By what it was made of and what it holds: so that torch.load knows it with `weights_only=True` too, since
+        nothing but `rebuilt` is called, which reads the formula."""
+        made = (layer_text(self.graph), self.channels, self.groups, self.channel_dim, self.backend, self.momentum)
+        # Of the rest what is not as it was made: most kinds of hooks there are none of.
+        state = {k: v for k, v in self.__dict__.items() if k not in _MADE and not (isinstance(v, dict) and not v)}
+        return rebuilt, (type(self), *made), state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._look_around()  # a copy may be on another machine
@@ -152,7 +162,7 @@ class Layer(nn.Module):
         Raises:
             ShapeError, DtypeError: x does not fit.
             BackendError: a backend asked for by name cannot run on the device of x.
-            TransformError: a torch.func transform is active and the backend is a compiled one.
+            TransformError: running statistics would be updated under torch.func.vmap, as torch refuses too.
         """
         if type(x) is Proxy:  # type: ignore[comparison-overlap]  # a symbolic trace, in which the layer is a leaf
             return traced(self, x)
@@ -232,6 +242,11 @@ class Layer(nn.Module):
             return
         buffers = self._buffers_of()
         values = []
+        if transforms_active() and any(map(torch._C._functorch.is_batchedtensor, statistics)):
+            raise TransformError(
+                "running statistics cannot be updated under torch.func.vmap, one for each of its batch: use .eval() or "
+                "nf.freeze(model)"
+            )
         for value, buffer in zip(statistics, buffers, strict=True):
             if value.dtype is not buffer.dtype or value.requires_grad:
                 value = value.detach().to(buffer.dtype)
@@ -303,6 +318,36 @@ def _is_lost(graph: Graph) -> bool:
         for a, b in ((0.7, -1.9), (-0.4, 2.3))
     )
     return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# Of a module's attributes those that `rebuilt` makes.
+_MADE = {
+    "graph", "channels", "groups", "channel_dim", "backend", "momentum", "num_features", "names", "running",
+    "_running_names", "_keys", "_non_persistent_buffers_set", "_is_full_backward_hook",
+}  # fmt: skip
+
+
+def rebuilt(
+    cls: type[Layer],
+    text: str,
+    channels: int,
+    groups: int,
+    channel_dim: int,
+    backend: str,
+    momentum: float | None,
+) -> Layer:
+    """A layer as it was made, for unpickling; `torch.load` may call it with `weights_only=True`.
+
+    Raises:
+        ParseError: the text is no layer. OptionError: the class is none.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Layer)):
+        raise OptionError(f"a stored layer names {cls!r}, which is none")
+    graph = Graph.from_json(text) if text.startswith("{") else parse_formula(text)
+    return cls(graph, channels, groups, channel_dim, backend, momentum)
+
+
+torch.serialization.add_safe_globals([rebuilt, Layer, BatchLayer])
 
 
 def traced(layer: Layer, *args: Any, **named: Any) -> Any:

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.compiler import is_compiling
+from torch.onnx import is_in_onnx_export
 
 from normforge.kernels.execute import allocate, execute
 from normforge.kernels.job import Job
 from normforge.kernels.prepare import compile_ahead
+from normforge.kernels.transforms import forward_by_torch, gradients_by_torch
 
 Runner = Callable[[list[Tensor], str], Sequence[Tensor]]
 
@@ -50,7 +54,10 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool],
         like = next(iter(seeds.values()))
         seeds = {i: seeds.get(i, torch.zeros_like(like)) for i in range(job.differentiable)}
     after = job.after(tuple(seeds))
-    results = runner([*tensors[:count], *seeds.values(), *tensors[count:]], after.key)
+    if transforms_active() or any(map(is_legacy_batchedtensor, seeds.values())):
+        results: Sequence[Tensor] = gradients_by_torch(after, [*tensors[:count], *seeds.values(), *tensors[count:]])
+    else:
+        results = runner([*tensors[:count], *seeds.values(), *tensors[count:]], after.key)
     for k, r in zip(after.gradients_of, results, strict=True):
         if needed[k]:
             out[k] = r
@@ -101,6 +108,8 @@ class LayerFunction(torch.autograd.Function):
 def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     """The operator `run` for plain eager tensors; hands over to it where anything traces, fakes or intercepts."""
     if is_compiling() or _len_torch_dispatch_stack():
+        if is_in_onnx_export() and not (job := Job.parse(key)).order:
+            return forward_by_torch(job, inputs)
         return run(inputs, key)  # type: ignore[no-any-return]
     tracked = False
     for t in inputs:

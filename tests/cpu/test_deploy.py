@@ -93,3 +93,130 @@ def test_a_layer_is_a_leaf_of_a_symbolic_trace() -> None:
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["norm", "add"]
     same(traced, net, (torch.randn(3, 4, 5, 5),))
     assert not hasattr(net.norm, "affine")
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_onnx(dynamo: bool, tmp_path: Path) -> None:
+    """Operators of ONNX alone, for any batch and size, equal to rounding in onnxruntime."""
+    import onnxruntime
+
+    class Net(nn.Module):
+        def __init__(self, layer: str) -> None:
+            super().__init__()
+            self.layer = nf.compile(layer, 8)
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            return self.layer(*inputs)
+
+    for layer in ("evonorm-b0", "layernorm-gelu", "adagn-silu", WORDS) if dynamo else ("bn-relu", "rmsnorm", WORDS):
+        net, path = Net(layer).eval(), str(tmp_path / "net.onnx")
+        inputs, others = inputs_of(net.layer, (3, 8, 5, 4)), inputs_of(net.layer, (2, 8, 3, 6))
+        if dynamo:
+            shapes = tuple({i: torch.export.Dim.DYNAMIC for i in range(t.dim()) if i != 1} for t in inputs)
+            torch.onnx.export(net, inputs, path, dynamo=True, dynamic_shapes=(shapes,), verbose=False)
+        else:
+            axes = {"x": {0: "n", 2: "h", 3: "w"}}
+            torch.onnx.export(net, inputs, path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for given in (inputs, others):
+            named = {i.name: t.numpy() for i, t in zip(session.get_inputs(), given, strict=True)}
+            for got, want in zip(session.run(None, named), results_of(net, given), strict=True):
+                torch.testing.assert_close(torch.from_numpy(got), want.detach(), msg=layer)
+
+
+class Custom:
+    pass
+
+
+TRANSFORMED = ["evonorm-s0", "layernorm-gelu", "rmsnorm", "gn-silu"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:normforge runs on torch", "ignore:There is a performance drop", "ignore::FutureWarning"
+)
+@pytest.mark.parametrize("layer", TRANSFORMED)
+def test_transforms(layer: str) -> None:
+    """torch.func, forward mode and batched gradients, of compiled layers, as eager ones have them."""
+    m = nf.compile(layer, 4, groups=2, backend="c").double()
+    e = nf.compile(layer, 4, groups=2, backend="eager").double()
+    x = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(m)(torch.stack([x, 2 * x])), torch.stack([m(x), m(2 * x)]))
+    torch.testing.assert_close(torch.func.jacrev(m)(x), torch.autograd.functional.jacobian(e, x))
+    torch.testing.assert_close(torch.func.jacfwd(m)(x), torch.autograd.functional.jacobian(e, x))
+    torch.testing.assert_close(
+        torch.autograd.functional.jacobian(m, x, vectorize=True), torch.autograd.functional.jacobian(e, x)
+    )
+    parameters = dict(m.named_parameters())
+
+    def loss(p: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(m, p, (sample[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i, sample in enumerate(x):
+        want = torch.autograd.grad(loss(parameters, sample), list(parameters.values()))
+        for name, g in zip(parameters, want, strict=True):
+            torch.testing.assert_close(each[name][i], g)
+    inputs = [x.requires_grad_(), *m.parameters()]
+    call = lambda x, *p: torch.func.functional_call(m, dict(zip(parameters, p, strict=True)), (x,))  # noqa: E731
+    assert torch.autograd.gradcheck(call, inputs, check_batched_grad=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, inputs, check_batched_grad=True)
+
+
+@pytest.mark.filterwarnings("ignore:normforge runs on torch")
+def test_running_statistics_under_transforms() -> None:
+    """What torch's BatchNorm refuses is refused; in inference nothing stands in the way."""
+    m, x = nf.compile("bn-relu", 4), torch.randn(2, 3, 4, 5, 5)
+    with pytest.raises(nf.errors.TransformError, match="running statistics"):
+        torch.func.vmap(m)(x)
+    torch.testing.assert_close(torch.func.vmap(m.eval())(x), torch.stack([m(x[0]), m(x[1])]))
+
+
+def test_stored_layers_load_as_weights_only(tmp_path: Path) -> None:
+    for name in ("bn-relu", "evonorm-s0", "cond-evonorm-b0", "add-rmsnorm"):
+        m = nf.freeze(nf.compile(name, 4, momentum=None, eps=1e-3)).eval()
+        m.note = "kept"
+        with torch.no_grad():
+            for t in (*m.parameters(), *m.buffers()):
+                t += 1
+        torch.save(m, tmp_path / "m.pt")
+        found = torch.load(tmp_path / "m.pt", weights_only=True)
+        assert type(found) is type(m) and repr(found) == repr(m) and found.note == "kept" and not found.training
+        assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), m.state_dict().values(), strict=True))
+        code = "import normforge, torch; torch.load('m.pt', weights_only=True)"
+        if name == "bn-relu":
+            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    torch.save(nn.Sequential(m), tmp_path / "net.pt")
+    with torch.serialization.safe_globals([nn.Sequential]):
+        same(torch.load(tmp_path / "net.pt", weights_only=True)[0], m, inputs_of(m, (2, 4, 3, 3)))
+    m.note = Custom  # nothing else is executed
+    torch.save(m, tmp_path / "m.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(tmp_path / "m.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("order", ["import torch, normforge", "import normforge, torch"])
+def test_exported_programs_load_with_no_more_than_an_import(order: str, tmp_path: Path) -> None:
+    x = torch.randn(3, 4, 5, 5)
+    for training in (False, True):
+        m = nf.compile("evonorm-b0", 4).train(training)
+        torch.export.save(torch.export.export(m, (x,)), tmp_path / f"{training}.pt2")
+        torch.save((x, m(x).detach()), tmp_path / f"{training}.pt")
+    code = (
+        f"{order}\nfor name in ('False', 'True'):\n"
+        "    x, y = torch.load(f'{name}.pt')\n"
+        "    torch.testing.assert_close(torch.export.load(f'{name}.pt2').module()(x).detach(), y)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_a_profiler_sees_the_layer_by_name() -> None:
+    m, x = nf.compile("evonorm-s0", 4, backend="c"), torch.randn(2, 4, 3, 3, requires_grad=True)
+    with torch.profiler.profile() as seen:
+        (dx,) = torch.autograd.grad(m(x).sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        with torch.no_grad():
+            m(x)
+    names = [e.name for e in seen.events()]
+    assert names.count("evonorm-s0") == 2
+    assert names.count("evonorm-s0 backward") == 1 and names.count("evonorm-s0 double backward") == 1
