@@ -220,3 +220,12 @@ def test_a_profiler_sees_the_layer_by_name() -> None:
     names = [e.name for e in seen.events()]
     assert names.count("evonorm-s0") == 2
     assert names.count("evonorm-s0 backward") == 1 and names.count("evonorm-s0 double backward") == 1
+
+
+@pytest.mark.slow
+def test_aot_inductor(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nf.compile("evonorm-s0", 8)).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), net(x))
