@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from normforge.kernels.compile import compile
     from normforge.kernels.module import Layer
     from normforge.kernels.pool import empty_pool
-    from normforge.kernels.settings import freeze, set_backend
+    from normforge.kernels.settings import freeze, set_backend, sync
     from normforge.nn.convert import convert
     from normforge.nn.export import export
     from normforge.nn.factory import norm_act
@@ -44,6 +44,7 @@ _LAZY = {
     "plan": "normforge.codegen.public",
     "set_backend": "normforge.kernels.settings",
     "source": "normforge.codegen.public",
+    "sync": "normforge.kernels.settings",
 }
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "set_backend",
     "simplify",
     "source",
+    "sync",
 ]
 
 

@@ -5,7 +5,8 @@ It interprets the surface graph, not a derivative graph of ours, so it is a seco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +56,17 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# Differentiable: from a vector of this process those of all processes, in the order of their ranks.
+Gather = Callable[[Tensor], Sequence[Tensor]]
+
+
 def run_eager(
-    graph: Graph, values: Mapping[str, Tensor], groups: int, *, buffers: Mapping[str, Tensor] | None = None
+    graph: Graph,
+    values: Mapping[str, Tensor],
+    groups: int,
+    *,
+    buffers: Mapping[str, Tensor] | None = None,
+    gather: Gather | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Evaluate a layer.
 
@@ -65,6 +75,7 @@ def run_eager(
         values: `x` of shape (N, C, *spatial), further inputs, and the parameters, (C,) or scalars.
         groups: divides C.
         buffers: running statistics by name, for inference; None in training.
+        gather: where moments over the batch are of several processes; called once for each level of them.
 
     Returns:
         The results, each like x, and in training what the running statistics average (E, variance times n/(n-1),
@@ -78,7 +89,9 @@ def run_eager(
     extents = (n, groups, c // groups, x[0, 0].numel() if x.numel() else 0)
     kept: dict[str, Tensor] = {}
     env: dict[Node, Tensor] = {}
-    for node in graph.nodes:
+    merged: dict[Node, tuple[Tensor, float]] = {}
+    nodes, levels = (graph.nodes, {}) if gather is None else by_level(graph)
+    for node in nodes:
         op = node.op
         if op is Op.INPUT:
             size = shape if node.axes == FULL else _small_shape(node.axes, extents)
@@ -105,15 +118,66 @@ def run_eager(
                 value = buffers[r.name].to(dtype).reshape(_small_shape(node.axes, extents))
                 env[node] = torch.sqrt(value + graph.eps) if op in (Op.STD, Op.RMS) else value
                 continue
-            env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
+            count: float = _elements(node, extents)
+            if r is not None and gather is not None:
+                if node in levels:  # the first of its level, which is exchanged as a whole
+                    merged.update(_exchanged(levels[node], env, extents, gather))
+                statistic, count = merged[node]
+                env[node] = torch.sqrt(statistic + graph.eps) if op in (Op.STD, Op.RMS) else statistic
+            else:
+                env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
                 flat = statistic.detach().reshape(-1)
-                count = _elements(node, extents)
                 if r.unbiased and count > 1:
                     flat = flat * (count / (count - 1))
                 kept[r.name] = flat if node.axes else flat.reshape(())
     results = [_like(x, env[node], groups) for _, node in graph.outputs]
     return results, [kept[r.name] for r in statistics.values()] if buffers is None else []
+
+
+def by_level(graph: Graph) -> tuple[Sequence[Node], dict[Node, list[Node]]]:
+    """Nodes, those first that stand on fewer levels of moments over the batch; and by the first such moment of each
+    level all of them."""
+    running = {r.node for r in running_statistics(graph)}
+    level: dict[Node, int] = {}
+    for node in graph.nodes:
+        level[node] = max((level[a] for a in node.args), default=0) + (node in running)
+    nodes = sorted(graph.nodes, key=lambda n: (level[n], n not in running))
+    levels: dict[int, list[Node]] = {}
+    for node in nodes:
+        if node in running:
+            levels.setdefault(level[node], []).append(node)
+    return nodes, {of_level[0]: of_level for of_level in levels.values()}
+
+
+def _exchanged(
+    moments: Sequence[Node], env: Mapping[Node, Tensor], extents: tuple[int, int, int, int], gather: Gather
+) -> dict[Node, tuple[Tensor, float]]:
+    """The statistics of one level over all processes, and of how many elements: count, mean and variance of each
+    process are exchanged in one vector, and merged in the order of ranks by Chan's formula."""
+    parts: list[Tensor] = []
+    for node in moments:
+        a, count = env[node.args[0]], _elements(node, extents)
+        own = _moment(node, a, 0.0)[1]
+        mean = _mean(node, a) if node.op in (Op.STD, Op.VAR) else own
+        both = torch.stack([mean, own]) if count else torch.zeros_like(torch.stack([mean, own]))
+        parts += [a.new_full((1,), count), both.reshape(-1)]
+    vectors = torch.stack(list(gather(torch.cat(parts))))
+    found: dict[Node, tuple[Tensor, float]] = {}
+    at = 0
+    for node in moments:
+        size = math.prod(_small_shape(node.axes, extents))
+        counts = vectors[:, at].detach()
+        means, owns = (vectors[:, at + 1 + i * size : at + 1 + (i + 1) * size] for i in (0, 1))
+        total = counts.sum()
+        weights = (counts / total)[:, None]
+        mean = (weights * means).sum(0)
+        value = (weights * owns).sum(0)
+        if node.op in (Op.STD, Op.VAR):
+            value = value + (weights * (means - mean).square()).sum(0)
+        found[node] = (value.reshape(_small_shape(node.axes, extents)), float(total))
+        at += 1 + 2 * size
+    return found
 
 
 def _like(x: Tensor, value: Tensor, groups: int) -> Tensor:

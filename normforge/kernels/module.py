@@ -14,7 +14,7 @@ from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normforge.codegen.eager import run_eager
+from normforge.codegen.eager import Gather, run_eager
 from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError, TransformError
 from normforge.ir.evaluate import evaluate
 from normforge.ir.forms.formula import parse_formula
@@ -24,6 +24,7 @@ from normforge.kernels.backends import RUNNERS, look_around, resolve
 from normforge.kernels.job import Job, layer_text
 from normforge.kernels.run import run_plain
 from normforge.kernels.scripted import scriptable
+from normforge.kernels.sync import gather_over
 from normforge.passes.inputs import at_one
 from normforge.passes.running import Running, running_statistics
 from normforge.passes.single import moment_axes, single_axes
@@ -46,6 +47,7 @@ class Layer(nn.Module):
         backend: as given to `compile`; see `normforge.kernels.settings.set_backend`.
         momentum: weight of the new value in running statistics; None averages all of them.
         frozen: True uses running statistics in training too; see `normforge.kernels.settings.freeze`.
+        synced, group: whether moments over the batch are of several processes, and of which; see `...settings.sync`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Layer(nn.Module):
         self.graph, self.channels, self.groups = graph, channels, groups
         self.channel_dim, self.backend, self.momentum = channel_dim, backend, momentum
         self.num_features, self.frozen = channels, False
+        self.synced, self.group = False, None
         self.names = {p.name: TORCH_NAMES.get(p.name, p.name) for p in graph.params}
         taken = set(dir(self)) | {"weight", "bias"}
         for p in graph.params:
@@ -174,12 +177,10 @@ class Layer(nn.Module):
 
     def _results(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
         """The results for x as (N, C, *spatial) and further inputs."""
+        if self.synced and self.training and not self.frozen and (gather := gather_over(self.group)):
+            return self._eager(x, inputs, gather)
         keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
-        if (
-            keys is None or torch._C._get_tracing_state() is not None
-        ):  # torch.jit.trace records torch's operations alone
-            return self._eager(x, inputs)
-        return self._compiled(x, inputs, keys)
+        return self._eager(x, inputs) if keys is None else self._compiled(x, inputs, keys)
 
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -226,12 +227,12 @@ class Layer(nn.Module):
             self._update(out[results : results + len(self.running)], x)
         return out[:results]
 
-    def _eager(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
+    def _eager(self, x: Tensor, inputs: list[Tensor], gather: Gather | None = None) -> Sequence[Tensor]:
         values = {n.name: t for n, t in zip(self.graph.inputs, (x, *inputs), strict=True)}
         values |= dict(zip(self.names, self._values(), strict=True))
         training = self.training and not self.frozen
         buffers = None if training else dict(zip(self._running_names, self._buffers_of(), strict=True))
-        results, statistics = run_eager(self.graph, values, self.groups, buffers=buffers)
+        results, statistics = run_eager(self.graph, values, self.groups, buffers=buffers, gather=gather)
         if training and self.running:
             self._update(statistics, x)
         return results
@@ -279,7 +280,7 @@ class BatchLayer(Layer, _BatchNorm):
         if name == "affine":
             raise NotABatchNormError(
                 f"{self.graph} is no BatchNorm whose parts could be put into another one, as convert_sync_batchnorm "
-                "does: leave this layer as it is"
+                "does: for statistics of several processes use nf.sync(model, group)"
             )
         return super().__getattr__(name)
 
@@ -299,7 +300,8 @@ class BatchLayer(Layer, _BatchNorm):
         Raises:
             ShapeError: x has one value a channel, and the result would be the same for every such x.
         """
-        if not (self.training and isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1) or self.frozen:
+        alone = self.training and isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
+        if not alone or self.frozen or self.synced:
             return
         if x.numel() == self.channels and _is_lost(self.graph):
             raise ShapeError(
@@ -323,7 +325,7 @@ def _is_lost(graph: Graph) -> bool:
 # Of a module's attributes those that `rebuilt` makes.
 _MADE = {
     "graph", "channels", "groups", "channel_dim", "backend", "momentum", "num_features", "names", "running",
-    "_running_names", "_keys", "_non_persistent_buffers_set", "_is_full_backward_hook",
+    "_running_names", "_keys", "group", "_non_persistent_buffers_set", "_is_full_backward_hook",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -40,6 +40,24 @@ def freeze(model: Model, frozen: bool = True) -> Model:
     """
     for layer in _layers(model):
         layer.frozen = frozen
+    return model
+
+
+def sync(model: Model, group: Any = None) -> Model:
+    """Let all layers of a model take their moments over the batch of several processes, in training.
+
+    Results, gradients of any order and running statistics are those of one process with the whole batch, whatever part
+    of it each process has; the loss is the sum of those of all processes. Processes exchange one vector for each level
+    of moments, and merge in the order of ranks, so that nothing depends on timing. Such a step runs on torch's
+    operations. In inference, with one process, and in layers without moments over the batch nothing changes.
+
+    Args:
+        model: a layer, or any module that has some; changed in place, and returned.
+        group: of torch.distributed; None is all processes.
+    """
+    for layer in _layers(model):
+        if layer.running:
+            layer.synced, layer.group = True, group
     return model
 
 

@@ -18,6 +18,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer, layers, parse
 from normforge.kernels.compile import compile
 from normforge.kernels.module import DTYPES, Layer, described, with_eps
+from normforge.kernels.settings import sync
 from normforge.nn.activations import activation_formula, is_activation_function
 from normforge.nn.norms import Norm, Unsayable, norm_of
 from normforge.nn.shared import SharedActivation
@@ -355,6 +356,8 @@ def _made(graph: Graph, norm: Norm, groups: int | None, backend: str, model: nn.
         if start is not None and buffer is not None and start.shape == buffer.shape:
             made._buffers[name] = buffer.to(start.dtype)
     made.training = old.training
+    if norm.synced:
+        sync(made, norm.group)
     _move_hooks(old, made)
     return made
 

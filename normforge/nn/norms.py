@@ -7,7 +7,7 @@ the `forward` of a known class, and adds no part of its own, is that class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Norm:
         channels, groups, channel_dim: as of `compile`; groups None where the norm has none.
         eps: ε. momentum: of running statistics; None for their average.
         activation: that it applies itself, a module; None where it applies none.
+        synced, group: whether its statistics are of several processes, and of which.
     """
 
     module: nn.Module
@@ -36,6 +37,8 @@ class Norm:
     channel_dim: int = 1
     momentum: float | None = 0.1
     activation: nn.Module | None = None
+    synced: bool = False
+    group: Any = None
 
     @property
     def affine(self) -> str:
@@ -109,10 +112,7 @@ def _batch(module: Any) -> Norm:
 
 
 def _synchronised(module: Any) -> Norm:
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several and torch.distributed.get_world_size(module.process_group) > 1:
-        raise Unsayable("its statistics are of several processes, and a layer's of its own")
-    return _batch(module)
+    return replace(_batch(module), synced=True, group=module.process_group)
 
 
 def _instance(module: Any) -> Norm:

@@ -1,0 +1,87 @@
+"""Moments over the batch of several processes: real ones, with gloo, beside one process with the whole batch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
+
+import normforge as nf
+from normforge.errors import OptionError
+
+# Two levels, three moments of one level that share what they exchange, moments over the channels too.
+NESTED = "x / std[b,w,h](x - mean[b,w,h](x * sigmoid(v1 * x))) * gamma + rms[b,w,h](x) * mean[b,w,h,c](abs(x)) + beta"
+PARTS = (3, 2)  # samples of each process
+STEPS = 3
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nf.compile(name, 6, groups=3, backend="c") for name in ("bn-relu", "evonorm-b0", NESTED)]
+    return nn.Sequential(layers[0], nn.Conv2d(6, 6, 1), layers[1], nn.Conv2d(6, 6, 1), layers[2]).double()
+
+
+def data() -> torch.Tensor:
+    return torch.randn(STEPS, sum(PARTS), 6, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def train(model: nn.Module, batches: list[torch.Tensor], shared: bool) -> dict[str, torch.Tensor]:
+    """Steps on a loss with a penalty on its gradient in x, which takes second derivatives."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    outputs = {}
+    for step, x in enumerate(batches):
+        x = x.clone().requires_grad_()
+        y = model(x)
+        (dx,) = torch.autograd.grad(y.tanh().sum(), x, create_graph=True)
+        optimizer.zero_grad()
+        (y.tanh().square().sum() + dx.square().sum()).backward()
+        if shared:
+            for p in model.parameters():
+                distributed.all_reduce(p.grad)
+        optimizer.step()
+        assert y.isfinite().all() and dx.isfinite().all()
+        outputs |= {f"y{step}": y.detach(), f"dx{step}": dx.detach()}
+    return outputs | {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(PARTS))
+    mine = [part.split(PARTS)[rank] for part in data()]
+    model = nf.sync(network())
+    torch.save(train(model, mine, shared=True), f"{folder}/{rank}.pt")
+    again = train(nf.sync(network()), mine, shared=True)
+    first = torch.load(f"{folder}/{rank}.pt")
+    assert all(torch.equal(first[k], v) for k, v in again.items())
+    stored = copy.deepcopy(model)  # a copy has the group, and inference exchanges nothing
+    if rank == 0:
+        stored.eval()(mine[0])
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    spawn(process, (str(tmp_path),), nprocs=len(PARTS))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(PARTS))]
+    want = train(network(), list(data()), shared=False)
+    for name, value in want.items():
+        if name.startswith(("y", "dx")):
+            torch.testing.assert_close(torch.cat([f[name] for f in found]), value, rtol=1e-10, atol=1e-10)
+        else:
+            for f in found:
+                torch.testing.assert_close(f[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_alone_nothing_changes() -> None:
+    model, x = network(), data()[0]
+    want = copy.deepcopy(model)(x)
+    assert torch.equal(nf.sync(model)(x), want)
+    assert not nf.sync(nf.compile("gn-relu", 6)).synced
+    synchronised, report = nf.convert(nn.Sequential(nn.SyncBatchNorm(6), nn.ReLU()), "evonorm-b0")
+    assert synchronised[0].synced and report.replaced
+    with pytest.raises(OptionError, match=r"nf\.sync"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
