@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from normforge import errors
 from normforge.ir import Graph, layers, parse
+from normforge.ir.layers import READERS
 from normforge.loading import register_with_torch
 from normforge.passes import simplify
 from normforge.passes.inputs import conditional
@@ -79,4 +80,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'normforge' has no attribute {name!r}")
 
 
+def _found(text: str) -> Graph | None:
+    """The layer of a search result such as runs/demo#17; None of any other text."""
+    if "#" not in text:
+        return None
+    from normforge.api.load import candidate_named, load
+
+    return load(text) if candidate_named(text) else None
+
+
+READERS.append(_found)
 register_with_torch()

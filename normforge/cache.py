@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 
@@ -42,14 +45,44 @@ def entry(key: str, suffix: str, build: Callable[[Path], None], *, rebuild: bool
         rebuild: build even when the bytes are as written.
 
     Concurrent builders each write a file of their own and rename it into place; the last one wins, and all
-    have the same content.
+    have the same content. Where the disk of the cache is full, or its quota, the file is built in a temporary directory
+    of this process, with one warning.
+
+    Raises:
+        OSError: there is no room there either.
     """
-    path = cache_directory() / key[:2] / f"{key}{suffix}"
+    name = Path(key[:2]) / f"{key}{suffix}"
+    if not rebuild and _intact(kept := cache_directory() / name):
+        return kept
+    try:
+        return _built(cache_directory() / name, build)
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+    aside = _aside(str(cache_directory())) / name
+    return aside if not rebuild and _intact(aside) else _built(aside, build)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@cache
+def _aside(full: str) -> Path:
+    """Where entries of this process go whose own directory is full."""
+    made = Path(tempfile.mkdtemp(prefix="normforge-"))
+    warnings.warn(
+        f"the disk of {full} is full: compiled kernels go to {made} and are not kept; make room, or name another "
+        "directory in NORMFORGE_CACHE",
+        stacklevel=2,
+    )
+    return made
+
+
+def _built(path: Path, build: Callable[[Path], None]) -> Path:
+    """Build a file and its checksum, and move both into place."""
     check = path.with_suffix(".sum")
-    if not rebuild and _intact(path, check):
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
     fresh = Path(name)
     try:
@@ -67,8 +100,8 @@ def _checksum(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def _intact(path: Path, check: Path) -> bool:
+def _intact(path: Path) -> bool:
     try:
-        return check.read_text() == _checksum(path)
+        return path.with_suffix(".sum").read_text() == _checksum(path)
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Annotated
 
@@ -26,7 +27,9 @@ def bench(
     """Time a layer, forward to double backward, beside its formula in eager torch and a copy of the same bytes."""
     import torch
 
+    from normforge.api.explain import human
     from normforge.kernels.timing import PASSES, time_layer
+    from normforge.search.funnel import out_of_memory
 
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device is auto, cpu or cuda, not {device!r}")
@@ -37,11 +40,17 @@ def bench(
     if extents is None or len(extents) < 2 or min(extents) < 1:
         raise ShapeError(f"--shape is N,C,H,W (or N,C,...) in positive numbers, not {shape!r}")
     console = Console(stderr=True)
-    with console.status(f"timing {', '.join(PASSES)} on the {'GPU' if where == 'cuda' else 'CPU'}"):
-        timings = time_layer(
-            graph, extents, getattr(torch, parse_dtype(dtype)), where,
-            channels_last=layout is Layout.nhwc, torch_compile=torch_compile, seconds=seconds,
-        )  # fmt: skip
+    try:
+        with console.status(f"timing {', '.join(PASSES)} on the {'GPU' if where == 'cuda' else 'CPU'}"):
+            timings = time_layer(
+                graph, extents, getattr(torch, parse_dtype(dtype)), where,
+                channels_last=layout is Layout.nhwc, torch_compile=torch_compile, seconds=seconds,
+            )  # fmt: skip
+    except (MemoryError, RuntimeError) as e:
+        if not out_of_memory(e):
+            raise
+        size = human(math.prod(extents) * getattr(torch, parse_dtype(dtype)).itemsize)
+        raise OptionError(f"--shape {shape} takes more memory than there is, {size} a tensor: choose less") from None
     peers = [name for name in timings[0].ms if name != "normforge"]
     table = Table("pass", "normforge", *peers, "copy of the least bytes", "first call", box=None, pad_edge=False)
     for t in timings:

@@ -45,6 +45,14 @@ for command in (layers, check, explain, compile, convert, bench, search, estimat
 app.command("plan", hidden=True)(plan)
 
 
+STOPPED = 130  # what shells give to what Ctrl-C has ended
+
+
+def _stopped() -> None:
+    print("normforge: stopped", file=sys.stderr)
+    sys.exit(STOPPED)
+
+
 def main() -> None:
     """Entry point: normforge's own errors become one sentence and their exit code."""
     try:
@@ -52,5 +60,11 @@ def main() -> None:
     except NormforgeError as e:
         print(f"normforge: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        _stopped()
+    except SystemExit as e:
+        if e.code == STOPPED:  # typer's word for Ctrl-C
+            _stopped()
+        raise
     except BrokenPipeError:
         sys.exit(0)

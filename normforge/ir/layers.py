@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -149,18 +149,25 @@ def parse(text: str) -> Graph:
         raise
 
 
+# What reads other texts than names and formulas, such as runs/demo#17; filled by the package, which knows of searches.
+READERS: list[Callable[[str], Graph | None]] = []
+
+
 def as_layer(layer: Graph | str, who: str) -> Graph:
-    """A layer's graph, of that or of its name or formula.
+    """A layer's graph, of that or of its name or formula, or of what a search found.
 
     Args:
         layer: what a public function was given.
         who: that function, for the message.
 
     Raises:
-        ParseError: as `parse`.
+        ParseError: as `parse`. RunError, UnknownNameError: there is no such result of a search.
         OptionError: not a layer but a derivative graph.
     """
-    graph = parse(layer) if isinstance(layer, str) else layer
+    if isinstance(layer, str):
+        found = (graph for reader in READERS if (graph := reader(layer)) is not None)
+        layer = next(found, None) or parse(layer)
+    graph = layer
     if not graph.is_surface:
         raise OptionError(f"{who} takes a layer (results of x and of inputs that it declares), not a derivative graph")
     return graph

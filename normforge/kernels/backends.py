@@ -21,7 +21,7 @@ from normforge.codegen.plan import Plan
 from normforge.codegen.shapes import Dims
 from normforge.codegen.target import Device
 from normforge.errors import BackendError
-from normforge.kernels import launch_c, toolchain
+from normforge.kernels import launch_c
 
 AUTO, EAGER = "auto", "eager"
 # Runs on operands followed by outputs, and writes these.
@@ -63,13 +63,9 @@ def _load_triton(plan: Plan, title: str) -> Kernel:
     return launch_triton.load(plan, title)
 
 
-def _no_compiler() -> str:
-    return "" if toolchain.find_compiler() else f"there is no C compiler; {toolchain.INSTALL_HINT}"
-
-
 RUNNERS: dict[str, Runner] = {
     "triton": Runner(_load_triton, ("cuda", "xpu"), "a GPU", describe=describe_gpu),
-    "c": Runner(launch_c.load, ("cpu",), "the CPU", launch_c.prefetch, missing=_no_compiler),
+    "c": Runner(launch_c.load, ("cpu",), "the CPU", launch_c.prefetch, missing=launch_c.missing),
 }
 # What "auto" means, by type of device; eager anywhere else.
 BEST = {"cpu": "c", "cuda": "triton", "xpu": "triton"}

@@ -20,6 +20,7 @@ from normforge.cache import digest, entry
 from normforge.codegen.c.driver import driver
 from normforge.codegen.c.emit import emit_c, parts
 from normforge.codegen.plan import Plan
+from normforge.errors import BackendError
 from normforge.kernels import toolchain
 from normforge.kernels.empty import addressed
 
@@ -178,6 +179,18 @@ def _build(plan: Plan, source: str) -> CObject:
 
 
 _loading = threading.Lock()
+
+
+@cache
+def missing() -> str:
+    """Why there can be no kernels on this machine, or "": found out once, by building what calls them."""
+    if not toolchain.find_compiler():
+        return f"there is no C compiler; {toolchain.INSTALL_HINT}"
+    try:
+        _driver()
+    except (BackendError, OSError) as e:
+        return f"the C compiler does not work ({e}); {toolchain.INSTALL_HINT}"
+    return ""
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -130,5 +131,8 @@ def compile_threaded(source: str, output: Path) -> None:
 def _run(command: list[str], source: str = "") -> None:
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     if done.returncode:
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), command[command.index("-o") + 1])
         first = next((line for line in done.stderr.split("\n") if "error" in line), done.stderr[:200])
-        raise BackendError(f"{command[0]} could not compile a generated kernel: {first.strip()}")
+        why = first.strip() or f"it said nothing, and ended with {done.returncode}"
+        raise BackendError(f"{command[0]} could not compile a generated kernel: {why}")

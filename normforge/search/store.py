@@ -112,7 +112,9 @@ class Store:
             with transaction(self._db):
                 self._db.executemany("INSERT INTO events (kind, key, time, elapsed, data) VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as e:
-            raise RunError(f"{self.path} cannot be written ({e}): is another process at work on it?") from None
+            full = getattr(e, "sqlite_errorname", "") == "SQLITE_FULL"
+            then = "make room, and the same command goes on" if full else "is another process at work on it?"
+            raise RunError(f"{self.path} cannot be written ({e}): {then}") from None
 
     def records(self, event_type: str | None = None) -> Iterator[Record]:
         """The records in the order in which they were stored, all or of one event type.

@@ -58,3 +58,51 @@ def test_unwritable_directory_still_runs(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     finish(start(blocked / "cache"))
+
+
+def program(text: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", text], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def wrapped(path: Path, lines: str) -> str:
+    """A compiler that does something else first."""
+    path.write_text(f'#!/bin/sh\n{lines}\nexec {toolchain.find_compiler()} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The linker's word for it, in place of a full disk, for what is written under the cache: the disk is named, and
+    kernels are built elsewhere."""
+    full = tmp_path / "full"
+    lines = f'case "$*" in *"{full}"*) echo "ld: final link failed: No space left on device" >&2; exit 1;; esac'
+    compiler = wrapped(tmp_path / "cc", lines)
+    ran = program(PROGRAM, NORMFORGE_CACHE=str(full), NORMFORGE_CC=compiler)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count(f"the disk of {full} is full") == 1 and not list(full.rglob("*.so"))
+    plain = program(PROGRAM, NORMFORGE_CACHE=str(tmp_path / "other"), NORMFORGE_CC=compiler)
+    assert plain.stdout == ran.stdout and "full" not in plain.stderr
+
+
+BROKEN = """
+import torch, normforge as nf
+y = nf.compile("gn-silu", 4)(torch.randn(2, 4, 3))
+assert torch.isfinite(y).all()
+try:
+    nf.compile("gn-silu", 4, backend="c")
+except nf.errors.BackendError as e:
+    print(e)
+"""
+
+
+def test_a_compiler_that_does_not_work(tmp_path: Path) -> None:
+    """`auto` falls back with its message, a backend asked for by name is refused with it."""
+    for lines, words in (
+        ("exit 3", "it said nothing, and ended with 3"),
+        ("echo 'error: no licence' >&2; exit 1", "licence"),
+    ):
+        compiler = wrapped(tmp_path / "cc", f'case "$1" in --version) ;; *) {lines};; esac')
+        ran = program(BROKEN, NORMFORGE_CACHE=str(tmp_path / "cache"), NORMFORGE_CC=compiler)
+        assert ran.returncode == 0, ran.stderr
+        assert "runs without compiled kernels: the C compiler does not work" in ran.stderr and words in ran.stderr
+        assert words in ran.stdout

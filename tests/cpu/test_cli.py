@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import normforge as nf
 from normforge.cli.main import main
@@ -39,6 +43,9 @@ MISTAKES = [
     (["explain", "gn-silu", "--shape", "a,b"], "--shape"),
     (["explain", "gn-silu", "--shape", "4"], "shape"),
     (["explain", "gn-silu", "--dtype", "int8"], "int8"),
+    (["explain", "gn-silu", "--channel-dim", "2"], "1 or -1"),
+    (["check", "a + b"], "the input is x; declare others"),
+    (["bench", "gn-silu", "--shape", "1000000,100,1000,1000"], "more memory than there is, 400000.0 GB a tensor"),
     (["bench", "gn-silu", "--shape", "4,0"], "positive"),
     (["bench", "gn-silu", "--device", "tpu"], "tpu"),
     (["bench", "gn-silu", "--shape", "4,8", "--layout", "nhwc"], "channels-last"),
@@ -150,14 +157,36 @@ def test_explain_counts_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         f"allocates 66.0 kB of outputs, {kept}",
     ]
     for dtype, tensor in (("bf16", "51.4 MB"), ("fp16", "51.4 MB"), ("f32", "102.8 MB"), ("bfloat16", "51.4 MB")):
-        code, out, _ = call(monkeypatch, capsys, "explain", "gn-silu", "--shape", "128,64,56,56", "--dtype", dtype)
+        code, out, _ = call(
+            monkeypatch, capsys, "explain", "gn-silu", "--shape", "128,64,56,56", "--dtype", dtype, "--target", "triton"
+        )
         words = f"saves x {tensor}, gamma 256 B, beta 256 B, saved.0 (mean over w,h,c/g) 16.4 kB, saved.1 (var over "
         assert code == 0 and words in out and f"full tensors, {tensor} each" in out
         assert [line.split(":")[0] for line in out.splitlines() if "sums; slab" in line or "sum; slab" in line] == [
             "forward", "backward", "double backward",
         ]  # fmt: skip
-    out = call(monkeypatch, capsys, "explain", "gn-silu")[1]
+    out = call(monkeypatch, capsys, "explain", "gn-silu", "--target", "triton")[1]
     assert "the floor" not in out and "  launch 1, 0_slabs: slabs {b,g} by rows, programs = ceil(N * G / SLABS)" in out
+
+
+def test_explain_names_its_target(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    first = call(monkeypatch, capsys, "explain", "gn-silu")[1].splitlines()[0]
+    assert first.startswith(
+        "triton, float32, nchw (there is a GPU" if torch.cuda.is_available() else "c, float32, nchw ("
+    )
+    tokens = call(monkeypatch, capsys, "explain", "rmsnorm", "--shape", "8,16,64", "--channel-dim", "-1")[1]
+    pixels = call(monkeypatch, capsys, "explain", "rmsnorm", "--shape", "8,64,16", "--layout", "nhwc")[1]
+    assert tokens == pixels and "nhwc" in tokens.splitlines()[0]
+
+
+def test_one_line_for_an_interrupt() -> None:
+    """Ctrl-C, of a real process at work."""
+    command = [sys.executable, "-m", "normforge", "bench", "evonorm-s0", "--seconds", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        time.sleep(6.0)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and "Traceback" not in out + err and err.splitlines()[-1] == "normforge: stopped"
 
 
 def test_plan_is_called_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,16 @@ def test_several_processes_write(tmp_path):
     assert sqlite3.connect(tmp_path / FILE).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_full_disk(tmp_path):
+    """SQLite's own word for it, from a file that may not grow."""
+    store = Store(tmp_path, write=True)
+    store._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(RunError, match=r"full.*make room, and the same command goes on"):
+        for i in range(100):
+            store.append([Record("candidate", str(i), 0.0, {"what": "x" * 2000})])
+    store.close()
+
+
 def test_one_process_holds_a_run(tmp_path):
     context = mp.get_context("spawn")
     held, release = context.Event(), context.Event()

@@ -323,8 +323,9 @@ class _Parser:
             self.fail(f"{token.text} is a function: expected {opening!r} after it, found {self.token}")
         if token.text in RESERVED:
             self.fail(f"{token.text!r} belongs in a declaration, before the expression", token)
-        hint = nearest(token.text, [*self.names, *FUNCTIONS])
-        self.fail(f"unknown name {token}{hint or '; declare it: param ' + token.text[:20] + ' = 0; ...'}", token)
+        hint = nearest(token.text, [*self.names, *FUNCTIONS]) if len(token.text) > 2 else ""
+        declared = f"; the input is x; declare others, as in param {token.text[:20]} = 0; ..."
+        self.fail(f"unknown name {token}{hint or declared}", token)
 
     def call(self, name: Token) -> _Level:
         if name.text not in FUNCTIONS or name.text in self.declared:
