@@ -21,6 +21,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.compiler import is_compiling
 from torch.onnx import is_in_onnx_export
 
+from normforge.errors import BackendError
 from normforge.kernels.execute import allocate, execute
 from normforge.kernels.job import Job
 from normforge.kernels.prepare import compile_ahead
@@ -114,6 +115,11 @@ def run_plain(inputs: list[Tensor], key: str) -> Sequence[Tensor]:
     tracked = False
     for t in inputs:
         if type(t) not in _PLAIN or t.is_neg():
+            if type(t).__name__ == "DTensor":
+                raise BackendError(
+                    "layers take no DTensor: give its part, x.to_local(), where each process has samples of its own; "
+                    "under DDP and FSDP2 layers are given plain tensors"
+                )
             return run(inputs, key)  # type: ignore[no-any-return]
         if t.requires_grad:
             tracked = True

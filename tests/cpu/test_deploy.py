@@ -222,6 +222,14 @@ def test_a_profiler_sees_the_layer_by_name() -> None:
     assert names.count("evonorm-s0 backward") == 1 and names.count("evonorm-s0 double backward") == 1
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint(reentrant: bool) -> None:
+    m, x = nf.compile("gn-silu", 4), torch.randn(2, 4, 3, 3, requires_grad=True)
+    (want,) = torch.autograd.grad(m(x).square().sum(), x)
+    torch.utils.checkpoint.checkpoint(m, x, use_reentrant=reentrant).square().sum().backward()
+    assert torch.equal(x.grad, want)
+
+
 @pytest.mark.slow
 def test_aot_inductor(tmp_path: Path) -> None:
     net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nf.compile("evonorm-s0", 8)).eval(), torch.randn(2, 3, 8, 8)

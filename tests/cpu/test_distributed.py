@@ -1,4 +1,4 @@
-"""Moments over the batch of several processes: real ones, with gloo, beside one process with the whole batch."""
+"""Several processes: real ones, with gloo, beside one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 
 import normforge as nf
-from normforge.errors import OptionError
+from normforge.errors import BackendError, OptionError
 
 # Two levels, three moments of one level that share what they exchange, moments over the channels too.
 NESTED = "x / std[b,w,h](x - mean[b,w,h](x * sigmoid(v1 * x))) * gamma + rms[b,w,h](x) * mean[b,w,h,c](abs(x)) + beta"
@@ -61,7 +64,34 @@ def process(rank: int, folder: str) -> None:
     if rank == 0:
         stored.eval()(mine[0])
     distributed.barrier()
+    data_parallel(rank)
     distributed.destroy_process_group()
+
+
+def data_parallel(rank: int) -> None:
+    """DDP and FSDP2 of layers without moments over the batch; DTensors are refused."""
+
+    def model() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [nf.compile(name, 6, groups=3, backend="c") for name in ("gn-silu", "evonorm-s0")]
+        return nn.Sequential(nn.Conv2d(6, 6, 1), layers[0], nn.Conv2d(6, 6, 1), layers[1]).double()
+
+    batch = data()[0][:4]
+    alone, mine = model(), batch.chunk(len(PARTS))[rank]
+    alone(batch).square().mean().backward()
+    want = [p.grad for p in alone.parameters()]
+    replicated = nn.parallel.DistributedDataParallel(model())
+    replicated(mine).square().mean().backward()
+    mesh = init_device_mesh("cpu", (len(PARTS),))
+    sharded = model()
+    for module in (*sharded, sharded):
+        fully_shard(module, mesh=mesh)
+    sharded(mine).square().mean().backward()
+    for p, q, g in zip(replicated.parameters(), sharded.parameters(), want, strict=True):
+        torch.testing.assert_close(p.grad, g)
+        torch.testing.assert_close(q.grad.full_tensor(), g)
+    with pytest.raises(BackendError, match="to_local"):
+        model()[1](distribute_tensor(batch, mesh, [Shard(0)]))
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
