@@ -7,7 +7,7 @@ from itertools import product
 
 from normforge.codegen.shapes import Dims
 from normforge.codegen.triton.slabs import Slabs, SlabWalk
-from normforge.codegen.triton.tiles import LOOP_TILES, TILES, Rung
+from normforge.codegen.triton.tiles import CONDITIONED, LOOP_TILES, TILES, Rung
 from normforge.ir.node import Node
 from normforge.ir.ops import REDUCE
 from normforge.ir.types import G, S
@@ -21,11 +21,13 @@ def largest_tile(
     *,
     loop: bool,
     divides: bool,
+    conditions: int = 0,
 ) -> int:
     """Elements of the largest tile of a plan; `loop` says that a program walks its slab, `divides` that full values are
-    divided by full values, which takes registers."""
+    divided by full values, which takes registers; so do `conditions`, small operands that vary along the batch."""
     if loop:
-        return LOOP_TILES[walk.name][min(order, 2)]
+        found = LOOP_TILES[walk.name][min(order, 2)]
+        return max(CONDITIONED[walk.name], found // 2) if conditions else found
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if divides and not keyed:  # the limits of "keyed" are of layers that do
