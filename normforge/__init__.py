@@ -84,9 +84,9 @@ def _found(text: str) -> Graph | None:
     """The layer of a search result such as runs/demo#17; None of any other text."""
     if "#" not in text:
         return None
-    from normforge.api.load import candidate_named, load
-
-    return load(text) if candidate_named(text) else None
+    reader = importlib.import_module("normforge.api.load")
+    found: Graph | None = reader.load(text) if reader.candidate_named(text) else None
+    return found
 
 
 READERS.append(_found)

@@ -54,4 +54,10 @@ class _Loader(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._own  # as if nothing had stood between
         self._own.exec_module(module)
-        importlib.import_module(REGISTERS)
+        # Where torch is loaded by one of normforge's own modules, that one is half imported, and registers if need be.
+        if not any(_is_half_imported(m) for name, m in sys.modules.items() if name.startswith("normforge.")):
+            importlib.import_module(REGISTERS)
+
+
+def _is_half_imported(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))

@@ -210,6 +210,12 @@ def test_exported_programs_load_with_no_more_than_an_import(order: str, tmp_path
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.parametrize("first", ["codegen.eager", "kernels.job", "kernels.backends", "search.run", "nn.convert"])
+def test_any_module_may_be_the_first(first: str) -> None:
+    """Also one that loads torch half way through its own imports."""
+    subprocess.run([sys.executable, "-c", f"import normforge.{first}"], check=True)
+
+
 def test_a_profiler_sees_the_layer_by_name() -> None:
     m, x = nf.compile("evonorm-s0", 4, backend="c"), torch.randn(2, 4, 3, 3, requires_grad=True)
     with torch.profiler.profile() as seen:

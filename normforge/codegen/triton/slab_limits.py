@@ -27,7 +27,7 @@ def largest_tile(
     divided by full values, which takes registers; so do `conditions`, small operands that vary along the batch."""
     if loop:
         found = LOOP_TILES[walk.name][min(order, 2)]
-        return max(CONDITIONED[walk.name], found // 2) if conditions else found
+        return max(min(CONDITIONED[walk.name], found), found // 2) if conditions else found
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if divides and not keyed:  # the limits of "keyed" are of layers that do

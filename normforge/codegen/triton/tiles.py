@@ -67,8 +67,8 @@ LOOP_TILES: dict[str, tuple[int, int, int]] = {
     "positions": (2048, 2048, 1024),
     "channels": (2048, 2048, 1024),
 }
-# Of layers with further inputs for each sample half of these, and no less than this.
-CONDITIONED = {"rows": 1024, "columns": 512, "positions": 1024, "channels": 512}
+# Of layers with further inputs for each sample half of these, but no less than this.
+CONDITIONED = {"rows": 1024, "columns": 512, "positions": 2048, "channels": 512}
 
 
 def share(capability: int) -> float:

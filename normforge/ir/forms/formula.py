@@ -323,7 +323,8 @@ class _Parser:
             self.fail(f"{token.text} is a function: expected {opening!r} after it, found {self.token}")
         if token.text in RESERVED:
             self.fail(f"{token.text!r} belongs in a declaration, before the expression", token)
-        hint = nearest(token.text, [*self.names, *FUNCTIONS]) if len(token.text) > 2 else ""
+        known = [*self.names, *FUNCTIONS]
+        hint = nearest(token.text, known) if len(token.text) > 2 or token.text.lower() in known else ""
         declared = f"; the input is x; declare others, as in param {token.text[:20]} = 0; ..."
         self.fail(f"unknown name {token}{hint or declared}", token)
 
