@@ -113,9 +113,8 @@ def test_files_need_torch_alone(tmp_path: Path) -> None:
     for name in ("layernorm-gelu", "adaln", "names"):
         cases[f"{name}, channels last axis"] = case_of(name, tmp_path, torch.float64, dim=-1)
     compiler = toolchain.find_compiler() is not None
-    for name in ("evonorm-b0", "add-rmsnorm", "adagn-silu") if compiler else ():
-        for last in (False, True):
-            cases[f"{name}, kernels {last}"] = case_of(name, tmp_path, torch.float32, last, kernels=True)
+    for name, last in (("evonorm-b0", False), ("adagn-silu", True), ("add-rmsnorm", True)) if compiler else ():
+        cases[f"{name}, kernels {last}"] = case_of(name, tmp_path, torch.float32, last, kernels=True)
     torch.save({name: case for name, (case, _) in cases.items()}, tmp_path / "cases.pt")
     ran = subprocess.run([sys.executable, "-c", CHILD], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
