@@ -128,7 +128,7 @@ def rows(name: str, rounds: int) -> list[tuple[str, int, list[float]]]:
     """For each kind of call of a layer its launches, and microseconds: the call, its four stages, torch's part."""
     layer = nf.layers[name]
     module = nf.compile(layer, SHAPE[1], backend="c")
-    forward = Job.parse(module._keys["c"][True])
+    forward = Job.parse(module._keys["c"][0][0][True])
     backward = forward.after()
     double = backward.after((0,))
     x = torch.randn(SHAPE)
@@ -143,11 +143,12 @@ def rows(name: str, rounds: int) -> list[tuple[str, int, list[float]]]:
         )
 
     measured = {job.order: stages(job, rounds) for job in (forward, backward, double)}
-    statistics = [torch.ones_like(b) for b in module.buffers()]
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    statistics = [torch.ones_like(b) for b in buffers]
     own = microseconds(lambda: identity(x), rounds)
     if statistics:
-        buffers = list(module.buffers())
         own += microseconds(lambda: torch._foreach_lerp_(buffers, statistics, 0.1), rounds)
+        own += microseconds(lambda: module.num_batches_tracked.add_(1), rounds)
     leaves = [x.requires_grad_(), *module.parameters()]
     fresh, kept = [torch.empty(SHAPE)], [torch.ones(SHAPE[1]) for _ in range(forward.saved)]
     for what, context in (("forward, no gradients", torch.no_grad()), ("forward", torch.enable_grad())):

@@ -91,17 +91,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "no input"
 
 
-class BatchLayerOfInputs(LayerOfInputs, BatchLayer):
+class BatchLayerOfInputs(LayerOfInputs, BatchLayer):  # type: ignore[misc]
     """The same with running statistics."""
-
-    def forward(self, x: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
-        """The result or results, each of x's shape, dtype and layout; in training running statistics take a step.
-
-        Raises:
-            As `LayerOfInputs` and `BatchLayer`.
-        """
-        self._check_batch(x)
-        return LayerOfInputs.forward(self, x, *inputs, **named)
 
 
 torch.serialization.add_safe_globals([LayerOfInputs, BatchLayerOfInputs])

@@ -163,7 +163,8 @@ class Layer(nn.Module):
         """The output y, of x's shape, dtype and layout.
 
         Raises:
-            ShapeError, DtypeError: x does not fit.
+            ShapeError, DtypeError: x does not fit; or it has one value a channel, of which a layer that normalizes
+                over the batch would leave nothing in training.
             BackendError: a backend asked for by name cannot run on the device of x.
             TransformError: running statistics would be updated under torch.func.vmap, as torch refuses too.
         """
@@ -176,7 +177,13 @@ class Layer(nn.Module):
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def _results(self, x: Tensor, inputs: list[Tensor]) -> Sequence[Tensor]:
-        """The results for x as (N, C, *spatial) and further inputs."""
+        """The results for x as (N, C, *spatial) and further inputs.
+
+        Raises:
+            ShapeError: batches are normalized in training, and x has one value a channel, of which nothing is left.
+        """
+        if self.running and x.shape[0] == 1:
+            self._check_batch(x)
         if self.synced and self.training and not self.frozen and (gather := gather_over(self.group)):
             return self._eager(x, inputs, gather)
         keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
@@ -204,6 +211,27 @@ class Layer(nn.Module):
             f"the input has {shape[self.channel_dim]} channels along axis {self.channel_dim} and the layer was "
             f"compiled for {self.channels}: compile it again with {again}"
         )
+
+    def _check_batch(self, x: Tensor) -> None:
+        """Refuse, as torch does, to normalize one value by itself in training.
+
+        Args:
+            x: of one sample.
+
+        Raises:
+            ShapeError: x has one value a channel, and the result would be the same for every such x.
+        """
+        if (
+            self.training
+            and not self.frozen
+            and not self.synced
+            and x.numel() == self.channels
+            and _is_lost(self.graph)
+        ):
+            raise ShapeError(
+                f"an input of shape {tuple(x.shape)} has one value a channel, of which normalization over the batch "
+                "leaves nothing in training: give more, or use .eval()"
+            )
 
     def _values(self) -> list[Tensor]:
         """Parameters in the order of the formula."""
@@ -283,31 +311,6 @@ class BatchLayer(Layer, _BatchNorm):
                 "does: for statistics of several processes use nf.sync(model, group)"
             )
         return super().__getattr__(name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output y, of x's shape, dtype and layout; in training running statistics take a step.
-
-        Raises:
-            ShapeError: also where batches are normalized and x has one value a channel, of which nothing is left.
-            DtypeError, BackendError, TransformError: as every layer.
-        """
-        self._check_batch(x)
-        return super().forward(x)
-
-    def _check_batch(self, x: Tensor) -> None:
-        """Refuse, as torch does, to normalize one value by itself in training.
-
-        Raises:
-            ShapeError: x has one value a channel, and the result would be the same for every such x.
-        """
-        alone = self.training and isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == 1
-        if not alone or self.frozen or self.synced:
-            return
-        if x.numel() == self.channels and _is_lost(self.graph):
-            raise ShapeError(
-                f"the input of shape {tuple(x.shape)} has one value a channel, of which normalization over the batch "
-                "leaves nothing in training: give more, or use .eval()"
-            )
 
 
 @lru_cache(maxsize=256)

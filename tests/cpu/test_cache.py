@@ -97,12 +97,9 @@ except nf.errors.BackendError as e:
 
 def test_a_compiler_that_does_not_work(tmp_path: Path) -> None:
     """`auto` falls back with its message, a backend asked for by name is refused with it."""
-    for lines, words in (
-        ("exit 3", "it said nothing, and ended with 3"),
-        ("echo 'error: no licence' >&2; exit 1", "licence"),
-    ):
-        compiler = wrapped(tmp_path / "cc", f'case "$1" in --version) ;; *) {lines};; esac')
-        ran = program(BROKEN, NORMFORGE_CACHE=str(tmp_path / "cache"), NORMFORGE_CC=compiler)
-        assert ran.returncode == 0, ran.stderr
-        assert "runs without compiled kernels: the C compiler does not work" in ran.stderr and words in ran.stderr
-        assert words in ran.stdout
+    compiler = wrapped(tmp_path / "cc", 'case "$1" in --version) ;; *) exit 3;; esac')
+    ran = program(BROKEN, NORMFORGE_CACHE=str(tmp_path / "cache"), NORMFORGE_CC=compiler)
+    assert ran.returncode == 0, ran.stderr
+    words = "it said nothing, and ended with 3"
+    assert "runs without compiled kernels: the C compiler does not work" in ran.stderr and words in ran.stderr
+    assert words in ran.stdout
