@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node
@@ -185,7 +186,7 @@ def _like(x: Tensor, value: Tensor, groups: int) -> Tensor:
     n, c = x.shape[:2]
     y = value.to(x.dtype).expand(n, groups, c // groups, max(1, x[0, 0].numel()) if x.numel() else 0).reshape(x.shape)
     out = torch.empty_like(x)
-    if y.stride() != out.stride():
+    if y.stride() != out.stride() and not transforms_active():  # under vmap strides are of one sample
         y = torch.empty_strided(out.shape, out.stride(), dtype=x.dtype, device=x.device).copy_(y)
     return y
 

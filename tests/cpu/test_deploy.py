@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import normforge as nf
 from normforge.kernels.inputs import input_shapes
@@ -78,6 +82,17 @@ def test_what_is_scripted_needs_no_normforge(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_features_and_quantization_of_a_converted_network() -> None:
+    """What traces a network symbolically: torchvision's feature extractors, prepare_fx."""
+    model = nf.convert(torchvision.models.resnet18(), "evonorm-s0", backend="eager")[0].eval()
+    x = torch.randn(1, 3, 32, 32)
+    features = create_feature_extractor(model, {"layer1": "a", "layer2.0.bn1": "b", "fc": "y"})(x)
+    assert features["b"].shape == (1, 128, 4, 4) and torch.equal(features["y"], model(x))
+    prepared = prepare_fx(model, get_default_qconfig_mapping(), (x,))
+    assert prepared(x).shape == (1, 1000)
+
+
 def test_a_layer_is_a_leaf_of_a_symbolic_trace() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -141,7 +156,10 @@ def test_transforms(layer: str) -> None:
     m = nf.compile(layer, 4, groups=2, backend="c").double()
     e = nf.compile(layer, 4, groups=2, backend="eager").double()
     x = torch.randn(3, 4, 2, 3, dtype=torch.float64)
-    torch.testing.assert_close(torch.func.vmap(m)(torch.stack([x, 2 * x])), torch.stack([m(x), m(2 * x)]))
+    both = torch.stack([x, 2 * x])
+    for given in (both, both.transpose(2, 4).contiguous().transpose(2, 4)):  # channels last too
+        for one in (m, e):
+            torch.testing.assert_close(torch.func.vmap(one)(given), torch.stack([m(x), m(2 * x)]))
     torch.testing.assert_close(torch.func.jacrev(m)(x), torch.autograd.functional.jacobian(e, x))
     torch.testing.assert_close(torch.func.jacfwd(m)(x), torch.autograd.functional.jacobian(e, x))
     torch.testing.assert_close(

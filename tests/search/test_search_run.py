@@ -102,6 +102,7 @@ def test_results_are_layers(finished):
     assert best in top and len(top) == 2 and results.reranked(store, top[1:], 1) == top[1:]
     store.close()
     assert nf.load(f"{finished}#best") == PAPER.to_graph(best.genotype) == nf.load(f"{finished}#{best.index}")
+    assert nf.compile(f"{finished}#best", 4).graph == PAPER.to_graph(best.genotype)
     with pytest.raises(UnknownNameError, match="names no search result"):
         results.layer_of("runs/demo#first")
     with pytest.raises(UnknownNameError, match="no candidate #150"):
