@@ -23,6 +23,7 @@ def explain(
     layout: str = "nchw",
     target: str = "triton",
     *,
+    groups: int | None = None,
     ir: bool = False,
 ) -> str:
     """Text for people: what each order loads, sums, stores, launches and saves, and what that costs at a shape.
@@ -30,7 +31,7 @@ def explain(
     Args:
         graph: a layer.
         shape: (N, C, *spatial); without it, slabs are taken to stay on chip and no bytes are given.
-        dtype, layout, target: as in `normforge.plan`.
+        dtype, layout, target, groups: as in `normforge.plan`.
         ir: also the typed SSA of each order.
     """
     lines = [str(graph), ""]
@@ -38,10 +39,10 @@ def explain(
         lines.append(f"keeps {r.name}, one value for each of {axes_name(r.axes)}, in training mode")
     labels = _statistics(graph)
     for order, name in enumerate(ORDER_NAMES):
-        p = plan(graph, order, shape=shape, dtype=dtype, layout=layout, target=target)
+        p = plan(graph, order, shape=shape, dtype=dtype, layout=layout, target=target, groups=groups)
         lines += ["", f"{name}: {_numbers(p)}", *p.summary.split("\n")[1 : 1 + len(p.sweeps)]]
         lines += str(p.schedule).split("\n")
-        lines += _bytes(p, labels) if shape is not None else [f"  saves {_listing(_saved_names(p), labels)}"]
+        lines += _bytes(p, labels, groups) if shape is not None else [f"  saves {_listing(_saved_names(p), labels)}"]
         if ir:
             lines += ["", p.graph.dump()]
     return "\n".join(lines)
@@ -56,8 +57,8 @@ def _numbers(p: Plan) -> str:
     )
 
 
-def _bytes(p: Plan, labels: dict[str, str]) -> list[str]:
-    a = account(p)
+def _bytes(p: Plan, labels: dict[str, str], groups: int | None) -> list[str]:
+    a = account(p, groups)
     sizes = {name: f" {human(size)}" for name, size in a.saved}
     if find_target(p.target).keeps_workspace:
         peak = f"{human(a.outputs)} of outputs, and a workspace that is kept from call to call"

@@ -24,6 +24,7 @@ def explain(
     shape: Annotated[str, typer.Option(help="N,C,H,W (or N,C,...): show what fits on chip and the bytes moved.")] = "",
     dtype: DtypeOption = "float32",
     layout: LayoutOption = Layout.nchw,
+    groups: Annotated[int | None, typer.Option(help="Of w,h,c/g; by default 32, lowered to a divisor of C.")] = None,
     channel_dim: Annotated[int, typer.Option(help="1 for N,C,...; -1 for B,...,C, which is channels-last.")] = 1,
     target: Annotated[
         TargetName | None, typer.Option(help="What the kernels are for; by default triton where there is a GPU.")
@@ -40,7 +41,7 @@ def explain(
         extents, memory = extents and (extents[0], extents[-1], *extents[1:-1]), "nhwc"
     chosen, why = (target.value, "") if target else _best()
     print(f"{chosen}, {parse_dtype(dtype)}, {memory}{why}\n")
-    print(text(graph, extents, parse_dtype(dtype), memory, chosen, ir=ir))
+    print(text(graph, extents, parse_dtype(dtype), memory, chosen, groups=groups, ir=ir))
 
 
 def _best() -> tuple[str, str]:

@@ -34,6 +34,7 @@ def plan(
     layout: str = "nchw",
     target: str = "triton",
     train: bool = True,
+    groups: int | None = None,
 ) -> Plan:
     """How a derivative is computed: sweeps, loads, reads, writes, launches.
 
@@ -42,6 +43,7 @@ def plan(
         order: 0 forward, 1 backward, 2 double backward.
         shape: (N, C, *spatial); without it, the plan for a slab that stays on chip.
         dtype, layout ("nchw" or "nhwc"), target ("triton", "c", or one that was registered), train: what it is for.
+        groups: of the index set w,h,c/g at the shape; None is as for `compile`.
 
     Raises:
         OptionError, DtypeError, ShapeError: an argument without meaning. ParseError: no such layer, or a bad formula.
@@ -53,9 +55,9 @@ def plan(
     choose(layout, LAYOUTS, "layout")
     choose(dtype, DTYPES, "dtype", DtypeError)
     found = find_target(target)
-    dims = None if shape is None else plan_dims(shape)
+    dims = None if shape is None else plan_dims(shape, groups)
     single = single_axes(moment_axes(graph), dims) if dims else 0
-    return found.place(found.plan(program(graph, order, train, single=single), dtype, layout, dims), shape)
+    return found.place(found.plan(program(graph, order, train, single=single), dtype, layout, dims), shape, groups)
 
 
 def source(

@@ -79,7 +79,7 @@ class Target(ABC):
         """
         return make_plan(program, self.name, dtype, layout)
 
-    def place(self, plan: Plan, shape: Sequence[int] | None) -> Plan:
+    def place(self, plan: Plan, shape: Sequence[int] | None, groups: int | None = None) -> Plan:
         """The plan for a shape: is its slab resident? Without a shape it is taken to be.
 
         Raises:
@@ -89,16 +89,17 @@ class Target(ABC):
             raise DtypeError(f"dtype is one of {', '.join(DTYPES)}, not {plan.dtype!r}")
         if shape is None:
             return replace(plan, resident_in=self.holder(plan))
-        plan_dims(shape)
-        return replace(plan, shape=tuple(shape), resident_in=self.holder(plan) if self.stays(plan, shape) else None)
+        plan_dims(shape, groups)
+        stays = self.stays(plan, shape, groups)
+        return replace(plan, shape=tuple(shape), resident_in=self.holder(plan) if stays else None)
 
     def holder(self, plan: Plan) -> str:
         """What holds a slab of a plan between its uses, where it fits."""
         return self.on_chip
 
-    def stays(self, plan: Plan, shape: Sequence[int]) -> bool:
+    def stays(self, plan: Plan, shape: Sequence[int], groups: int | None = None) -> bool:
         """Does a slab stay on chip between its uses?"""
-        return slab_bytes(plan, shape) <= self.on_chip_bytes
+        return slab_bytes(plan, shape, groups) <= self.on_chip_bytes
 
     def schedule(self, plan: Plan) -> Schedule:
         """What one call of a plan launches: a function of the plan alone, so that it can be told without emitting."""

@@ -42,6 +42,7 @@ MISTAKES = [
     (["explain", "gn-silu", "--shape", "4"], "shape"),
     (["explain", "gn-silu", "--dtype", "int8"], "int8"),
     (["explain", "gn-silu", "--channel-dim", "2"], "1 or -1"),
+    (["explain", "gn-silu", "--shape", "2,64,8,8", "--groups", "7"], "does not divide 64"),
     (["check", "a + b"], "the input is x; declare others"),
     (["bench", "gn-silu", "--shape", "1000000,100,1000,1000"], "more memory than there is, 400000.0 GB a tensor"),
     (["bench", "gn-silu", "--shape", "4,0"], "positive"),
@@ -175,6 +176,9 @@ def test_explain_names_its_target(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     tokens = call(monkeypatch, capsys, "explain", "rmsnorm", "--shape", "8,16,64", "--channel-dim", "-1")[1]
     pixels = call(monkeypatch, capsys, "explain", "rmsnorm", "--shape", "8,64,16", "--layout", "nhwc")[1]
     assert tokens == pixels and "nhwc" in tokens.splitlines()[0]
+    shaped = ("explain", "gn-silu", "--shape", "8,64,16,16", "--target", "c")
+    assert "saved.0 (mean over w,h,c/g) 128 B" in call(monkeypatch, capsys, *shaped, "--groups", "4")[1]
+    assert "saved.0 (mean over w,h,c/g) 1.0 kB" in call(monkeypatch, capsys, *shaped)[1]
 
 
 INTERRUPTED = """

@@ -43,14 +43,14 @@ class TritonTarget(Target):
         """Programs of resident plans have their slabs in registers."""
         return "registers" if plan.kind == "resident" else self.on_chip
 
-    def stays(self, plan: Plan, shape: Sequence[int]) -> bool:
+    def stays(self, plan: Plan, shape: Sequence[int], groups: int | None = None) -> bool:
         """Resident and cooperative plans are those of slabs that stay; of swept ones as many have to as programs run at
         once; the sweeps of multi-launch pass whole tensors on."""
         if plan.kind in ("resident", "cooperative"):
             return True
-        held = slab_bytes(replace(plan, slab=0), shape)
+        held = slab_bytes(replace(plan, slab=0), shape, groups)
         if plan.kind == "swept":
-            held = min(held, SLABS_AT_ONCE * slab_bytes(plan, shape))
+            held = min(held, SLABS_AT_ONCE * slab_bytes(plan, shape, groups))
         return held <= self.on_chip_bytes
 
     def emit(self, plan: Plan, title: str = "") -> str:
