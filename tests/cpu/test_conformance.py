@@ -31,8 +31,15 @@ EXTRA = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [*LAYERS, *EXTRA])
+# Every layer in float32, a third of them in float64, which is the same text with another type; the rest when slow.
+NAMES = [*LAYERS, *EXTRA]
+CASES = [pytest.param(name, torch.float32, id=f"{name}-float32") for name in NAMES] + [
+    pytest.param(name, torch.float64, id=f"{name}-float64", marks=[pytest.mark.slow] * bool(i % 3))
+    for i, name in enumerate(NAMES)
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_layer(name: str, dtype: torch.dtype) -> None:
     layer = nf.parse(EXTRA.get(name, name))
     for i, (shape, groups) in enumerate(SHAPES):
@@ -42,8 +49,10 @@ def test_layer(name: str, dtype: torch.dtype) -> None:
                 check_against_eager(layer, shape, None, dtype, layout, seed=10 * i + 5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["evonorm-b0", "evonorm-s0", "bn-relu", "gn-silu", "layernorm-gelu", "dyt"])
+LOW = ["evonorm-b0", "evonorm-s0", "bn-relu", "gn-silu", "layernorm-gelu", "dyt"]
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(zip(LOW, [torch.bfloat16, torch.float16] * 3, strict=True)), ids=str)
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
     for layout in ("nchw", "nhwc"):
         check_against_eager(nf.layers[name], (3, 8, 5, 6), 4, dtype, layout)
