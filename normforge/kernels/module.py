@@ -246,9 +246,8 @@ class Layer(nn.Module):
         training = self.training and not self.frozen
         # Questions, not numbers: tracers of shapes that are not known yet take them for guards.
         forms = keys[1] if x.shape[0] == 1 else keys[0]
-        key = (forms[1] if x.numel() == x.shape[0] * self.channels else forms[0])[
-            1 if training else 0
-        ]  # no bool: compilers refuse it as an index
+        mode = 1 if training else 0  # no bool, which compilers refuse as an index
+        key = (forms[1] if x.numel() == x.shape[0] * self.channels else forms[0])[mode]
         if not training:
             operands += self._buffers_of()
         out = run_plain(operands, key)

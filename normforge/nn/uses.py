@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from normforge.errors import OptionError
 from normforge.nn.activations import is_activation
 
-ASKS = {"size", "dim", "numel", "type", "getattr", "getitem_shape", "is_contiguous", "stride", "__get__", "ndimension"}
+# What is asked of a tensor, and no use of its values.
+ASKS = {"size", "dim", "numel", "type", "getattr", "is_contiguous", "stride", "__get__", "ndimension"}
 
 
 @dataclass(eq=False)
