@@ -84,3 +84,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     match = difflib.get_close_matches(name[:64].lower(), list(by_lower), n=1, cutoff=0.5)
     return f"; did you mean {by_lower[match[0]]!r}?" if match else ""
+
+
+def described(value: object) -> str:
+    """What something is that should have been something else, for a message."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    kind = type(value)
+    where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__.partition('.')[0]}."
+    return f"{repr(value)[:40]} (a {where}{kind.__name__})" if isinstance(value, str) else f"a {where}{kind.__name__}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from normforge.errors import OptionError, ParseError, UnknownNameError, nearest
+from normforge.errors import OptionError, ParseError, UnknownNameError, described, nearest
 from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 
@@ -162,8 +162,10 @@ def as_layer(layer: Graph | str, who: str) -> Graph:
 
     Raises:
         ParseError: as `parse`. RunError, UnknownNameError: there is no such result of a search.
-        OptionError: not a layer but a derivative graph.
+        OptionError: not a layer but a derivative graph, or none of these at all.
     """
+    if not isinstance(layer, Graph | str):
+        raise OptionError(f"a layer is a formula, a name or a graph, not {described(layer)}")
     if isinstance(layer, str):
         found = (graph for reader in READERS if (graph := reader(layer)) is not None)
         layer = next(found, None) or parse(layer)

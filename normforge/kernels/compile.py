@@ -12,7 +12,7 @@ from normforge.errors import DtypeError, OptionError, ShapeError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer
 from normforge.kernels.inputs import BatchLayerOfInputs, LayerOfInputs
-from normforge.kernels.module import DTYPES, BatchLayer, Layer, described, with_eps
+from normforge.kernels.module import DTYPES, BatchLayer, Layer, with_eps
 from normforge.kernels.settings import check_backend
 from normforge.passes.running import running_statistics
 
@@ -50,8 +50,6 @@ def compile(
         DtypeError: a dtype that no layer computes in.
         OptionError: any other argument has no meaning.
     """
-    if not isinstance(layer, Graph | str):
-        raise OptionError(f"a layer is a formula, a name or a graph, not {described(layer)}")
     graph = as_layer(layer, "compile")
     channels = whole("channels", channels)
     groups = None if groups is None else whole("groups", groups)

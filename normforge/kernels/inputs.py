@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from normforge.codegen.eager import arithmetic_dtype
-from normforge.errors import DtypeError, OptionError, ShapeError, nearest
+from normforge.errors import DtypeError, OptionError, ShapeError, described, nearest
 from normforge.ir.node import Node
 from normforge.ir.types import FULL, INPUT_NAMES, B, G, S
-from normforge.kernels.module import BatchLayer, Layer, described, traced
+from normforge.kernels.module import BatchLayer, Layer, traced
 
 
 class LayerOfInputs(Layer):

@@ -15,7 +15,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normforge.codegen.eager import Gather, run_eager
-from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError, TransformError
+from normforge.errors import DtypeError, NotABatchNormError, OptionError, ShapeError, TransformError, described
 from normforge.ir.evaluate import evaluate
 from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
@@ -371,15 +371,6 @@ def with_eps(graph: Graph, eps: float) -> Graph:
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
         raise OptionError(f"eps is a number of at least 0, not {eps!r}")
     return replace(graph, eps=float(eps))
-
-
-def described(value: object) -> str:
-    """What something is that should have been something else, for a message."""
-    if value is None or isinstance(value, bool):
-        return repr(value)
-    kind = type(value)
-    where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__.partition('.')[0]}."
-    return f"{repr(value)[:40]} (a {where}{kind.__name__})" if isinstance(value, str) else f"a {where}{kind.__name__}"
 
 
 def _held(module: nn.Module, tensors: Mapping[str, Tensor | None], names: Iterable[str]) -> list[Any]:

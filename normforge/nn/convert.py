@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from normforge.errors import OptionError
+from normforge.errors import OptionError, described
 from normforge.ir.graph import Graph
 from normforge.ir.layers import as_layer, layers, parse
 from normforge.kernels.compile import compile
-from normforge.kernels.module import DTYPES, Layer, described, with_eps
+from normforge.kernels.module import DTYPES, Layer, with_eps
 from normforge.kernels.settings import sync
 from normforge.nn.activations import activation_formula, is_activation_function
 from normforge.nn.norms import Norm, Unsayable, norm_of
@@ -144,8 +144,6 @@ def convert(
 
 
 def _layer(layer: Graph | str) -> Graph:
-    if not isinstance(layer, Graph | str):
-        raise OptionError(f"a layer is a formula, a name or a graph, not {described(layer)}")
     graph = as_layer(layer, "convert")
     if not graph.is_plain:
         raise OptionError(f"{graph} is given more than x, or has several results: no norm of a model can become it")

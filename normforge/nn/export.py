@@ -17,7 +17,6 @@ from normforge.ir.layers import CATALOGUE, as_layer
 from normforge.kernels import toolchain
 from normforge.kernels.compile import compile
 from normforge.kernels.job import Job
-from normforge.kernels.module import described
 from normforge.passes.linear import name_of
 from normforge.passes.single import moment_axes
 
@@ -38,8 +37,6 @@ def export(layer: Graph | str, path: str | Path, *, kernels: bool = False, origi
     Raises:
         ParseError: no such layer, or a bad formula. OptionError: the file cannot be written.
     """
-    if not isinstance(layer, Graph | str):
-        raise OptionError(f"a layer is a formula, a name or a graph, not {described(layer)}")
     graph = as_layer(layer, "export")
     name = name_of(graph)
     title = name if name in CATALOGUE else "A layer"

@@ -15,7 +15,7 @@ from normforge.ir.layers import as_layer, parse
 from normforge.ir.node import Node, const, make
 from normforge.ir.ops import Op
 from normforge.kernels.compile import compile, whole
-from normforge.kernels.module import Layer, described
+from normforge.kernels.module import Layer
 from normforge.nn.activations import activation_formula, is_activation
 from normforge.passes.linear import is_linear, linear_twin, then
 
@@ -49,8 +49,6 @@ def norm_act(
     Raises:
         ParseError, OptionError: no such layer, or one that is given more than x.
     """
-    if not isinstance(layer, Graph | str):
-        raise OptionError(f"a layer is a formula, a name or a graph, not {described(layer)}")
     graph = as_layer(layer, "norm_act")
     if not graph.is_plain:
         raise OptionError(f"{graph} is given more than x, or has several results: networks give a norm x alone")

@@ -21,13 +21,14 @@ def largest_tile(
     *,
     loop: bool,
     divides: bool,
-    conditions: int = 0,
+    conditioned: bool = False,
 ) -> int:
     """Elements of the largest tile of a plan; `loop` says that a program walks its slab, `divides` that full values are
-    divided by full values, which takes registers; so do `conditions`, small operands that vary along the batch."""
+    divided by full values, which takes registers; `conditioned` that small operands vary along the batch,
+    which does too."""
     if loop:
         found = LOOP_TILES[walk.name][min(order, 2)]
-        return max(min(CONDITIONED[walk.name], found), found // 2) if conditions else found
+        return max(min(CONDITIONED[walk.name], found), found // 2) if conditioned else found
     keyed = end_in_rows(walk, sums)
     found = TILES["keyed" if keyed else walk.name][min(order, 2)]
     if divides and not keyed:  # the limits of "keyed" are of layers that do

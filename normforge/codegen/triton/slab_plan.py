@@ -68,8 +68,8 @@ def slab_plan(program: Program, dtype: str, layout: str, kind: str = "resident")
     divides = any(n.op is Op.DIV and is_full(n.args[1].axes) for n in inside)
     item, loop = ITEM_BYTES[dtype], kind == "swept"
     given = set(program.operands[: len(program.operands) - len(program.saved)] if program.order else program.operands)
-    conditions = sum(n in given and not is_full(n.axes) and bool(n.axes & B) for n in inside)
-    tile = largest_tile(walk, taken, program.order, item, loop=loop, divides=divides, conditions=conditions)
+    conditioned = any(n in given and not is_full(n.axes) and n.axes & B for n in inside)
+    tile = largest_tile(walk, taken, program.order, item, loop=loop, divides=divides, conditioned=conditioned)
     stores = tuple((k, n) for k, n in graph.outputs if is_full(n.axes))
     if kind == "swept":
         sweeps = phases(graph, walk, parts, stores)
