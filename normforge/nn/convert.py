@@ -224,22 +224,22 @@ class _Conversion:
         own = norm.activation
         activation = own or (calls[0].activation if calls else None)
         place = replace(place, activation=type(activation).__name__ if activation else "")
+        formula = activation_formula(activation) if activation else None
+        norm_alone = self.layer is None or is_linear(
+            self.layer
+        )  # so that the layer is to have the norm's own activation
+        if own and formula is None and norm_alone:
+            raise _Left(f"its activation, {type(own).__name__}, is no formula")
         if self.layer is None:
-            formula = activation_formula(activation) if activation else None
-            if own and formula is None:
-                raise _Left(f"its activation, {type(own).__name__}, is no formula")
             if activation and formula is None:
                 calls, place = [], replace(place, reason=f"{type(activation).__name__} is no formula, and stays")
             graph = parse(norm.affine)
             if formula:
                 label = f"{name_of(graph)}, {type(activation).__name__}"
                 graph = then(graph, parse(formula))
-        elif is_linear(self.layer):
+        elif norm_alone:
             graph, calls = self.layer, []
-            if own:
-                formula = activation_formula(own)
-                if formula is None:
-                    raise _Left(f"its activation, {type(own).__name__}, is no formula")
+            if own and formula:
                 graph = then(graph, parse(formula))
         elif activation or self.linear == "layer":
             graph = self.layer
