@@ -17,6 +17,7 @@ from normforge.passes import simplify
 from normforge.passes.inputs import conditional
 
 if TYPE_CHECKING:
+    from normforge import nn, optim
     from normforge.api.load import load
     from normforge.api.look import check, grad
     from normforge.codegen.public import plan, source
@@ -47,6 +48,7 @@ _LAZY = {
     "source": "normforge.codegen.public",
     "sync": "normforge.kernels.settings",
 }
+_PARTS = ("nn", "optim")
 
 __all__ = [
     "Graph",
@@ -62,7 +64,9 @@ __all__ = [
     "grad",
     "layers",
     "load",
+    "nn",
     "norm_act",
+    "optim",
     "parse",
     "plan",
     "set_backend",
@@ -77,6 +81,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
+    if name in _PARTS:
+        return importlib.import_module(f"normforge.{name}")
     raise AttributeError(f"module 'normforge' has no attribute {name!r}")
 
 

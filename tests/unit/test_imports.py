@@ -11,7 +11,7 @@ import pytest
 
 from normforge.search.sources import ROOT, file_of, imports, reached_from
 
-ORDER = ("ir", "passes", "codegen", "kernels", "nn", "probing", "train", "search", "api", "cli")
+ORDER = ("ir", "passes", "codegen", "kernels", "nn", "optim", "probing", "train", "search", "api", "cli")
 BENEATH = ("cache", "errors", "loading", "streams")  # that all parts may use
 ABOVE = ("normforge", "__main__", "testing")  # that no part uses
 FILES = sorted(ROOT.rglob("*.py"))
