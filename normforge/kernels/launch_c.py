@@ -63,8 +63,7 @@ class CObject:
         tensors, pointers = addressed(tensors)
         block = _workspace(need)
         pointers.append((block.data_ptr() + 63) // 64 * 64)
-        threads = 1 if _forked else get_num_threads()
-        self.driver.run(self.kernel, (ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads)
+        self.driver.run(self.kernel, (ctypes.c_void_p * len(pointers))(*pointers), c_dims, threads())
 
 
 # A workspace that a thread keeps from call to call: fresh memory costs a page fault every 4 KiB.
@@ -156,6 +155,11 @@ _forked = False
 _writing = threading.RLock()  # held by a thread that plans and writes: a fork waits, for a child could not go on
 
 
+def threads() -> int:
+    """How many threads a kernel may use."""
+    return 1 if _forked else get_num_threads()
+
+
 def _after_fork() -> None:
     """A child has none of the threads that were building: it builds for itself. Nor has it the threads of the OpenMP
     runtime, which would wait for them for ever: it computes on one thread, which gives the same results."""
@@ -172,10 +176,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _build(plan: Plan, source: str) -> CObject:
-    library = _library(source, lambda path: toolchain.compile_c(source, path, parts(plan)))
-    kernel = ctypes.addressof(ctypes.c_char.in_dll(library, plan.symbol))
+    loaded = library(source, lambda path: toolchain.compile_c(source, path, parts(plan)))
+    kernel = ctypes.addressof(ctypes.c_char.in_dll(loaded, plan.symbol))
     with _loading:
-        return CObject(plan, ctypes.c_void_p(kernel), _driver(), library)
+        return CObject(plan, ctypes.c_void_p(kernel), _driver(), loaded)
 
 
 _loading = threading.Lock()
@@ -197,8 +201,8 @@ def missing() -> str:
 def _driver() -> Driver:
     """What calls kernels: one for all, compiled with the first."""
     source = driver()
-    library = _library(source, lambda path: toolchain.compile_threaded(source, path))
-    run, workspace = library["nf_run"], library["nf_workspace"]
+    loaded = library(source, lambda path: toolchain.compile_threaded(source, path))
+    run, workspace = loaded["nf_run"], loaded["nf_workspace"]
     run.restype = None
     run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     workspace.restype = ctypes.c_int64
@@ -206,7 +210,7 @@ def _driver() -> Driver:
     return Driver(run, workspace)
 
 
-def _library(source: str, build: Callable[[Path], None]) -> ctypes.CDLL:
+def library(source: str, build: Callable[[Path], None]) -> ctypes.CDLL:
     """The shared object of a source, loaded; from the disk cache where it is there."""
     key = digest("c", source, toolchain.fingerprint())
     try:

@@ -216,31 +216,54 @@ def compile_aot(
         BackendError: there is no triton, it only interprets (TRITON_INTERPRET=1), or the plan is for float64.
         ShapeError: no tile of a resident plan holds a slab of these dims.
     """
-    triton = require_triton()
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    cuda = isinstance(target, int)
-    gpu = GPUTarget("cuda", target, 32) if cuda else GPUTarget("hip", target, 64)
-    options = dict(CUDA_OPTIONS if cuda else OPTIONS)
+    options = _options(target)
     module = emit_triton(plan, plan.symbol, title)
     functions = execute_text(module.source, plan.symbol)
     call = direct.PreparedLaunches(module, module.schedule.sizes(dims or typical_dims(module)))
     full = set(full_pointers(plan, module))
     compiled = []
     for launch, (_, blocks, _), num_warps in zip(module.launches, call.launches, call.warps, strict=True):
-        function = functions[launch.kernel]
-        if not isinstance(function, triton.runtime.jit.JITFunction):
-            raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
         signature = {p: _POINTERS[plan.dtype] if p in full else "*fp32" for p in launch.pointers}
         if COUNTERS in signature:
             signature[COUNTERS] = "*i32"
         signature |= dict.fromkeys(launch.size_names, "i32") | dict.fromkeys(launch.blocks, "constexpr")
-        aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(launch.pointers))}
-        source = ASTSource(function, signature, constexprs=blocks, attrs=aligned)
-        made = triton.compile(source, target=gpu, options=options | warp_options(options, num_warps))
-        compiled.append(CompiledKernel(launch.kernel, dict(made.asm), num_warps, made.metadata.shared))
+        options |= warp_options(options, num_warps)
+        compiled.append(compile_function(functions[launch.kernel], signature, blocks, target, options))
     return compiled
+
+
+def _options(target: int | str) -> dict[str, Any]:
+    return dict(CUDA_OPTIONS if isinstance(target, int) else OPTIONS)
+
+
+def compile_function(
+    function: Any, signature: dict[str, str], blocks: dict[str, Any], target: int | str, options: dict[str, Any]
+) -> CompiledKernel:
+    """Compile one kernel without a device.
+
+    Args:
+        function: what `triton.jit` made.
+        signature: the type of each argument, in order: "*fp32", "i32", "constexpr" and so on. Pointers are aligned.
+        blocks: the values of those that are constexpr.
+        target: as of `compile_aot`.
+        options: of Triton, with num_warps.
+
+    Raises:
+        BackendError: there is no triton, or it only interprets (TRITON_INTERPRET=1).
+    """
+    triton = require_triton()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    gpu = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64)
+    if not isinstance(function, triton.runtime.jit.JITFunction):
+        raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
+    pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
+    aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    made = triton.compile(
+        ASTSource(function, signature, constexprs=blocks, attrs=aligned), target=gpu, options=options
+    )
+    return CompiledKernel(function.fn.__name__, dict(made.asm), options["num_warps"], made.metadata.shared)
 
 
 def typical_dims(module: TritonModule) -> tuple[int, int, int, int]:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from normforge.errors import OptionError, nearest
-from normforge.kernels.rows.formula import RULES, Standardization, standardize
+from normforge.kernels.rows.formula import RULES, Standardization
+from normforge.nn.kept import KEPT, READY, weight_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,7 +43,10 @@ class _Scaled(nn.Module):
 
     def standardized(self) -> Tensor:
         """Ŵ, of weight's shape and dtype."""
-        return standardize(self.weight, self.gain, self.how)
+        return weight_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in (KEPT, READY)}
 
     def extra_repr(self) -> str:
         """As torch's, with the scale and the rule where they are not the default."""

@@ -37,6 +37,18 @@ class Standardization(NamedTuple):
         return squares.clamp_min(self.eps) if self.rule == "paper" else squares + count * self.eps
 
 
+class Standardized(NamedTuple):
+    """What forward computes of a weight.
+
+    Attributes:
+        value: Ŵ, of the shape and strides of the weight.
+        saved: (out, 3), of each row the mean, the inverse root, and what the derivative of the root is multiplied by.
+    """
+
+    value: Tensor
+    saved: Tensor
+
+
 def standardize(weight: Tensor, gain: Tensor, how: Standardization) -> Tensor:
     """The standardized weight, differentiable to any order.
 

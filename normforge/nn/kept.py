@@ -1,0 +1,137 @@
+"""When the weights of scaled layers are standardized: all of a model in one call, and again only once they changed.
+
+What is kept of a layer holds while its weight and gain have the version and address that they had, no optimizer has
+taken a step and the layer is in the same mode. Steps count because some optimizers write through `.data`, which counts
+no versions; whoever writes there by hand calls `forget`. Nothing is kept where processes train together, since FSDP
+puts other weights in the place of the last with no other version, nor in a graph that is being captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from normforge.kernels.backends import EAGER
+from normforge.kernels.rows.formula import Standardized
+from normforge.kernels.rows.standardize import standardize_all, target_of
+
+KEPT, READY = "_kept", "_ready"  # attributes of layers that are no part of their state
+_steps = 0  # of all optimizers of this process
+
+
+def _count(*_: Any) -> None:
+    global _steps
+    if not torch.compiler.is_compiling():  # a compiled step counts versions
+        _steps += 1
+
+
+register_optimizer_step_post_hook(_count)
+
+
+class _Kept(NamedTuple):
+    key: tuple[Any, ...]
+    value: Standardized
+
+
+def weights_of(layers: Sequence[Any]) -> list[Tensor]:
+    """Ŵ of layers, in one call where they are of one dtype on one device; what is kept is not computed again."""
+    weights, gains = [layer.weight for layer in layers], [layer.gain for layer in layers]
+    target = target_of(weights, gains)
+    hows = [layer.how for layer in layers]
+    if target == EAGER or not _may_keep(weights[0]):
+        return standardize_all(weights, gains, hows, target)[0]
+    keys = [_key(layer) for layer in layers]
+    found = [_find(layer, key) for layer, key in zip(layers, keys, strict=True)]
+    fresh = [i for i, value in enumerate(found) if value is None]
+    if fresh and len(fresh) < len(layers):  # some are kept: the rest in a call of its own
+        with torch.no_grad():
+            _, made = standardize_all(
+                [weights[i] for i in fresh], [gains[i] for i in fresh], [hows[i] for i in fresh], target
+            )
+        for i, value in zip(fresh, made, strict=True):
+            found[i] = value
+    values, kept = standardize_all(weights, gains, hows, target, found)
+    for i in fresh:
+        layers[i].__dict__[KEPT] = _Kept(keys[i], kept[i])  # type: ignore[arg-type]
+    return values
+
+
+def weight_of(layer: Any) -> Tensor:
+    """Ŵ of one layer."""
+    ready = layer.__dict__.pop(READY, None)
+    # Under activation checkpointing a region is run twice, and has to save as many tensors both times.
+    if ready is not None and not _saves_elsewhere():
+        return ready  # type: ignore[no-any-return]
+    return weights_of([layer])[0]
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of the standardized weights that a model keeps, as after writing to its weights through `.data`."""
+    for module in model.modules():
+        module.__dict__.pop(KEPT, None)
+
+
+def together(model: nn.Module) -> None:
+    """Let a model standardize all its weights at the begin of its forward, in one call.
+
+    Not under torch.compile, torch.func or tracing, nor where processes train together: there each layer does so by
+    itself, so that gradients are ready one after the other.
+    """
+    model.register_forward_pre_hook(_before)
+    model.register_forward_hook(_after, always_call=True)
+
+
+def _before(model: nn.Module, inputs: Any) -> None:
+    if not _may_join():
+        return
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(layer, "how") and layer.weight.numel():
+            groups.setdefault((layer.weight.dtype, layer.weight.device), []).append(layer)
+    for layers in groups.values():
+        if target_of([m.weight for m in layers], [m.gain for m in layers]) != EAGER:
+            for layer, value in zip(layers, weights_of(layers), strict=True):
+                layer.__dict__[READY] = value
+
+
+def _after(model: nn.Module, inputs: Any, output: Any) -> None:
+    if _may_join():
+        for module in model.modules():
+            module.__dict__.pop(READY, None)
+
+
+def _may_join() -> bool:
+    return not (torch.compiler.is_compiling() or _is_distributed() or _is_traced())
+
+
+def _is_traced() -> bool:
+    return torch.fx._symbolic_trace.is_fx_tracing() or torch._C._get_tracing_state() is not None
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _saves_elsewhere() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def _may_keep(weight: Tensor) -> bool:
+    if _is_distributed() or weight.is_inference() or torch.is_inference_mode_enabled():
+        return False
+    return not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _key(layer: Any) -> tuple[Any, ...]:
+    w, g = layer.weight, layer.gain
+    return _steps, layer.training, layer.how, w._version, w.data_ptr(), g._version, g.data_ptr()
+
+
+def _find(layer: Any, key: tuple[Any, ...]) -> Standardized | None:
+    kept: _Kept | None = layer.__dict__.get(KEPT)
+    return kept.value if kept is not None and kept.key == key else None
