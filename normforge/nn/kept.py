@@ -1,13 +1,15 @@
 """When the weights of scaled layers are standardized: all of a model in one call, and again only once they changed.
 
-What is kept of a layer holds while its weight and gain have the version and address that they had, no optimizer has
-taken a step and the layer is in the same mode. Steps count because some optimizers write through `.data`, which counts
-no versions; whoever writes there by hand calls `forget`. Nothing is kept where processes train together, since FSDP
-puts other weights in the place of the last with no other version, nor in a graph that is being captured.
+What is kept of a layer holds while its weight and gain are the tensors that they were, of the same version and address,
+no optimizer has taken a step and the layer is in the same mode. Steps count because some optimizers write through
+`.data`, which counts no versions; whoever writes there by hand calls `forget`. Nothing is kept where processes train
+together, since FSDP puts other weights in the place of the last with no other version, nor in a graph that is being
+captured.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +18,10 @@ from torch import Tensor, distributed, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from normforge.kernels.backends import EAGER
-from normforge.kernels.rows.formula import Standardized
+from normforge.kernels.rows.formula import Standardized, standardize
 from normforge.kernels.rows.standardize import standardize_all, target_of
+
+torch.fx.wrap("standardize")  # one node of a symbolic trace
 
 KEPT, READY = "_kept", "_ready"  # attributes of layers that are no part of their state
 _steps = 0  # of all optimizers of this process
@@ -33,6 +37,7 @@ register_optimizer_step_post_hook(_count)
 
 
 class _Kept(NamedTuple):
+    of: tuple[weakref.ref[Tensor], weakref.ref[Tensor]]  # weight and gain; a new tensor may have the address of an old
     key: tuple[Any, ...]
     value: Standardized
 
@@ -56,12 +61,15 @@ def weights_of(layers: Sequence[Any]) -> list[Tensor]:
             found[i] = value
     values, kept = standardize_all(weights, gains, hows, target, found)
     for i in fresh:
-        layers[i].__dict__[KEPT] = _Kept(keys[i], kept[i])  # type: ignore[arg-type]
+        of = weakref.ref(weights[i]), weakref.ref(gains[i])
+        layers[i].__dict__[KEPT] = _Kept(of, keys[i], kept[i])  # type: ignore[arg-type]
     return values
 
 
 def weight_of(layer: Any) -> Tensor:
     """Ŵ of one layer."""
+    if torch.compiler.is_compiling() or _is_traced():
+        return standardize(layer.weight, layer.gain, layer.how)
     ready = layer.__dict__.pop(READY, None)
     # Under activation checkpointing a region is run twice, and has to save as many tensors both times.
     if ready is not None and not _saves_elsewhere():
@@ -134,4 +142,6 @@ def _key(layer: Any) -> tuple[Any, ...]:
 
 def _find(layer: Any, key: tuple[Any, ...]) -> Standardized | None:
     kept: _Kept | None = layer.__dict__.get(KEPT)
-    return kept.value if kept is not None and kept.key == key else None
+    if kept is None or kept.key != key or kept.of[0]() is not layer.weight or kept.of[1]() is not layer.gain:
+        return None
+    return kept.value

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from normforge.errors import OptionError, nearest
+from normforge.kernels.backends import look_around
 from normforge.kernels.rows.formula import RULES, Standardization
 from normforge.nn.kept import KEPT, READY, weight_of
 
@@ -27,6 +29,7 @@ class _Scaled(nn.Module):
     def _set(self, eps: float | None, scale: float, rule: str, gain_init: float) -> None:
         if rule not in RULES:
             raise OptionError(f"there is no rule {rule!r}{nearest(rule, RULES)}: choose one of {', '.join(RULES)}")
+        look_around()
         self.how = Standardization(rule, RULES[rule] if eps is None else eps, scale)
         self.gain_init = gain_init
         self.gain = nn.Parameter(self.weight.new_empty(len(self.weight)))
@@ -60,6 +63,24 @@ class _Scaled(nn.Module):
         if gain is not None and gain.shape != self.gain.shape and gain.numel() == self.gain.numel():
             state[f"{prefix}gain"] = gain.reshape(self.gain.shape)
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+def pad_same(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], mode: str = "zeros"
+) -> Tensor:
+    """x (N, C, *spatial) with so much around it that a convolution gives ⌈size / stride⌉ positions.
+
+    TensorFlow's rule: half on each side, and what is odd goes to the end.
+    """
+    pads: list[int] = []
+    options = (x.shape[2:], kernel_size, stride, dilation)
+    for size, kernel, step, gap in zip(*(reversed(o) for o in options), strict=True):
+        total = max(0, ((size + step - 1) // step - 1) * step + gap * (kernel - 1) + 1 - size)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads, "constant" if mode == "zeros" else mode) if any(pads) else x
+
+
+torch.fx.wrap("pad_same")  # sizes are not known in a symbolic trace
 
 
 class _Same(_ConvNd):
@@ -107,19 +128,11 @@ class _Same(_ConvNd):
         return said + (", padding=same" if self.same else "")
 
     def _apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.same:
+            x = pad_same(x, self.kernel_size, self.stride, self.dilation, self.padding_mode)
         convolve: Any = self._conv_forward
-        made: Tensor = convolve(self._padded(x) if self.same else x, weight, self.bias)
+        made: Tensor = convolve(x, weight, self.bias)
         return made
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """x with so much around it that the output has ⌈size / stride⌉ positions; what is odd goes to the end."""
-        pads: list[int] = []
-        options = (x.shape[2:], self.kernel_size, self.stride, self.dilation)
-        for size, kernel, stride, dilation in zip(*(reversed(o) for o in options), strict=True):
-            total = max(0, ((size + stride - 1) // stride - 1) * stride + dilation * (kernel - 1) + 1 - size)
-            pads += [total // 2, total - total // 2]
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, pads, mode) if any(pads) else x
 
 
 class SameConv1d(_Same, nn.Conv1d):

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from normforge.errors import OptionError, nearest
-from normforge.kernels.backends import AUTO, backend_names
+from normforge.kernels.backends import AUTO, backend_names, look_around
 from normforge.kernels.rows.sgd import Settings, Step, paper_share
 from normforge.kernels.rows.step import take
 from normforge.kernels.rows.units import check_gradient
@@ -65,6 +65,7 @@ class SGD(Optimizer):
         if backend not in backend_names():
             names = ", ".join(backend_names())
             raise OptionError(f"there is no backend {backend!r}{nearest(backend, backend_names())}: choose of {names}")
+        look_around()
         self.backend = backend
         defaults = dict(
             lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, agc=agc, ema=ema, agc_eps=agc_eps,
@@ -97,6 +98,7 @@ class SGD(Optimizer):
                     if kept is not None and kept.dtype != self.state[p][name].dtype:  # torch gave it that of p
                         self.state[p][name] = kept.to(device=p.device, copy=True)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is one kernel already
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from normforge.kernels.backends import EAGER, resolve
 from normforge.kernels.rows import launch_c
@@ -47,7 +46,7 @@ def _run(steps: Sequence[Step], settings: Settings, backend: str) -> None:
 def target_of(step: Step, backend: str) -> str:
     """The target whose kernel takes a step, or "eager"."""
     p = step.param
-    if is_compiling() or not p.numel():
+    if not p.numel():
         return EAGER
     target = resolve(backend, p)
     if target == EAGER or not has_rows(p) or p.grad_fn is not None:
