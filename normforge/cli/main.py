@@ -20,6 +20,7 @@ from normforge.cli.layers import layers
 from normforge.cli.report import report
 from normforge.cli.search import search
 from normforge.cli.show import show
+from normforge.cli.signal import signal
 from normforge.errors import NormforgeError
 
 app = typer.Typer(
@@ -40,7 +41,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for command in (layers, check, explain, compile, convert, bench, search, estimate, report, show, export, doctor):
+COMMANDS = (
+    layers, check, explain, compile, convert, bench, search, estimate, report, show, export, signal, doctor,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command("plan", hidden=True)(plan)
 

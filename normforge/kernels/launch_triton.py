@@ -260,9 +260,7 @@ def compile_function(
         raise BackendError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
     pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
     aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in pointers}
-    made = triton.compile(
-        ASTSource(function, signature, constexprs=blocks, attrs=aligned), target=gpu, options=options
-    )
+    made = triton.compile(ASTSource(function, signature, constexprs=blocks, attrs=aligned), target=gpu, options=options)
     return CompiledKernel(function.fn.__name__, dict(made.asm), options["num_warps"], made.metadata.shared)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from triton.runtime import interpreter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mended import mend_interpreter
 from reference import compare, condition, tolerance
 
 import normforge as nf
@@ -345,21 +345,6 @@ def run_cooperative(
     assert ((arrived >= runs) & (arrived <= runs * programs)).all(), f"{where}: arrivals {arrived}"
     for got, want, (name, _) in zip(made, expected, plan.outputs, strict=True):
         assert torch.equal(got.view(torch.int32), want.view(torch.int32)), f"{name}, {where}, {programs} programs"
-
-
-def mend_interpreter() -> None:
-    """Let the interpreter of triton 3.6 run loops with numpy 2.4 and later.
-
-    It takes the bound of a loop from an array of one element by `int`, which numpy has refused since; triton 3.7 and
-    later squeeze the array first. Done here as they do it, where the class is patched for each launch.
-    """
-    patch = interpreter._patch_lang_tensor
-
-    def mended(tensor: type, scope: interpreter._LangPatchScope) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
-
-    interpreter._patch_lang_tensor = mended
 
 
 CHECKS = {

@@ -78,7 +78,7 @@ def by_torch(steps: Sequence[Step], settings: Settings) -> None:
         else:
             grads = moments
     if isinstance(settings.lr, Tensor):
-        grads = torch._foreach_mul(grads, settings.lr)
+        grads = torch._foreach_mul(grads, settings.lr.reshape(()))
         torch._foreach_sub_(weights, grads)
     else:
         torch._foreach_add_(weights, grads, alpha=-settings.lr)
@@ -88,5 +88,5 @@ def by_torch(steps: Sequence[Step], settings: Settings) -> None:
         averages: Any = [s.average for s in steps]
         stored = params if same else [p.to(d) for p, d in zip(params, wide, strict=True)]
         t = settings.steps
-        rest = 1 - (((1 + t) / (10 + t)).clamp_max(0.99999) if t is not None else settings.average)  # type: ignore
+        rest = 1 - (((1 + t) / (10 + t)).clamp_max(0.99999).reshape(()) if t is not None else settings.average)  # type: ignore
         torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(stored, averages), rest))
