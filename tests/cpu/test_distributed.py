@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -65,6 +65,7 @@ def process(rank: int, folder: str) -> None:
         stored.eval()(mine[0])
     distributed.barrier()
     data_parallel(rank)
+    clipped(rank)
     distributed.destroy_process_group()
 
 
@@ -92,6 +93,54 @@ def data_parallel(rank: int) -> None:
         torch.testing.assert_close(q.grad.full_tensor(), g)
     with pytest.raises(BackendError, match="to_local"):
         model()[1](distribute_tensor(batch, mesh, [Shard(0)]))
+
+
+class Scaled(nn.Module):
+    """Scaled weights, a gain that one process holds alone, rows that do not divide, one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nf.nn.ScaledConv2d(6, 5, 3, padding=1), nf.nn.ScaledConv2d(5, 1, 3)
+        self.gain = nn.Parameter(torch.zeros(1))
+        self.head = nn.Linear(2, 3)
+        nf.nn.together(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x) * (1 + self.gain)).flatten(1))  # type: ignore[no-any-return]
+
+
+def clipped(rank: int) -> None:
+    """Clipped steps of DDP and FSDP2 are those of one process; FSDP of version 1 is refused."""
+    mesh = init_device_mesh("cpu", (len(PARTS),))
+    makers = {
+        "fused": lambda m: nf.optim.SGD(nf.optim.param_groups(m), 0.1, 0.9, True, agc=0.05, ema=0.9),
+        "eager": lambda m: nf.optim.SGD(nf.optim.param_groups(m), 0.1, 0.9, True, agc=0.05, ema=0.9, backend="eager"),
+        "around": lambda m: nf.optim.AGC(torch.optim.SGD(nf.optim.param_groups(m), 0.1, 0.9, nesterov=True), 0.05),
+    }
+    for name, make in makers.items():
+        alone, replicated, sharded = Scaled().double(), Scaled().double(), Scaled().double()
+        for module in (sharded.a, sharded.b, sharded):
+            fully_shard(module, mesh=mesh)
+        wrapped = nn.parallel.DistributedDataParallel(replicated)
+        runs = [(alone, alone, None), (wrapped, replicated, rank), (sharded, sharded, rank)]
+        optimizers = [make(own) for _, own, _ in runs]
+        for batch in data():
+            for (model, _, part), optimizer in zip(runs, optimizers, strict=True):
+                optimizer.zero_grad()
+                x = batch[:4] if part is None else batch[:4].chunk(len(PARTS))[part]
+                (30 * model(x).square().mean()).backward()
+                optimizer.step()
+        for p, q, r in zip(*(own.parameters() for _, own, _ in runs), strict=True):
+            torch.testing.assert_close(q, p, msg=lambda m, name=name: f"DDP, {name}: {m}")
+            torch.testing.assert_close(r.full_tensor(), p, msg=lambda m, name=name: f"FSDP2, {name}: {m}")
+        if name != "around":
+            for model, optimizer in ((alone, optimizers[0]), (sharded, optimizers[2])):
+                optimizer.swap_ema()
+                assert all(p.isfinite().all() for p in model.parameters())
+    flat = FullyShardedDataParallel(nn.Linear(3, 4), device_id=torch.device("cpu"), use_orig_params=True)
+    with pytest.raises(OptionError, match="FSDP2"):
+        nf.optim.SGD(flat.parameters(), 0.1, agc=0.01)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def scales(
 
 
 def _norms(t: Tensor, units: int) -> Tensor:
-    rows = t.reshape(1 if units == 1 else t.shape[0], -1)
+    rows = t.reshape(1, t.numel()) if units == 1 else t.flatten(1)  # a process may hold nothing of it
     wide = torch.float64 if t.dtype == torch.float64 else torch.float32
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wide)
     return norms
