@@ -59,3 +59,27 @@ INLINE int64_t tensor_of(const int64_t *first, int64_t count, int64_t item) {
   } while (0)
 /* A vector whose elements that are not there are 0: differences from a mean are not of their own. */
 #define HERE(v) __builtin_choose_expr(whole, (v), bits_if(lanes(n_ - i), v))
+
+/* The sum over n elements of what TERM(s) adds to a vector s: four at a time, since an addition waits for the last. */
+#define SUM_OF(n, TERM)                                                                              \
+  ({                                                                                                 \
+    double all = 0;                                                                                  \
+    for (int64_t begin = 0; begin < (n); begin += BLOCK) {                                           \
+      V s0 = set(0), s1 = s0, s2 = s0, s3 = s0;                                                      \
+      const int64_t n_ = MIN2(n, begin + BLOCK);                                                     \
+      int64_t i = begin;                                                                             \
+      {                                                                                              \
+        enum { whole = 1 };                                                                          \
+        while (i + 4 * W <= n_) {                                                                    \
+          TERM(s0); i += W;                                                                          \
+          TERM(s1); i += W;                                                                          \
+          TERM(s2); i += W;                                                                          \
+          TERM(s3); i += W;                                                                          \
+        }                                                                                            \
+        for (; i + W <= n_; i += W) { TERM(s0); }                                                    \
+      }                                                                                              \
+      { enum { whole = 0 }; if (i < n_) { TERM(s1); } }                                              \
+      all += total((s0 + s1) + (s2 + s3));                                                           \
+    }                                                                                                \
+    all;                                                                                             \
+  })

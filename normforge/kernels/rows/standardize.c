@@ -21,37 +21,35 @@ typedef struct {
   X *y, *dw, *dgain, *du;  /* results; those that are not wanted are 0 */
 } Weight;
 
+INLINE T one(const X *p) {
+  if (sizeof(X) == sizeof(T)) return *(const T *)p;
+  const V v = GET_N(p, 1);
+  return v[0];
+}
+
 /* The sum of differences from m. */
 INLINE double sum(const X *p, T m, int64_t n) {
   const V v = set(m);
-  double all = 0;
-  for (int64_t begin = 0; begin < n; begin += BLOCK) {
-    V s = set(0);
-    EACH_VECTOR(begin, MIN2(n, begin + BLOCK), { s += HERE(GOT(p) - v); });
-    all += total(s);
-  }
-  return all;
+#define TERM(s) s += HERE(GOT(p) - v)
+  return SUM_OF(n, TERM);
+#undef TERM
 }
 
-/* The mean: of differences from a first one, which keeps the digits of rows that hardly vary. */
+/* The mean, by differences from a first element, which keeps the digits of rows that hardly vary. */
 INLINE double average(const X *p, int64_t n) {
-  const T first = sum(p, 0, n) / n;
+  const T first = one(p);
   return first + sum(p, first, n) / n;
 }
 
 /* Sums of products of x - mx and y - my. */
 INLINE double product(const X *x, T mx, const X *y, T my, int64_t n) {
   const V p = set(mx), q = set(my);
-  double all = 0;
-  for (int64_t begin = 0; begin < n; begin += BLOCK) {
-    V s = set(0);
-    EACH_VECTOR(begin, MIN2(n, begin + BLOCK), { s = fma_(HERE(GOT(x) - p), GOT(y) - q, s); });
-    all += total(s);
-  }
-  return all;
+/* The next rows come while this one is computed on. */
+#define TERM(s) __builtin_prefetch(x + i + n), __builtin_prefetch(y + i + n), s = fma_(HERE(GOT(x) - p), GOT(y) - q, s)
+  return SUM_OF(n, TERM);
+#undef TERM
 }
 
-INLINE T one(const X *p) { const V v = GET_N(p, 1); return v[0]; }
 INLINE void put_one(X *p, T a) { PUT_N(p, set(a), 1); }
 
 static void forward(const Weight *t, int64_t r) {
@@ -70,10 +68,23 @@ static void backward(const Weight *t, int64_t r) {
   const int64_t n = t->length;
   const X *w = t->w + r * n, *u = t->u + r * n;
   const double *saved = t->saved + 3 * r, mean = saved[0], root = saved[1] * t->scale, k = saved[2];
-  const double U = product(w, mean, u, 0, n);
+  double U = 0, of_u = 0;
+  const V m = set(mean);
+  for (int64_t begin = 0; begin < n; begin += BLOCK) {   /* both sums in one walk */
+    V p = set(0), q = set(0);
+    EACH_VECTOR(begin, MIN2(n, begin + BLOCK), {
+      const V c = HERE(GOT(w) - m), v = GOT(u);
+      __builtin_prefetch(w + i + n);
+      __builtin_prefetch(u + i + n);
+      p = fma_(c, v, p);
+      q += v;
+    });
+    U += total(p);
+    of_u += total(q);
+  }
   if (t->dgain) put_one(t->dgain + r, root * U);
   if (!t->dw) return;
-  const V s = set(root * one(t->gain + r)), m = set(mean), mu = set(sum(u, 0, n) / n), f = set(-k * U);
+  const V s = set(root * one(t->gain + r)), mu = set(of_u / n), f = set(-k * U);
   X *dw = t->dw + r * n;
   EACH_VECTOR(0, n, { PUT_TO(dw, fma_(f, GOT(w) - m, GOT(u) - mu) * s); });
 }

@@ -12,6 +12,7 @@ typedef struct {
   int64_t nesterov;
 } Step;
 
+/* Both in one walk: the update finds the row in the cache. */
 INLINE void norms(const X *w, const X *g, int64_t length, double *ww, double *gg) {
   double a = 0, b = 0;
   for (int64_t begin = 0; begin < length; begin += BLOCK) {
