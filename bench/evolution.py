@@ -109,6 +109,7 @@ KNOWN = ("bn-relu", "evonorm-b0", *INDEPENDENT)
 TRAINED = 100.0  # eq of a run on the micro rung
 ON_NETWORK = {"ladder-evolution": 2.5, "ladder-random": 2.5, "no-ladder": 2.5 / 5.2486}
 """Times as much; without micro rung, 1 eq is a full training of the ResNet, 5.2486 times a micro training."""
+FINAL = "final"  # in place of a rung: the final training of a run
 BEST, SEEN, FRESH = 5, (1, 2, 3), (4, 5, 6)  # layers ranked again; the weights of that ranking, and of the score
 
 
@@ -226,10 +227,11 @@ class Judge:
         return [statistics.fmean(values[i : i + step]) for i in range(0, len(values), step)]
 
     def outcomes(self, asked: Sequence[tuple[Graph, str, int]]) -> list[Outcome]:
-        """Of layers, each on a rung (of all stages at once where that is empty) and with the weights of a repeat."""
+        """Of layers, each on a rung (of all stages at once where that is empty, or `FINAL`), with the weights of a
+        repeat."""
         keys = [f"{graph.hash}/{rung}/{repeat}" for graph, rung, repeat in asked]
         tasks = {
-            key: Task(key, graph, self._config, repeat, rung)
+            key: Task(key, graph, self._config, repeat, "" if rung == FINAL else rung, final=rung == FINAL)
             for key, (graph, rung, repeat) in zip(keys, asked, strict=True)
             if key not in self._done
         }

@@ -118,7 +118,7 @@ def _may_join() -> bool:
 
 
 def _is_traced() -> bool:
-    return torch.fx._symbolic_trace.is_fx_tracing() or torch._C._get_tracing_state() is not None
+    return torch.fx._symbolic_trace.is_fx_symbolic_tracing() or torch._C._get_tracing_state() is not None
 
 
 def _is_distributed() -> bool:

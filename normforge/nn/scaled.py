@@ -66,7 +66,12 @@ class _Scaled(nn.Module):
 
 
 def pad_same(
-    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], mode: str = "zeros"
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    mode: str = "zeros",
+    value: float = 0.0,
 ) -> Tensor:
     """x (N, C, *spatial) with so much around it that a convolution gives ⌈size / stride⌉ positions.
 
@@ -77,7 +82,7 @@ def pad_same(
     for size, kernel, step, gap in zip(*(reversed(o) for o in options), strict=True):
         total = max(0, ((size + step - 1) // step - 1) * step + gap * (kernel - 1) + 1 - size)
         pads += [total // 2, total - total // 2]
-    return F.pad(x, pads, "constant" if mode == "zeros" else mode) if any(pads) else x
+    return F.pad(x, pads, "constant" if mode == "zeros" else mode, value) if any(pads) else x
 
 
 torch.fx.wrap("pad_same")  # sizes are not known in a symbolic trace

@@ -381,3 +381,23 @@ def test_mistakes() -> None:
         nf_resnet(34)
     with pytest.raises(OptionError, match="activation"):
         small(activation="mish")
+
+
+@pytest.mark.parametrize("road", ["fx", "export", "compile", "fold"])
+def test_other_roads(road: str) -> None:
+    """A network that is traced, exported, compiled or folded is the same."""
+    model, x = moved(small()).eval(), noise(2, 3, 37, 40)
+    made = {
+        "fx": lambda: torch.fx.symbolic_trace(model),
+        "export": lambda: torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module(),
+        "compile": lambda: torch.compile(model, backend="aot_eager"),
+        "fold": lambda: fold(model),
+    }[road]()
+    with torch.no_grad():
+        equal(made(x), model(x), road, model.num_features)
+        if road == "export":
+            equal(made(x[:1].repeat(3, 1, 1, 1)), model(x[:1]).repeat(3, 1), road, model.num_features)
+    if road == "compile":
+        model.train()
+        made(x).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())

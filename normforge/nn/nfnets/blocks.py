@@ -152,7 +152,7 @@ class NormFreeBlock(nn.Module):
             y = self.conv2b(self.act2b(y))
         y = self.conv3(self.act3(y))
         # Gates, skip gain and drop are one factor of few elements, so that one pass over y does all of it.
-        factor = y.new_ones(len(y), 1, 1, 1) if self.attn_last is None else _ATTENTION_GAIN * self.attn_last(y)
+        factor = y.new_ones(y.shape[0], 1, 1, 1) if self.attn_last is None else _ATTENTION_GAIN * self.attn_last(y)
         if self.skipinit_gain is not None:
             factor = factor * self.skipinit_gain
         return torch.addcmul(shortcut, y, self.drop_path(factor).to(y.dtype), value=self.alpha)

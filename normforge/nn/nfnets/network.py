@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 
 import torch
-from timm.layers import create_pool2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normforge.nn.kept import together
 from normforge.nn.nfnets.blocks import Maker, NormFreeBlock, SqueezeExcite
 from normforge.nn.nfnets.config import Config, places
+from normforge.nn.scaled import pad_same
+
+torch.fx.wrap("pad_same")  # sizes are not known in a symbolic trace
 
 
 class Head(nn.Module):
@@ -26,6 +29,14 @@ class Head(nn.Module):
         """The logits, or what the classifier is given (N, C)."""
         pooled: Tensor = self.drop(x.mean((2, 3)) * self.scale)
         return pooled if pre_logits else self.fc(pooled)
+
+
+class MaxPoolSame(nn.Module):
+    """The largest of 3×3 at stride 2, padded by TensorFlow's rule with -∞: (N, C, H, W) to (N, C, ⌈H/2⌉, ⌈W/2⌉)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled x."""
+        return F.max_pool2d(pad_same(x, (3, 3), (2, 2), (1, 1), value=-torch.inf), 3, 2)
 
 
 class NormFreeNet(nn.Module):
@@ -104,10 +115,7 @@ def _stem(make: Maker, inputs: int) -> nn.Sequential:
     widths, stem = make.config.stem, nn.Sequential()
     if len(widths) == 1:
         stem.add_module("conv", make.conv(inputs, widths[0], 7, make.outer, stride=2))
-        # Beyond the edges there is -∞.
-        stem.add_module(
-            "pool", create_pool2d("max", 3, 2, padding="same") if make.config.same else nn.MaxPool2d(3, 2, 1)
-        )
+        stem.add_module("pool", MaxPoolSame() if make.config.same else nn.MaxPool2d(3, 2, 1))
         return stem
     for i, width in enumerate(widths, 1):
         if i > 1:
