@@ -95,10 +95,10 @@ def run_eager(
     for node in nodes:
         op = node.op
         if op is Op.INPUT:
-            size = shape if node.axes == FULL else _small_shape(node.axes, extents)
+            size = shape if node.axes == FULL else small_shape(node.axes, extents)
             env[node] = values[node.name].to(dtype).reshape(size)
         elif op is Op.PARAM:
-            env[node] = values[node.name].to(dtype).reshape(_small_shape(node.axes, extents))
+            env[node] = values[node.name].to(dtype).reshape(small_shape(node.axes, extents))
         elif op is Op.CONST:
             env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
         elif op in TORCH.over:
@@ -116,13 +116,14 @@ def run_eager(
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
-                value = buffers[r.name].to(dtype).reshape(_small_shape(node.axes, extents))
+                value = buffers[r.name].to(dtype).reshape(small_shape(node.axes, extents))
                 env[node] = torch.sqrt(value + graph.eps) if op in (Op.STD, Op.RMS) else value
                 continue
             count: float = _elements(node, extents)
             if r is not None and gather is not None:
                 if node in levels:  # the first of its level, which is exchanged as a whole
-                    merged.update(_exchanged(levels[node], env, extents, gather))
+                    level = levels[node]
+                    merged.update(exchanged(level, [env[m.args[0]] for m in level], extents, gather))
                 statistic, count = merged[node]
                 env[node] = torch.sqrt(statistic + graph.eps) if op in (Op.STD, Op.RMS) else statistic
             else:
@@ -151,23 +152,32 @@ def by_level(graph: Graph) -> tuple[Sequence[Node], dict[Node, list[Node]]]:
     return nodes, {of_level[0]: of_level for of_level in levels.values()}
 
 
-def _exchanged(
-    moments: Sequence[Node], env: Mapping[Node, Tensor], extents: tuple[int, int, int, int], gather: Gather
+def exchanged(
+    moments: Sequence[Node], values: Sequence[Tensor], extents: tuple[int, int, int, int], gather: Gather
 ) -> dict[Node, tuple[Tensor, float]]:
     """The statistics of one level over all processes, and of how many elements: count, mean and variance of each
-    process are exchanged in one vector, and merged in the order of ranks by Chan's formula."""
+    process are exchanged in one vector, and merged in the order of ranks by Chan's formula.
+
+    Args:
+        moments: of the level. values: what each is of, in the four-axis form.
+        extents: N, groups, channels a group, positions.
+        gather: exchanges a vector.
+    """
     parts: list[Tensor] = []
-    for node in moments:
-        a, count = env[node.args[0]], _elements(node, extents)
-        own = _moment(node, a, 0.0)[1]
-        mean = _mean(node, a) if node.op in (Op.STD, Op.VAR) else own
+    for node, a in zip(moments, values, strict=True):
+        count, over = _elements(node, extents), _along(node)
+        if node.op in (Op.STD, Op.VAR) and over and count:
+            own, mean = torch.var_mean(a, dim=over, correction=0, keepdim=True)
+        else:
+            own = _moment(node, a, 0.0)[1]
+            mean = _mean(node, a) if node.op in (Op.STD, Op.VAR) else own
         both = torch.stack([mean, own]) if count else torch.zeros_like(torch.stack([mean, own]))
-        parts += [a.new_full((1,), count), both.reshape(-1)]
+        parts += [both.new_full((1,), count), both.reshape(-1)]
     vectors = torch.stack(list(gather(torch.cat(parts))))
     found: dict[Node, tuple[Tensor, float]] = {}
     at = 0
     for node in moments:
-        size = math.prod(_small_shape(node.axes, extents))
+        size = math.prod(small_shape(node.axes, extents))
         counts = vectors[:, at].detach()
         means, owns = (vectors[:, at + 1 + i * size : at + 1 + (i + 1) * size] for i in (0, 1))
         total = counts.sum()
@@ -176,7 +186,7 @@ def _exchanged(
         value = (weights * owns).sum(0)
         if node.op in (Op.STD, Op.VAR):
             value = value + (weights * (means - mean).square()).sum(0)
-        found[node] = (value.reshape(_small_shape(node.axes, extents)), float(total))
+        found[node] = (value.reshape(small_shape(node.axes, extents)), float(total))
         at += 1 + 2 * size
     return found
 
@@ -199,7 +209,7 @@ def _elements(node: Node, extents: tuple[int, int, int, int]) -> int:
     return count
 
 
-def _small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
+def small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
     """Shape of a smaller value in the four-axis form."""
     shape = []
     for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this

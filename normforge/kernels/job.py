@@ -157,5 +157,11 @@ class Job:
 
 @lru_cache(maxsize=4096)
 def layer_text(layer: Graph) -> str:
-    """A layer's formula, or its JSON where the formula would be too long."""
-    return str(layer) if len(layer.nodes) < 64 else layer.to_json()
+    """A layer's formula, or its JSON where the formula would be too long, or none can say it."""
+    return str(layer) if len(layer.nodes) < 64 and layer.is_surface else layer.to_json()
+
+
+@lru_cache(maxsize=4096)
+def key_of(layer: Graph, groups: int, target: str, single: int) -> str:
+    """The key of a layer's forward in training."""
+    return Job(0, True, groups, layer, target=target, single=single).key

@@ -21,9 +21,10 @@ from normforge.ir.forms.formula import parse_formula
 from normforge.ir.graph import Graph
 from normforge.ir.types import B, G, K, S
 from normforge.kernels.backends import RUNNERS, look_around, resolve
-from normforge.kernels.job import Job, layer_text
+from normforge.kernels.job import Job, key_of, layer_text
 from normforge.kernels.run import run_plain
 from normforge.kernels.scripted import scriptable
+from normforge.kernels.split import is_exact, run_split
 from normforge.kernels.sync import gather_over
 from normforge.passes.inputs import at_one
 from normforge.passes.running import Running, running_statistics
@@ -185,7 +186,7 @@ class Layer(nn.Module):
         if self.running and x.shape[0] == 1:
             self._check_batch(x)
         if self.synced and self.training and not self.frozen and (gather := gather_over(self.group)):
-            return self._eager(x, inputs, gather)
+            return self._synced(x, inputs, gather)
         keys = self._keys.get(resolve(self.backend, x))  # none for eager, which runs no jobs
         return self._eager(x, inputs) if keys is None else self._compiled(x, inputs, keys)
 
@@ -255,6 +256,18 @@ class Layer(nn.Module):
         if training and self.running:
             self._update(out[results : results + len(self.running)], x)
         return out[:results]
+
+    def _synced(self, x: Tensor, inputs: list[Tensor], gather: Gather) -> Sequence[Tensor]:
+        target = resolve(self.backend, x)
+        if target not in self._keys or not is_exact(self.graph, x.dtype):
+            return self._eager(x, inputs, gather)
+
+        def run(graph: Graph, single: int, operands: list[Tensor]) -> Sequence[Tensor]:
+            return run_plain(operands, key_of(graph, self.groups, target, single))[: len(graph.outputs)]
+
+        results, statistics = run_split(self.graph, [x, *inputs], self._values(), self.groups, run, gather)
+        self._update(statistics, x)
+        return results
 
     def _eager(self, x: Tensor, inputs: list[Tensor], gather: Gather | None = None) -> Sequence[Tensor]:
         values = {n.name: t for n, t in zip(self.graph.inputs, (x, *inputs), strict=True)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import tolerance
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -15,6 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 import normforge as nf
 from normforge.errors import BackendError, OptionError
+from normforge.kernels.split import is_exact, split
 
 # Two levels, three moments of one level that share what they exchange, moments over the channels too.
 NESTED = "x / std[b,w,h](x - mean[b,w,h](x * sigmoid(v1 * x))) * gamma + rms[b,w,h](x) * mean[b,w,h,c](abs(x)) + beta"
@@ -63,10 +65,29 @@ def process(rank: int, folder: str) -> None:
     stored = copy.deepcopy(model)  # a copy has the group, and inference exchanges nothing
     if rank == 0:
         stored.eval()(mine[0])
+    assert split.cache_info().currsize == len(model) - 2  # compiled, in pieces; two of the five are convolutions
+    pieces(rank)
     distributed.barrier()
     data_parallel(rank)
     clipped(rank)
     distributed.destroy_process_group()
+
+
+def pieces(rank: int) -> None:
+    """In 16 bits, and where a moment is of less than x, as the formula is in float32."""
+    x = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(rank))
+    for formula, dtype in (
+        ("bn-silu", torch.bfloat16),
+        ("x * std[b,w,h](x * sigmoid(x))", torch.bfloat16),
+        ("x * std[b,w,h](rms[w,h](x)) * gamma", torch.float32),
+    ):
+        layer = nf.parse(formula)
+        assert (split(layer) is None) == ("rms" in formula)
+        assert is_exact(layer, dtype) == (formula == "bn-silu")
+        got = nf.sync(nf.compile(layer, 6).to(dtype))(x.to(dtype))
+        want = nf.sync(nf.compile(layer, 6, backend="eager"))(x.to(dtype).float())
+        assert got.dtype == dtype
+        assert (got.float() - want).abs().max() <= tolerance(dtype, 36, float(want.abs().max()))
 
 
 def data_parallel(rank: int) -> None:
