@@ -19,14 +19,15 @@ class Emit(StrEnum):
     c = "c"
     triton = "triton"
     ptx = "ptx"
+    sass = "sass"
 
 
-_SUFFIX = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx"}
+_SUFFIX = {Emit.c: ".c", Emit.triton: ".py", Emit.ptx: ".ptx", Emit.sass: ".sass"}
 
 
 def compile(
     layer: LayerArgument,
-    emit: Annotated[Emit, typer.Option(help="C source, Triton source, or PTX for sm_90.")] = Emit.c,
+    emit: Annotated[Emit, typer.Option(help="C source, Triton source, or PTX or machine code for sm_90.")] = Emit.c,
     dtype: DtypeOption = "float32",
     layout: LayoutOption = Layout.nchw,
     out: Annotated[Path | None, typer.Option(help="Write one file an order into this directory.")] = None,
@@ -37,10 +38,11 @@ def compile(
     graph, full = load(layer), parse_dtype(dtype)
     texts = []
     for order in range(3):
-        if emit is Emit.ptx:
-            from normforge.kernels.launch_triton import emit_ptx
+        if emit in (Emit.ptx, Emit.sass):
+            from normforge.kernels.launch_triton import emit_ptx, emit_sass
 
-            texts.append(emit_ptx(plan(graph, order, dtype=full, layout=layout.value), 90))
+            assemble = emit_ptx if emit is Emit.ptx else emit_sass
+            texts.append(assemble(plan(graph, order, dtype=full, layout=layout.value), 90))
         else:
             texts.append(source(graph, emit.value, order, full, layout.value))
     if out is None:

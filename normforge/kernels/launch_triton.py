@@ -27,6 +27,7 @@ from normforge.kernels import direct
 from normforge.kernels.assembly import atomics
 from normforge.kernels.empty import addressed, allocator
 from normforge.kernels.launch_cooperative import CooperativeObject
+from normforge.kernels.sass import disassemble
 
 INSTALL_HINT = "install one from 3.6 to 3.9 (pip install 'triton>=3.6,<3.10'), or use backend='c' or 'eager'"
 # Part of what the machine code depends on; the default changes in 3.10.
@@ -278,6 +279,15 @@ def emit_ptx(plan: Plan, capability: int = 90, *, title: str = "") -> str:
         BackendError: as `compile_aot`.
     """
     return "\n".join(str(k.asm["ptx"]) for k in compile_aot(plan, capability, title=title))
+
+
+def emit_sass(plan: Plan, capability: int = 90, *, title: str = "") -> str:
+    """The machine code of every kernel of a plan, one after the other, as nvdisasm writes it.
+
+    Raises:
+        BackendError: as `compile_aot`, or nvdisasm cannot be run.
+    """
+    return "\n".join(disassemble(k.asm["cubin"]) for k in compile_aot(plan, capability, title=title))
 
 
 def full_pointers(plan: Plan, module: TritonModule) -> list[str]:

@@ -6,6 +6,9 @@ import importlib.util
 import itertools
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from named import LAYERS, WITH_INPUTS
@@ -236,6 +239,13 @@ def test_ptx() -> None:
     text = emit_ptx(plan, 90)
     assert text.count(".visible .entry") == 3
     assert ".target sm_90" in text
+
+
+def test_sass(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "normforge", "compile", "gn-silu", "--emit", "sass", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    texts = [(tmp_path / f"order{order}.sass").read_text() for order in range(3)]
+    assert all("EF_CUDA_SM90" in text and "LDG.E" in text for text in texts)
 
 
 @pytest.mark.slow
