@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal as signals
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -52,6 +54,12 @@ app.command("plan", hidden=True)(plan)
 STOPPED = 130  # what shells give to what Ctrl-C has ended
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """The first Ctrl-C ends the command; another finds a process that is ending, and is none of its business."""
+    signals.signal(number, signals.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _stopped() -> None:
     print("normforge: stopped", file=sys.stderr)
     sys.exit(STOPPED)
@@ -59,6 +67,9 @@ def _stopped() -> None:
 
 def main() -> None:
     """Entry point: normforge's own errors become one sentence and their exit code."""
+    usual = signals.getsignal(signals.SIGINT) is signals.default_int_handler
+    if usual and threading.current_thread() is threading.main_thread():
+        signals.signal(signals.SIGINT, _interrupt)
     try:
         app()
     except NormforgeError as e:
@@ -72,3 +83,6 @@ def main() -> None:
         raise
     except BrokenPipeError:
         sys.exit(0)
+    finally:
+        if signals.getsignal(signals.SIGINT) is _interrupt:
+            signals.signal(signals.SIGINT, signals.default_int_handler)

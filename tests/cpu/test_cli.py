@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,20 +183,24 @@ def test_explain_names_its_target(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 INTERRUPTED = """
-import _thread, signal, sys, threading, torch
+import os, signal, sys, threading, torch
 import normforge.kernels.timing
 from normforge.cli.main import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell ignores it for what it runs behind
 sys.argv = ["normforge", "bench", "evonorm-s0", "--seconds", "60"]
-threading.Timer(2.0, _thread.interrupt_main).start()
+for after in (2.0, *map(float, os.environ["AGAIN"].split())):
+    threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
 main()
 """
 
 
-def test_one_line_for_an_interrupt() -> None:
-    """Ctrl-C, in a process of its own that is at work."""
-    ran = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("again", ["", "2.0 2.001 2.01 2.1 2.3"])
+def test_one_line_for_an_interrupt(again: str) -> None:
+    """Ctrl-C, once and several times, in a process of its own that is at work."""
+    environment = os.environ | {"AGAIN": again}
+    command = [sys.executable, "-c", INTERRUPTED]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert ran.returncode == 130 and "Traceback" not in ran.stdout + ran.stderr
     assert ran.stderr.splitlines()[-1] == "normforge: stopped"
 
