@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from normforge.kernels.backends import EAGER
-from normforge.kernels.rows.formula import Standardized, standardize
+from normforge.kernels.rows.formula import Standardization, Standardized, standardize
 from normforge.kernels.rows.standardize import standardize_all, target_of
 
 torch.fx.wrap("standardize")  # one node of a symbolic trace
@@ -36,13 +36,22 @@ def _count(*_: Any) -> None:
 register_optimizer_step_post_hook(_count)
 
 
+class Standardizing:
+    """What layers whose weight is standardized have."""
+
+    weight: Any  # (out, ...)
+    gain: Any  # (out,)
+    how: Standardization
+    training: bool
+
+
 class _Kept(NamedTuple):
     of: tuple[weakref.ref[Tensor], weakref.ref[Tensor]]  # weight and gain; a new tensor may have the address of an old
     key: tuple[Any, ...]
     value: Standardized
 
 
-def weights_of(layers: Sequence[Any]) -> list[Tensor]:
+def weights_of(layers: Sequence[Standardizing]) -> list[Tensor]:
     """Ŵ of layers, in one call where they are of one dtype on one device; what is kept is not computed again."""
     weights, gains = [layer.weight for layer in layers], [layer.gain for layer in layers]
     target = target_of(weights, gains)
@@ -66,7 +75,7 @@ def weights_of(layers: Sequence[Any]) -> list[Tensor]:
     return values
 
 
-def weight_of(layer: Any) -> Tensor:
+def weight_of(layer: Standardizing) -> Tensor:
     """Ŵ of one layer."""
     if torch.compiler.is_compiling() or _is_traced():
         return standardize(layer.weight, layer.gain, layer.how)
@@ -84,7 +93,7 @@ def forget(model: nn.Module) -> None:
 
 
 def together(model: nn.Module) -> None:
-    """Let a model standardize all its weights at the begin of its forward, in one call.
+    """Let a model standardize all its weights at the beginning of its forward, in one call.
 
     Not under torch.compile, torch.func or tracing, nor where processes train together: there each layer does so by
     itself, so that gradients are ready one after the other.
@@ -96,11 +105,10 @@ def together(model: nn.Module) -> None:
 def _before(model: nn.Module, inputs: Any) -> None:
     if not _may_join():
         return
-    groups: dict[tuple[Any, ...], list[Any]] = {}
+    groups: dict[tuple[Any, ...], list[Standardizing]] = {}
     for module in model.modules():
-        layer: Any = module
-        if hasattr(layer, "how") and layer.weight.numel():
-            groups.setdefault((layer.weight.dtype, layer.weight.device), []).append(layer)
+        if isinstance(module, Standardizing):
+            groups.setdefault((module.weight.dtype, module.weight.device), []).append(module)
     for layers in groups.values():
         if target_of([m.weight for m in layers], [m.gain for m in layers]) != EAGER:
             for layer, value in zip(layers, weights_of(layers), strict=True):
@@ -135,12 +143,12 @@ def _may_keep(weight: Tensor) -> bool:
     return not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _key(layer: Any) -> tuple[Any, ...]:
+def _key(layer: Standardizing) -> tuple[Any, ...]:
     w, g = layer.weight, layer.gain
     return _steps, layer.training, layer.how, w._version, w.data_ptr(), g._version, g.data_ptr()
 
 
-def _find(layer: Any, key: tuple[Any, ...]) -> Standardized | None:
+def _find(layer: Standardizing, key: tuple[Any, ...]) -> Standardized | None:
     kept: _Kept | None = layer.__dict__.get(KEPT)
     if kept is None or kept.key != key or kept.of[0]() is not layer.weight or kept.of[1]() is not layer.gain:
         return None

@@ -14,17 +14,15 @@ from torch.nn.modules.conv import _ConvNd
 from normforge.errors import OptionError, nearest
 from normforge.kernels.backends import look_around
 from normforge.kernels.rows.formula import RULES, Standardization
-from normforge.nn.kept import KEPT, READY, weight_of
+from normforge.nn.kept import KEPT, READY, Standardizing, weight_of
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class _Scaled(nn.Module):
-    """What scaled layers have in common: weight (out, ...), gain (out,), and how one standardizes the other."""
+class _Scaled(Standardizing, nn.Module):
+    """What scaled layers have in common."""
 
-    weight: Any
     bias: Any
-    gain: nn.Parameter
 
     def _set(self, eps: float | None, scale: float, rule: str, gain_init: float) -> None:
         if rule not in RULES:
@@ -285,6 +283,6 @@ def _folded(layer: _Scaled) -> nn.Module:
             device="meta",
         )
     plain.train(layer.training)
-    plain.weight = nn.Parameter(layer.standardized().detach(), layer.weight.requires_grad)
+    plain.weight = nn.Parameter(layer.standardized().detach().clone(), layer.weight.requires_grad)
     plain.bias = layer.bias
     return plain  # type: ignore[no-any-return]
