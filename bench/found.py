@@ -3,9 +3,9 @@
     python bench/found.py runs/a runs/b runs/c             # digits, five sets of weights; an hour on two cores
     python bench/found.py runs/a --data fractals --data-seed 9
 
-Of each run the layer that it ranks first (`RUN#best`) is trained as the run's own final trainings are, on the networks
-of the preset, on other images. Known layers are trained alike. What is trained is kept in `--out`, and the same command
-goes on.
+Of each run the layer that it ranks first (`RUN#best`, or the one that is named) is trained as the run's own final
+trainings are, on the networks of the preset, on other images; known layers alike. What is trained is kept in `--out`, and
+the same command goes on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         [f"data.source={options.data}", f"data.seed={options.data_seed}", f"workers.count={options.workers}"],
     )
     networks = config.networks.use
-    graphs = {f"{Path(run).name}#best": nf.load(f"{run}#best") for run in options.runs}
+    named = [run if "#" in run else f"{run}#best" for run in options.runs]
+    graphs = {Path(name).name: nf.load(name) for name in named}
     graphs |= {name: nf.parse(name) for name in KNOWN}
     judge = Judge(config, options.out / f"{options.data}-{options.data_seed}", console)
     try:
@@ -87,13 +88,13 @@ def show(found: dict[str, Any], console: Console) -> None:
         table.add_row(row["layer"], *cells, f"{row['mean loss']:.3f}")
     console.print(table)
     for row in found["rows"]:
-        console.print(f"{row['layer']}: {row['formula']}", highlight=False, soft_wrap=True)
+        console.print(f"{row['layer']}: {row['formula']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:
     """Train what is missing, print the table, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="folders of searches")
+    parser.add_argument("runs", nargs="+", help="folders of searches, or candidates of them, such as runs/a#17")
     parser.add_argument("--preset", default="hour", help="whose networks and recipe are used")
     parser.add_argument("--data", default="digits", choices=("digits", "fractals"))
     parser.add_argument("--data-seed", type=int, default=0, help="of the split, and of fractals")
