@@ -4,8 +4,8 @@
     python bench/found.py runs/a --data fractals --data-seed 9
 
 Of each run the layer that it ranks first (`RUN#best`, or the one that is named) is trained as the run's own final
-trainings are, on the networks of the preset, on other images; known layers alike. What is trained is kept in `--out`, and
-the same command goes on.
+trainings are, on the networks of the preset, on other images; known layers alike. What is trained is kept in `--out`,
+and the same command goes on.
 """
 
 from __future__ import annotations
