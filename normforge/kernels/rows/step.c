@@ -13,12 +13,15 @@ typedef struct {
 } Step;
 
 /* Both in one walk: the update finds the row in the cache. */
-INLINE void norms(const X *w, const X *g, int64_t length, double *ww, double *gg) {
+INLINE void norms(const X *w, const X *g, const T *m, int64_t length, double *ww, double *gg) {
   double a = 0, b = 0;
   for (int64_t begin = 0; begin < length; begin += BLOCK) {
     V p = set(0), q = set(0);
     EACH_VECTOR(begin, MIN2(length, begin + BLOCK), {
       const V x = GOT(w), y = GOT(g);
+      __builtin_prefetch(w + i + length);   /* the next row comes while this one is computed on, and its momentum */
+      __builtin_prefetch(g + i + length);
+      __builtin_prefetch(m + i);            /* of any address, also none */
       p = fma_(x, x, p);
       q = fma_(y, y, q);
     });
@@ -68,7 +71,7 @@ void nf_step(const Step *table, int64_t count, int64_t *first, int threads) {
       advance(t, r0 * t->length, r1 * t->length, 1);
     } else for (int64_t r = r0; r < r1; ++r) {
       double ww, gg;
-      norms(t->w + r * t->length, t->g + r * t->length, t->length, &ww, &gg);
+      norms(t->w + r * t->length, t->g + r * t->length, t->m + r * t->length, t->length, &ww, &gg);
       const double limit = t->clip * (ww > t->eps || ww != ww ? ww : t->eps);
       /* A gradient that is not a number stays so: no comparison with it holds. */
       advance(t, r * t->length, (r + 1) * t->length, gg > limit ? limit / MAX2(gg, 1e-6) : 1);
