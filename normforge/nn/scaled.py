@@ -46,6 +46,10 @@ class _Scaled(Standardizing, nn.Module):
         """Ŵ, of weight's shape and dtype."""
         return weight_of(self)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.__dict__.pop(KEPT, None)  # of tensors that are about to be others
+        return super()._apply(fn, recurse)
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in (KEPT, READY)}
 

@@ -200,6 +200,22 @@ def test_timm_s_units(units: str) -> None:
         assert same == (units == "timm" or sum(n > 1 for n in p.shape) != 1 or p.dim() < 2 or len(p) == 1), p.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_clipped_norms(dtype: torch.dtype) -> None:
+    """A clipped unit has the norm that is allowed, up to one rounding; one within the limit keeps its bits."""
+    params = parameters(dtype)
+    draw_gradients(params, 0)
+    before = [p.grad.clone() for p in params]
+    nf.optim.AGC(torch.optim.SGD(params, 0.0), 0.01).clip()
+    for p, g in zip(params, before, strict=True):
+        limit = 0.01 * unit_rows(p.detach().double()).norm(dim=1).clamp(min=1e-3)
+        was, now = unit_rows(g.double()).norm(dim=1), unit_rows(p.grad.double()).norm(dim=1)
+        allowed = torch.minimum(was, limit)
+        assert ((now - allowed).abs() <= allowed * max(torch.finfo(dtype).eps, 1e-6) + 1e-7).all(), p.shape
+        within = was < 0.999 * limit
+        assert torch.equal(unit_rows(p.grad)[within], unit_rows(g)[within])
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(

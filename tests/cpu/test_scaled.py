@@ -250,6 +250,19 @@ def test_kept_while_unchanged(calls: list[tuple[str, int]]) -> None:
     assert fresh() and not fresh()
 
 
+def test_moved_by_swapping() -> None:
+    """torch swaps tensors that nothing refers to weakly."""
+    layer, x = nf.nn.ScaledLinear(6, 4), torch.randn(3, 6)
+    with torch.no_grad():
+        y = layer(x)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    torch.testing.assert_close(layer(x.double()).float(), y)
+
+
 class _ThroughData(torch.optim.Optimizer):
     """As several published optimizers write."""
 

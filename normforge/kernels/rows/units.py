@@ -95,12 +95,11 @@ def _norms(t: Tensor, units: int) -> Tensor:
 
 def scaled(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients, in their local parts, times the factors of their units."""
-    views = [f.to(g.dtype).view(-1, *[1] * (g.dim() - 1)) if g.dim() else f[0] for g, f in _pairs(grads, factors)]
-    return list(torch._foreach_mul([local(g) for g in grads], views)) if grads else []
-
-
-def _pairs(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(local(g), f) for g, f in zip(grads, factors, strict=True)]
+    parts = [local(g) for g in grads]
+    views = [f.view(-1, *[1] * (g.dim() - 1)) if g.dim() else f[0] for g, f in zip(parts, factors, strict=True)]
+    wide = [g.to(f.dtype) for g, f in zip(parts, factors, strict=True)]  # 16 bits are rounded once
+    made = list(torch._foreach_mul(wide, views)) if parts else []
+    return [m.to(g.dtype) for m, g in zip(made, parts, strict=True)]
 
 
 def check_whole(p: Tensor) -> None:
