@@ -48,7 +48,7 @@ class _Scaled(Standardizing, nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.__dict__.pop(KEPT, None)  # of tensors that are about to be others
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in (KEPT, READY)}
