@@ -2,13 +2,15 @@
 
 What is kept of a layer holds while its weight and gain are the tensors that they were, of the same version and address,
 no optimizer has taken a step and the layer is in the same mode. Steps count because some optimizers write through
-`.data`, which counts no versions; whoever writes there by hand calls `forget`. Nothing is kept where processes train
-together, since FSDP puts other weights in the place of the last with no other version, nor in a graph that is being
-captured.
+`.data`, which counts no versions; whoever writes there by hand calls `forget`. Nothing is kept where other hands may be
+at the memory: where processes train together (FSDP puts other weights in the place of the last), in shared memory, of
+weights that are views of a longer tensor; nor in float64, where numerical derivatives change single elements through
+`.data`; nor in a graph that is being captured.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -51,15 +53,22 @@ class _Kept(NamedTuple):
     value: Standardized
 
 
+class _Ready(NamedTuple):
+    of: tuple[weakref.ref[Tensor], weakref.ref[Tensor]]
+    key: tuple[Any, ...]
+    where: tuple[Any, ...]  # the thread that computed it, and whether with a gradient
+    value: Tensor
+
+
 def weights_of(layers: Sequence[Standardizing]) -> list[Tensor]:
     """Ŵ of layers, in one call where they are of one dtype on one device; what is kept is not computed again."""
     weights, gains = [layer.weight for layer in layers], [layer.gain for layer in layers]
     target = target_of(weights, gains)
     hows = [layer.how for layer in layers]
-    if target == EAGER or not _may_keep(weights[0]):
+    if target == EAGER or not all(map(_may_keep, (*weights, *gains))):
         return standardize_all(weights, gains, hows, target)[0]
     keys = [_key(layer) for layer in layers]
-    found = [_find(layer, key) for layer, key in zip(layers, keys, strict=True)]
+    found = [_find(layer) for layer in layers]
     fresh = [i for i, value in enumerate(found) if value is None]
     if fresh and len(fresh) < len(layers):  # some are kept: the rest in a call of its own
         with torch.no_grad():
@@ -70,8 +79,7 @@ def weights_of(layers: Sequence[Standardizing]) -> list[Tensor]:
             found[i] = value
     values, kept = standardize_all(weights, gains, hows, target, found)
     for i in fresh:
-        of = weakref.ref(weights[i]), weakref.ref(gains[i])
-        layers[i].__dict__[KEPT] = _Kept(of, keys[i], kept[i])  # type: ignore[arg-type]
+        layers[i].__dict__[KEPT] = _Kept(_references(layers[i]), keys[i], kept[i])  # type: ignore[arg-type]
     return values
 
 
@@ -79,10 +87,10 @@ def weight_of(layer: Standardizing) -> Tensor:
     """Ŵ of one layer."""
     if torch.compiler.is_compiling() or _is_traced():
         return standardize(layer.weight, layer.gain, layer.how)
-    ready = layer.__dict__.pop(READY, None)
+    ready: _Ready | None = layer.__dict__.pop(READY, None)
     # Under activation checkpointing a region is run twice, and has to save as many tensors both times.
-    if ready is not None and not _saves_elsewhere():
-        return ready  # type: ignore[no-any-return]
+    if ready is not None and not _saves_elsewhere() and ready.where == _where() and _holds(layer, ready):
+        return ready.value
     return weights_of([layer])[0]
 
 
@@ -110,9 +118,10 @@ def _before(model: nn.Module, inputs: Any) -> None:
         if isinstance(module, Standardizing):
             groups.setdefault((module.weight.dtype, module.weight.device), []).append(module)
     for layers in groups.values():
-        if target_of([m.weight for m in layers], [m.gain for m in layers]) != EAGER:
+        tensors = [m.weight for m in layers], [m.gain for m in layers]
+        if target_of(*tensors) != EAGER and all(map(_may_keep, (*tensors[0], *tensors[1]))):
             for layer, value in zip(layers, weights_of(layers), strict=True):
-                layer.__dict__[READY] = value
+                layer.__dict__[READY] = _Ready(_references(layer), _key(layer), _where(), value)
 
 
 def _after(model: nn.Module, inputs: Any, output: Any) -> None:
@@ -137,10 +146,12 @@ def _saves_elsewhere() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def _may_keep(weight: Tensor) -> bool:
-    if _is_distributed() or weight.is_inference() or torch.is_inference_mode_enabled():
+def _may_keep(t: Tensor) -> bool:
+    if _is_distributed() or t.is_inference() or torch.is_inference_mode_enabled() or t.dtype == torch.float64:
         return False
-    return not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+    if torch.cuda.is_current_stream_capturing() if t.is_cuda else t.is_shared():
+        return False
+    return t.untyped_storage().nbytes() == t.nbytes
 
 
 def _key(layer: Standardizing) -> tuple[Any, ...]:
@@ -148,8 +159,18 @@ def _key(layer: Standardizing) -> tuple[Any, ...]:
     return _steps, layer.training, layer.how, w._version, w.data_ptr(), g._version, g.data_ptr()
 
 
-def _find(layer: Standardizing, key: tuple[Any, ...]) -> Standardized | None:
+def _references(layer: Standardizing) -> tuple[weakref.ref[Tensor], weakref.ref[Tensor]]:
+    return weakref.ref(layer.weight), weakref.ref(layer.gain)
+
+
+def _where() -> tuple[Any, ...]:
+    return threading.get_ident(), torch.is_grad_enabled()
+
+
+def _holds(layer: Standardizing, found: _Kept | _Ready) -> bool:
+    return found.key == _key(layer) and found.of[0]() is layer.weight and found.of[1]() is layer.gain
+
+
+def _find(layer: Standardizing) -> Standardized | None:
     kept: _Kept | None = layer.__dict__.get(KEPT)
-    if kept is None or kept.key != key or kept.of[0]() is not layer.weight or kept.of[1]() is not layer.gain:
-        return None
-    return kept.value
+    return kept.value if kept is not None and _holds(layer, kept) else None

@@ -37,14 +37,14 @@ class _Scaled(Standardizing, nn.Module):
         """Weights from N(0, 1/fan-in), biases 0, gains `gain_init`, as the authors' code starts them."""
         if not hasattr(self, "gain"):  # the constructor of torch's layer asks before there is one
             return
-        nn.init.normal_(self.weight, 0.0, self.weight[0].numel() ** -0.5)
+        nn.init.normal_(self.weight, 0.0, max(1, self.weight.numel() // max(1, len(self.weight))) ** -0.5)
         nn.init.constant_(self.gain, self.gain_init)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def standardized(self) -> Tensor:
-        """Ŵ, of weight's shape and dtype."""
-        return weight_of(self)
+        """Ŵ, of weight's shape and dtype; a copy of what the layer computes with."""
+        return weight_of(self).clone()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.__dict__.pop(KEPT, None)  # of tensors that are about to be others
@@ -61,6 +61,7 @@ class _Scaled(Standardizing, nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Gains of timm are (out, 1, 1, 1)."""
+        self.__dict__.pop(KEPT, None)
         gain = state.get(f"{prefix}gain")
         if gain is not None and gain.shape != self.gain.shape and gain.numel() == self.gain.numel():
             state[f"{prefix}gain"] = gain.reshape(self.gain.shape)
@@ -80,7 +81,7 @@ def pad_same(
     TensorFlow's rule: half on each side, and what is odd goes to the end.
     """
     pads: list[int] = []
-    options = (x.shape[2:], kernel_size, stride, dilation)
+    options = (x.shape[-len(kernel_size) :], kernel_size, stride, dilation)
     for size, kernel, step, gap in zip(*(reversed(o) for o in options), strict=True):
         total = max(0, ((size + step - 1) // step - 1) * step + gap * (kernel - 1) + 1 - size)
         pads += [total // 2, total - total // 2]
@@ -171,7 +172,7 @@ class _ScaledConv(_Scaled, _Same):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x (N, in_channels, *spatial) with Ŵ."""
-        return self._apply_to(x, self.standardized())
+        return self._apply_to(x, weight_of(self))
 
 
 class ScaledConv2d(_ScaledConv, SameConv2d):
@@ -234,7 +235,7 @@ class ScaledLinear(_Scaled, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x Ŵᵀ + bias."""
-        return F.linear(x, self.standardized(), self.bias)
+        return F.linear(x, weight_of(self), self.bias)
 
 
 def fold(model: M, *, inplace: bool = False) -> M:
@@ -287,6 +288,6 @@ def _folded(layer: _Scaled) -> nn.Module:
             device="meta",
         )
     plain.train(layer.training)
-    plain.weight = nn.Parameter(layer.standardized().detach().clone(), layer.weight.requires_grad)
+    plain.weight = nn.Parameter(layer.standardized().detach(), layer.weight.requires_grad)
     plain.bias = layer.bias
     return plain  # type: ignore[no-any-return]

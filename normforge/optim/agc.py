@@ -19,10 +19,11 @@ EPS = 1e-3
 def check_settings(group: dict[str, Any]) -> None:
     """Raise OptionError for what a group says of clipping, or for parameters that cannot be clipped."""
     for name in ("agc", "agc_eps"):
-        value = group[name]
-        if value is not None and not value > 0:
+        value = group.get(name, EPS if name == "agc_eps" else None)
+        is_positive = isinstance(value, float | int) and value > 0
+        if not is_positive and (value is not None or name == "agc_eps"):
             raise OptionError(f"{name} is a positive number{' or None' if name == 'agc' else ''}, and is {value!r}")
-    check_rule(group["agc_units"])
+    check_rule(group.get("agc_units", "paper"))
     for p in group["params"]:
         check_whole(p)
 
@@ -50,16 +51,21 @@ class AGC(Wrapped):
 
     def __init__(self, optimizer: Optimizer, clipping: float = 0.01, eps: float = EPS) -> None:
         super().__init__(optimizer, agc=clipping, agc_eps=eps, agc_units="paper")
+        check_settings(self.options | {"params": []})
+        for group in self.param_groups:
+            check_settings(self.options | group)
         self._complete()
 
     def _complete(self) -> None:
         for group in self.param_groups:
             for name, value in self.options.items():
                 group.setdefault(name, value)
-            check_settings(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer."""
+        for p in param_group["params"] if isinstance(param_group["params"], list | tuple) else ():
+            check_whole(p)
+        check_settings(self.options | param_group | {"params": []})
         super().add_param_group(param_group)
         self._complete()
 

@@ -50,8 +50,8 @@ def param_groups(
     else:
         of_norms = _of_norms(model)
         free = {n for n, p in trained.items() if _names_gain_or_bias(n) or id(p) in of_norms}
-        head = _classifier(model, classifier)
-        unclipped = {n for n, p in trained.items() if head is not None and p is getattr(head, "weight", None)}
+        heads = [getattr(head, "weight", None) for head in _classifiers(model, classifier)]
+        unclipped = {n for n, p in trained.items() if any(p is w for w in heads)}
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in trained.items():
         groups.setdefault((name in free, name in unclipped), []).append(p)
@@ -84,26 +84,27 @@ def _of_norms(model: nn.Module) -> set[int]:
     return found
 
 
-def _classifier(model: nn.Module, given: str | nn.Module | None) -> nn.Module | None:
-    """The last layer, or None where there is none."""
+def _classifiers(model: nn.Module, given: str | nn.Module | None) -> list[nn.Module]:
+    """The last layer; several, where the model says so, or none."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if isinstance(given, str):
         if given not in modules:
             raise OptionError(f"the model has no module {given!r}{nearest(given, modules)}")
-        return modules[given]
+        return [modules[given]]
     if given is not None:
         if not any(m is given for m in modules.values()):
             raise OptionError("the classifier that is named is not in the model")
-        return given
+        return [given]
     asked = getattr(model, "get_classifier", None)
-    if callable(asked) and isinstance(found := asked(), nn.Module):
-        return _last_linear(found)
+    found = asked() if callable(asked) else None
+    if isinstance(found, nn.Module | tuple | list):
+        return [linear for m in (found if isinstance(found, tuple | list) else (found,)) for linear in _last_linear(m)]
     for name in _HEADS:
-        if name in modules and (linear := _last_linear(modules[name])) is not None:
+        if name in modules and (linear := _last_linear(modules[name])):
             return linear
     return _last_linear(model)
 
 
-def _last_linear(module: nn.Module) -> nn.Module | None:
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return linear[-1] if linear and (isinstance(linear[-1], nn.Linear) or len(linear) == 1) else None
+def _last_linear(module: nn.Module) -> list[nn.Module]:
+    linear: list[nn.Module] = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return linear[-1:] if linear and (isinstance(linear[-1], nn.Linear) or len(linear) == 1) else []

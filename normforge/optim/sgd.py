@@ -67,10 +67,13 @@ class SGD(Optimizer):
             raise OptionError(f"there is no backend {backend!r}{nearest(backend, backend_names())}: choose of {names}")
         look_around()
         self.backend = backend
-        defaults = dict(
-            lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, agc=agc, ema=ema, agc_eps=agc_eps,
-            agc_units="paper", capturable=capturable, steps=0,
+        defaults: dict[str, Any] = dict(
+            lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, ema=ema,
+            capturable=capturable, steps=0,
         )  # fmt: skip
+        # A group that says nothing of clipping may be told by an `AGC` around this.
+        if agc is not None or agc_eps != EPS:
+            defaults |= {"agc": agc, "agc_eps": agc_eps}
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +90,16 @@ class SGD(Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, or torch's SGD did; momentum and average keep their float32."""
+        """Load what `state_dict` gave, or torch's SGD did; momentum and average keep their float32.
+
+        Raises:
+            OptionError: the state of an SGD with `maximize` or `dampening`.
+        """
+        for group in state_dict["param_groups"]:
+            if group.get("maximize") or group.get("dampening"):
+                raise OptionError("the state is of an SGD with maximize or dampening, which this one has not")
+        if any(ASIDE in s for s in self.state.values()):
+            self.swap_ema()  # the weights back, which the state that is left has
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for name, value in self.defaults.items():
@@ -135,7 +147,7 @@ class SGD(Optimizer):
         lr, steps, ema = group["lr"], group["steps"], group["ema"]
         settings = Settings(
             lr if captured or not isinstance(lr, Tensor) else lr.item(), group["momentum"], group["nesterov"],
-            group["weight_decay"], group["agc"], group["agc_eps"], group["agc_units"],
+            group["weight_decay"], group.get("agc"), group.get("agc_eps", EPS), group.get("agc_units", "paper"),
             None if captured and ema == "paper" else paper_share(steps) if ema == "paper" else ema,
             steps if captured and ema == "paper" else None,
         )  # fmt: skip
@@ -177,8 +189,9 @@ class SGD(Optimizer):
 def _check(group: dict[str, Any]) -> None:
     check_settings(group)
     for name in ("lr", "momentum", "weight_decay"):
-        if not group[name] >= 0:
-            raise OptionError(f"{name} is not negative, and is {group[name]!r}")
+        value = group[name]
+        if not isinstance(value, float | int | Tensor) or not value >= 0:
+            raise OptionError(f"{name} is a number that is not negative, and is {value!r}")
     if group["nesterov"] and not group["momentum"]:
         raise OptionError("nesterov=True takes a momentum above 0")
     ema = group["ema"]

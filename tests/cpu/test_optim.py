@@ -245,6 +245,13 @@ def test_groups_of_the_paper() -> None:
         nf.optim.param_groups(model, "tim")
 
 
+def test_several_classifiers() -> None:
+    model = network()
+    model.get_classifier = lambda: (model[4], model[0])  # type: ignore[assignment]
+    groups = nf.optim.param_groups(model)
+    assert names_of(groups, model, lambda g: g.get("agc", 1) is None) == {"0.weight", "4.weight"}
+
+
 def test_groups_of_timm() -> None:
     """The head by position, its bias left out too; decay by the number of axes, so that gains (C, 1, 1, 1) decay."""
     model = network()
@@ -273,6 +280,43 @@ def test_wrapper_is_the_fused_step() -> None:
         torch.testing.assert_close(x, y)
     free = train(network(), torch.optim.SGD(network().parameters(), 0.1))
     assert len(free) == len(a)
+
+
+def test_wrapper_around_the_fused_step() -> None:
+    """It tells groups that say nothing; a refused one leaves the optimizer as it was."""
+
+    def made() -> nn.Parameter:
+        p = nn.Parameter(torch.ones(2, 3))
+        p.grad = torch.full((2, 3), 100.0)
+        return p
+
+    free = {"params": [made()], "agc": None}
+    optimizer = nf.optim.AGC(nf.optim.SGD([{"params": [made()]}, free], 0.1), 0.01, eps=1e-2)
+    optimizer.clip()
+    clipped, other = (g["params"][0].grad[0, 0] for g in optimizer.param_groups)
+    torch.testing.assert_close(clipped, torch.tensor(0.01))
+    assert other == 100 and optimizer.param_groups[0]["agc_eps"] == 1e-2
+    inner = torch.optim.SGD([made()], 0.1)
+    with pytest.raises(OptionError):
+        nf.optim.AGC(inner, clipping=0)
+    wrapped = nf.optim.AGC(inner, clipping=0.01)
+    with pytest.raises(OptionError):
+        wrapped.add_param_group({"params": [made()], "agc": -1})
+    assert len(inner.param_groups) == 1 and inner.param_groups[0]["agc"] == 0.01
+
+
+def test_states_that_cannot_be_loaded() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = nf.optim.SGD([p], 0.1, ema=0.9)
+    with pytest.raises(OptionError, match="maximize"):
+        optimizer.load_state_dict(torch.optim.SGD([p], 0.1, maximize=True).state_dict())
+    p.grad = torch.ones(3)
+    optimizer.step()
+    saved, weights = copy.deepcopy(optimizer.state_dict()), p.detach().clone()
+    optimizer.swap_ema()
+    optimizer.load_state_dict(saved)  # puts the weights back
+    assert torch.equal(p, weights)
+    optimizer.step()
 
 
 def test_wrapper() -> None:
@@ -349,7 +393,7 @@ def test_loads_torch_s_state() -> None:
     theirs.step()
     ours = nf.optim.SGD(params, 0.5, 0.9)
     ours.load_state_dict(theirs.state_dict())
-    assert ours.param_groups[0]["lr"] == 0.1 and ours.param_groups[0]["agc"] is None
+    assert ours.param_groups[0]["lr"] == 0.1 and ours.param_groups[0].get("agc") is None
     mine = [p.detach().clone() for p in params]
     draw_gradients(params, 1)
     ours.step()
@@ -417,9 +461,10 @@ def test_scaler() -> None:
 def test_errors() -> None:
     p = nn.Parameter(torch.ones(3, 3))
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"lr": -1}, "lr is not negative"), ({"agc": 0}, "agc is a positive number or None"),
+        ({"lr": -1}, "lr is a number that is not negative"), ({"agc": 0}, "agc is a positive number or None"),
         ({"nesterov": True}, "takes a momentum"), ({"ema": 1.0}, "ema is a number"), ({"ema": "papier"}, "ema is"),
-        ({"agc": 0.1, "agc_eps": 0}, "agc_eps is a positive number"), ({"backend": "cc"}, "there is no backend 'cc'"),
+        ({"agc": 0.1, "agc_eps": 0}, "agc_eps is a positive number"), ({"agc": "x"}, "agc is a positive number"),
+        ({"momentum": None}, "momentum is a number"), ({"backend": "cc"}, "there is no backend 'cc'"),
     ]  # fmt: skip
     for settings, said in wrong:
         with pytest.raises(OptionError, match=said):

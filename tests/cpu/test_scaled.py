@@ -263,6 +263,59 @@ def test_moved_by_swapping() -> None:
     torch.testing.assert_close(layer(x.double()).float(), y)
 
 
+def test_numerical_derivatives() -> None:
+    """They change single elements through `.data`."""
+    layer, x = nf.nn.ScaledConv2d(2, 3, 3).double(), torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *_: layer(x), tuple(layer.parameters()))
+
+
+def test_other_hands_at_the_memory() -> None:
+    """Parameters that are parts of a vector, and such that are in shared memory, are not kept; nor what is written."""
+    model, x = nn.Sequential(nf.nn.ScaledConv2d(3, 4, 3)).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        vector = nn.utils.parameters_to_vector(model.parameters()).clone()
+        for _ in range(2):
+            nn.utils.vector_to_parameters(vector, model.parameters())
+            y = model(x)
+            forget(model)
+            assert torch.equal(y, model(x))
+            vector += torch.randn_like(vector)
+        shared = nf.nn.ScaledLinear(6, 4)
+        shared.share_memory()
+        shared.standardized()
+        assert "_kept" not in shared.__dict__
+        layer = nf.nn.ScaledLinear(6, 4)
+        layer.standardized().zero_()
+        assert layer.standardized().abs().max() > 0
+        with torch.inference_mode():
+            layer.gain = nn.Parameter(torch.ones(4))
+        layer(torch.randn(2, 6))
+
+
+def test_what_an_interrupt_leaves() -> None:
+    """torch calls no hook after it: what was ready then is not taken for other weights."""
+    model, x = network(), torch.randn(2, 3, 8, 8)
+    together(model)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
+    with torch.no_grad():
+        model[2].weight.normal_()
+    got = model[2](torch.ones(1, 8, 4, 4))
+    forget(model)
+    torch.testing.assert_close(got, model[2](torch.ones(1, 8, 4, 4)))
+
+
+def test_without_a_batch() -> None:
+    layer, x = nf.nn.ScaledConv2d(3, 4, 3, stride=2, padding="same"), torch.randn(3, 7, 8)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+
+
 class _ThroughData(torch.optim.Optimizer):
     """As several published optimizers write."""
 
