@@ -7,12 +7,12 @@ it, and `check` tells what is wrong with it.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normforge import errors
 from normforge.ir import Graph, layers, parse
 from normforge.ir.layers import READERS
-from normforge.loading import register_with_torch
+from normforge.loading import lazy, register_with_torch
 from normforge.passes import simplify
 from normforge.passes.inputs import conditional
 
@@ -76,14 +76,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    if name in _PARTS:
-        return importlib.import_module(f"normforge.{name}")
-    raise AttributeError(f"module 'normforge' has no attribute {name!r}")
+__getattr__ = lazy(__name__, _LAZY, _PARTS)
 
 
 def _found(text: str) -> Graph | None:

@@ -10,11 +10,32 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+
+def lazy(package: str, homes: Mapping[str, str], parts: Sequence[str] = ()) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names are imported when they are first asked for.
+
+    Args:
+        package: its name.
+        homes: the module of each name. parts: subpackages that are names too.
+    """
+
+    def find(name: str) -> Any:
+        if name in homes:
+            value = getattr(importlib.import_module(homes[name]), name)
+            setattr(sys.modules[package], name, value)
+            return value
+        if name in parts:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
+
 
 REGISTERS = "normforge.kernels.inputs"  # which imports the operator too
 

@@ -17,7 +17,7 @@ from normforge.ir.graph import Graph
 from normforge.ir.node import Node
 from normforge.ir.ops import ELEMENTWISE, MOMENT, SURFACE, SURFACE_ONLY, Op, Table, no_row
 from normforge.ir.types import FULL, B, G, K, S
-from normforge.passes.running import running_statistics
+from normforge.passes.running import Running, running_statistics
 
 
 def _sign(a: Tensor) -> Tensor:
@@ -95,10 +95,10 @@ def run_eager(
     for node in nodes:
         op = node.op
         if op is Op.INPUT:
-            size = shape if node.axes == FULL else small_shape(node.axes, extents)
+            size = shape if node.axes == FULL else _small_shape(node.axes, extents)
             env[node] = values[node.name].to(dtype).reshape(size)
         elif op is Op.PARAM:
-            env[node] = values[node.name].to(dtype).reshape(small_shape(node.axes, extents))
+            env[node] = values[node.name].to(dtype).reshape(_small_shape(node.axes, extents))
         elif op is Op.CONST:
             env[node] = torch.full((1, 1, 1, 1), node.value, dtype=dtype, device=x.device)
         elif op in TORCH.over:
@@ -116,8 +116,8 @@ def run_eager(
         else:
             r = statistics.get(node)
             if r is not None and buffers is not None:
-                value = buffers[r.name].to(dtype).reshape(small_shape(node.axes, extents))
-                env[node] = torch.sqrt(value + graph.eps) if op in (Op.STD, Op.RMS) else value
+                value = buffers[r.name].to(dtype).reshape(_small_shape(node.axes, extents))
+                env[node] = rooted(node, value, graph.eps)
                 continue
             count: float = _elements(node, extents)
             if r is not None and gather is not None:
@@ -125,16 +125,32 @@ def run_eager(
                     level = levels[node]
                     merged.update(exchanged(level, [env[m.args[0]] for m in level], extents, gather))
                 statistic, count = merged[node]
-                env[node] = torch.sqrt(statistic + graph.eps) if op in (Op.STD, Op.RMS) else statistic
+                env[node] = rooted(node, statistic, graph.eps)
             else:
                 env[node], statistic = _moment(node, env[node.args[0]], graph.eps)
             if r is not None:
-                flat = statistic.detach().reshape(-1)
-                if r.unbiased and count > 1:
-                    flat = flat * (count / (count - 1))
-                kept[r.name] = flat if node.axes else flat.reshape(())
+                kept[r.name] = averaged(r, statistic, count)
     results = [_like(x, env[node], groups) for _, node in graph.outputs]
     return results, [kept[r.name] for r in statistics.values()] if buffers is None else []
+
+
+def rooted(node: Node, statistic: Tensor, eps: float) -> Tensor:
+    """A moment of the statistic that its buffer keeps."""
+    return torch.sqrt(statistic + eps) if node.op in (Op.STD, Op.RMS) else statistic
+
+
+def averaged(running: Running, statistic: Tensor, count: float) -> Tensor:
+    """What a running statistic takes in: (C,), (groups,) or ().
+
+    Args:
+        running: it.
+        statistic: of a batch.
+        count: how many elements it is of.
+    """
+    flat = statistic.detach().reshape(-1)
+    if running.unbiased and count > 1:
+        flat = flat * (count / (count - 1))
+    return flat if running.node.axes else flat.reshape(())
 
 
 def by_level(graph: Graph) -> tuple[Sequence[Node], dict[Node, list[Node]]]:
@@ -177,7 +193,7 @@ def exchanged(
     found: dict[Node, tuple[Tensor, float]] = {}
     at = 0
     for node in moments:
-        size = math.prod(small_shape(node.axes, extents))
+        size = math.prod(_small_shape(node.axes, extents))
         counts = vectors[:, at].detach()
         means, owns = (vectors[:, at + 1 + i * size : at + 1 + (i + 1) * size] for i in (0, 1))
         total = counts.sum()
@@ -186,7 +202,7 @@ def exchanged(
         value = (weights * owns).sum(0)
         if node.op in (Op.STD, Op.VAR):
             value = value + (weights * (means - mean).square()).sum(0)
-        found[node] = (value.reshape(small_shape(node.axes, extents)), float(total))
+        found[node] = (value.reshape(_small_shape(node.axes, extents)), float(total))
         at += 1 + 2 * size
     return found
 
@@ -209,7 +225,7 @@ def _elements(node: Node, extents: tuple[int, int, int, int]) -> int:
     return count
 
 
-def small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
+def _small_shape(axes: int, extents: tuple[int, int, int, int]) -> list[int]:
     """Shape of a smaller value in the four-axis form."""
     shape = []
     for extent, bit in zip(extents, (B, G, K, S), strict=True):  # no generator: compilers trace this

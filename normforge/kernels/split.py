@@ -14,10 +14,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from normforge.codegen.eager import Gather, arithmetic_dtype, by_level, exchanged
+from normforge.codegen.eager import Gather, arithmetic_dtype, averaged, by_level, exchanged, rooted
 from normforge.ir.graph import Graph
 from normforge.ir.node import Node, stat, substitute
-from normforge.ir.ops import Op
 from normforge.ir.types import FULL
 from normforge.kernels.prepare import statistic_shape
 from normforge.passes.running import running_statistics
@@ -118,17 +117,13 @@ def run_split(
         single = single_axes(moment_axes(piece.graph), extents)
         return run(piece.graph, single, [*(found[i] for i in piece.inputs), *(params[i] for i in piece.params)])
 
-    unbiased = {r.node: r.unbiased for r in running_statistics(graph)}
+    running = {r.node: r for r in running_statistics(graph)}
     made = split(graph)
     assert made is not None
     for moments, arguments in made.levels:
         values = [x if piece is None else evaluate(piece)[0] for piece in arguments]
         values = [v.to(wide).reshape(form) for v in values]
         for node, (statistic, count) in exchanged(moments, values, extents, gather).items():
-            root = torch.sqrt(statistic + graph.eps) if node.op in (Op.STD, Op.RMS) else statistic
-            found.append(root.reshape(statistic_shape(node.axes, x, groups)))
-            flat = statistic.detach().reshape(-1)
-            if unbiased[node] and count > 1:
-                flat = flat * (count / (count - 1))
-            statistics[node] = flat if node.axes else flat.reshape(())
-    return list(evaluate(made.results)), [statistics[node] for node in unbiased]
+            found.append(rooted(node, statistic, graph.eps).reshape(statistic_shape(node.axes, x, groups)))
+            statistics[node] = averaged(running[node], statistic, count)
+    return list(evaluate(made.results)), [statistics[node] for node in running]

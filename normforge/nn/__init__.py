@@ -5,8 +5,9 @@ The names here are imported when they are first asked for: `import normforge` lo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normforge.loading import lazy
 
 if TYPE_CHECKING:
     from normforge.nn.gamma import gamma_of
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from normforge.nn.signal import signal_propagation
 
 _LAZY = {
-    **dict.fromkeys(("ScaledConv1d", "ScaledConv2d", "ScaledConv3d", "ScaledLinear", "fold"), "scaled"),
-    **dict.fromkeys(("forget", "together"), "kept"),
-    **dict.fromkeys(("NormFreeNet", "nf_resnet", "nfnet"), "nfnets"),
-    "gamma_of": "gamma",
-    "load_pretrained": "pretrained",
-    "signal_propagation": "signal",
+    **dict.fromkeys(("ScaledConv1d", "ScaledConv2d", "ScaledConv3d", "ScaledLinear", "fold"), "normforge.nn.scaled"),
+    **dict.fromkeys(("forget", "together"), "normforge.nn.kept"),
+    **dict.fromkeys(("NormFreeNet", "nf_resnet", "nfnet"), "normforge.nn.nfnets"),
+    "gamma_of": "normforge.nn.gamma",
+    "load_pretrained": "normforge.nn.pretrained",
+    "signal_propagation": "normforge.nn.signal",
 }
 
 __all__ = [
@@ -42,9 +43,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _LAZY)

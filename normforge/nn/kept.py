@@ -67,7 +67,6 @@ def weights_of(layers: Sequence[Standardizing]) -> list[Tensor]:
     hows = [layer.how for layer in layers]
     if target == EAGER or not all(map(_may_keep, (*weights, *gains))):
         return standardize_all(weights, gains, hows, target)[0]
-    keys = [_key(layer) for layer in layers]
     found = [_find(layer) for layer in layers]
     fresh = [i for i, value in enumerate(found) if value is None]
     if fresh and len(fresh) < len(layers):  # some are kept: the rest in a call of its own
@@ -79,7 +78,7 @@ def weights_of(layers: Sequence[Standardizing]) -> list[Tensor]:
             found[i] = value
     values, kept = standardize_all(weights, gains, hows, target, found)
     for i in fresh:
-        layers[i].__dict__[KEPT] = _Kept(_references(layers[i]), keys[i], kept[i])  # type: ignore[arg-type]
+        layers[i].__dict__[KEPT] = _Kept(_references(layers[i]), _key(layers[i]), kept[i])  # type: ignore[arg-type]
     return values
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from normforge.errors import OptionError, nearest
 from normforge.kernels.backends import look_around
-from normforge.kernels.rows.formula import RULES, Standardization
+from normforge.kernels.rows.formula import RULES, Standardization, check_rule
 from normforge.nn.kept import KEPT, READY, Standardizing, weight_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,8 +24,7 @@ class _Scaled(Standardizing, nn.Module):
     bias: Any
 
     def _set(self, eps: float | None, scale: float, rule: str, gain_init: float) -> None:
-        if rule not in RULES:
-            raise OptionError(f"there is no rule {rule!r}{nearest(rule, RULES)}: choose one of {', '.join(RULES)}")
+        check_rule(rule)
         look_around()
         self.how = Standardization(rule, RULES[rule] if eps is None else eps, scale)
         self.gain_init = gain_init

@@ -5,8 +5,9 @@ The names here are imported when they are first asked for: `import normforge` lo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normforge.loading import lazy
 
 if TYPE_CHECKING:
     from normforge.optim.agc import AGC
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
     from normforge.optim.sam import SAM
     from normforge.optim.sgd import SGD
 
-_LAZY = {"AGC": "agc", "SAM": "sam", "SGD": "sgd", "param_groups": "groups"}
+_LAZY = {
+    "AGC": "normforge.optim.agc",
+    "SAM": "normforge.optim.sam",
+    "SGD": "normforge.optim.sgd",
+    "param_groups": "normforge.optim.groups",
+}
 
 __all__ = ["AGC", "SAM", "SGD", "param_groups"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _LAZY)

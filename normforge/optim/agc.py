@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normforge.errors import OptionError
-from normforge.kernels.rows.units import check_gradient, check_rule, check_whole, local, scaled, scales
+from normforge.kernels.rows.formula import check_rule
+from normforge.kernels.rows.units import check_gradient, check_whole, local, scaled, scales
 from normforge.optim.wrapped import Wrapped
 
 EPS = 1e-3

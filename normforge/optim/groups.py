@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normforge.errors import OptionError, nearest
 from normforge.kernels.module import Layer
-from normforge.kernels.rows.units import RULES
+from normforge.kernels.rows.formula import check_rule
 from normforge.nn.norms import Unsayable, norm_of
 
 _HEADS = ("head", "fc", "classifier", "heads", "linear_head")  # what models call their last layer
@@ -39,8 +39,7 @@ def param_groups(
     Raises:
         OptionError: an unknown rule, or a classifier that is not in the model.
     """
-    if rule not in RULES:
-        raise OptionError(f"there is no rule {rule!r}{nearest(rule, RULES)}: choose one of {', '.join(RULES)}")
+    check_rule(rule)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if rule == "timm":
         # Those that are not trained count too where the last two are looked for.

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
-from normforge.errors import OptionError, nearest
-from normforge.kernels.backends import AUTO, backend_names, look_around
+from normforge.errors import OptionError
+from normforge.kernels.backends import AUTO
 from normforge.kernels.rows.sgd import Settings, Step, paper_share
 from normforge.kernels.rows.step import take
 from normforge.kernels.rows.units import check_gradient
+from normforge.kernels.settings import check_backend
 from normforge.optim.agc import EPS, check_settings
 
 MOMENTUM, AVERAGE, ASIDE = "momentum_buffer", "ema", "weights"
@@ -45,7 +46,7 @@ class SGD(Optimizer):
 
     Raises:
         OptionError: a setting out of range; parameters that are flattened by FSDP (version 1), or no floating point.
-        BackendError: at a step, a backend asked for by name does not run where the parameters are.
+        BackendError: a backend asked for by name cannot be had, or, at a step, does not run where the parameters are.
     """
 
     def __init__(
@@ -62,10 +63,7 @@ class SGD(Optimizer):
         capturable: bool = False,
         backend: str = AUTO,
     ) -> None:
-        if backend not in backend_names():
-            names = ", ".join(backend_names())
-            raise OptionError(f"there is no backend {backend!r}{nearest(backend, backend_names())}: choose of {names}")
-        look_around()
+        check_backend(backend)
         self.backend = backend
         defaults: dict[str, Any] = dict(
             lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, ema=ema,

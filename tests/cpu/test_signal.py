@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from test_cli import call as call_any
 from test_nfnets import small
 from torch import nn
 
-from normforge.cli.main import main
 from normforge.errors import OptionError, ShapeError
 from normforge.nn import nf_resnet, nfnet, signal_propagation
 from normforge.testing import assert_close
@@ -100,14 +99,7 @@ def test_mistakes() -> None:
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command."""
-    monkeypatch.setattr(sys, "argv", ["normforge", "signal", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as e:
-        code = int(e.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
+    return call_any(monkeypatch, capsys, "signal", *arguments)
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

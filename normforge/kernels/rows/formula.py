@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from normforge.codegen.eager import arithmetic_dtype
+from normforge.errors import OptionError, nearest
 
 RULES = {"paper": 1e-4, "timm": 1e-5}  # ε of each
+
+
+def check_rule(rule: str) -> None:
+    """Raise OptionError unless there is such a rule, of standardization or of units."""
+    if rule not in RULES:
+        raise OptionError(f"there is no rule {rule!r}{nearest(str(rule), RULES)}: choose one of {', '.join(RULES)}")
 
 
 class Standardization(NamedTuple):

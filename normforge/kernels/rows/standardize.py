@@ -25,12 +25,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def target_of(weights: Sequence[Tensor], gains: Sequence[Tensor], backend: str = AUTO) -> str:
-    """The target that serves these weights in one call, or "eager": the formula.
-
-    Raises:
-        BackendError: a backend asked for by name cannot run on their device.
-    """
+def target_of(weights: Sequence[Tensor], gains: Sequence[Tensor]) -> str:
+    """The target that serves these weights in one call, or "eager": the formula."""
     if is_compiling() or _len_torch_dispatch_stack() or _transforms_active():
         return EAGER
     first = weights[0]
@@ -40,7 +36,7 @@ def target_of(weights: Sequence[Tensor], gains: Sequence[Tensor], backend: str =
             return EAGER
     if first.dtype not in _DTYPES:
         return EAGER
-    target = resolve(backend, first)
+    target = resolve(AUTO, first)
     return EAGER if target == "triton" and first.dtype == torch.float64 else target
 
 

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
-from normforge.errors import OptionError, nearest
+from normforge.errors import OptionError
 
-RULES = ("paper", "timm")  # timm: whatever has two axes has a unit for each row
 LEAST = 1e-6  # a norm that is divided by is at least this
-
-
-def check_rule(rule: str) -> None:
-    """Raise OptionError unless there is such a rule of units."""
-    if rule not in RULES:
-        raise OptionError(f"there is no rule {rule!r}{nearest(rule, RULES)}: choose one of {', '.join(RULES)}")
 
 
 def count_units(shape: Sequence[int], rule: str = "paper") -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from normforge.errors import OptionError, nearest
-from normforge.kernels.rows.formula import RULES
+from normforge.kernels.rows.formula import check_rule
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ class Config:
     test_size: int = 224
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise OptionError(
-                f"there is no rule {self.rule!r}{nearest(str(self.rule), RULES)}: choose one of {', '.join(RULES)}"
-            )
+        check_rule(self.rule)
         for what, rate in (("drop_rate", self.drop_rate), ("stochastic_depth", self.stochastic_depth)):
             if not 0 <= rate < 1:
                 raise OptionError(f"{what} is a rate from 0 up to 1, not {rate!r}")
