@@ -49,7 +49,7 @@ def param_groups(
     else:
         of_norms = _of_norms(model)
         free = {n for n, p in trained.items() if _names_gain_or_bias(n) or id(p) in of_norms}
-        heads = [getattr(head, "weight", None) for head in _classifiers(model, classifier)]
+        heads = [getattr(head, "weight", None) for head in classifiers(model, classifier)]
         unclipped = {n for n, p in trained.items() if any(p is w for w in heads)}
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in trained.items():
@@ -83,8 +83,12 @@ def _of_norms(model: nn.Module) -> set[int]:
     return found
 
 
-def _classifiers(model: nn.Module, given: str | nn.Module | None) -> list[nn.Module]:
-    """The last layer; several, where the model says so, or none."""
+def classifiers(model: nn.Module, given: str | nn.Module | None = None) -> list[nn.Module]:
+    """The last layer of a model, as `param_groups` finds it; several, where the model says so, or none.
+
+    Raises:
+        OptionError: the one that is given is not in the model.
+    """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if isinstance(given, str):
         if given not in modules:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from normforge.errors import OptionError, RunError, nearest
 from normforge.ir.layers import layers
-from normforge.train.config import DataConfig, Networks, Recipe, Section
+from normforge.train.config import DataConfig, Networks, Recipe, Section, check_recipe
 
 OPERATIONS = (
     "add", "mul", "div", "max", "neg", "sigmoid", "tanh", "exp", "log", "abs", "square", "sqrt", "mean", "rms", "std",
@@ -382,8 +382,7 @@ def _check(config: Config) -> None:
             raise OptionError(f"final.baselines: there is no layer named {name!r}{nearest(name, layers)}")
         if not layers[name].is_plain:
             raise OptionError(f"final.baselines: {name} is given more than x, and has no place in these networks")
-    if config.recipe.nesterov and not config.recipe.momentum:
-        raise OptionError("recipe.nesterov needs recipe.momentum above 0")
+    check_recipe(config.recipe)
     if config.quality.steps > config.recipe.steps:
         raise OptionError(
             f"quality.steps = {config.quality.steps} are the first of recipe.steps = {config.recipe.steps}: lower them"

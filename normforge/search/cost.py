@@ -14,9 +14,10 @@ from normforge.train.networks.cost import multiply_adds
 
 
 def micro_recipe(config: Config) -> Recipe:
-    """The recipe of the micro rung: the run's, with steps, batch and rate of its own and a cosine schedule."""
+    """The recipe of the micro rung: the run's, with steps, batch and rate of its own and a cosine from the start."""
     rules = config.ladder.micro
     own = {"steps": rules.steps, "batch": rules.batch, "rate": rules.rate, "schedule": "cosine"}
+    own |= {"warmup": 0, "rate_for": None, "accumulate": 1}
     return config.recipe.model_copy(update=own)
 
 

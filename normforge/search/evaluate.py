@@ -26,7 +26,7 @@ from normforge.train.config import Recipe
 from normforge.train.data import load_data
 from normforge.train.data.shift import shifted
 from normforge.train.device import peak_memory
-from normforge.train.loop import Diverged, Training, evaluate, memory_format
+from normforge.train.loop import Diverged, Training, memory_format
 from normforge.train.networks import compiled
 from normforge.train.setup import Setup
 
@@ -166,13 +166,13 @@ class Evaluation:
         self.trainings[network] = training
         training.advance(rules.look)
         # By accuracy: running statistics are so young then that the loss of a good batch layer may be above chance's.
-        _, accuracy = evaluate(training.model, self.data.validation, recipe)
+        _, accuracy = training.evaluate(self.data.validation)
         least = least_accuracy(rules.begun, self.data.classes, way=0.1)
         if accuracy < least:
             reason = f"validation accuracy {accuracy:.1%} after {training.done} steps, below {least:.1%}"
             raise Refused(Fate.MICRO, reason)
         training.advance(rules.steps)
-        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
+        loss, accuracy = training.evaluate(self.data.validation)
         if not math.isfinite(loss):
             raise Refused(Fate.MICRO, f"the validation loss is {loss} after {training.done} steps")
         return {"loss": loss, "accuracy": accuracy}
@@ -180,7 +180,7 @@ class Evaluation:
     def _quality(self, network: str) -> Piece:
         rules, training = self.config.quality, self.training(network)
         training.advance(rules.steps)
-        loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
+        loss, accuracy = training.evaluate(self.data.validation)
         if not math.isfinite(loss):
             raise Refused(Fate.QUALITY, f"the validation loss is {loss} after {training.done} steps")
         threshold = least_accuracy(rules.threshold, self.data.classes)
@@ -203,7 +203,7 @@ class Evaluation:
     def _halfway(self, network: str) -> Piece:
         training = self.training(network)
         training.advance(max(self.config.quality.steps, round(self.config.early.at * self.recipe.steps)))
-        loss, _ = evaluate(training.model, self.data.validation, self.recipe)
+        loss, _ = training.evaluate(self.data.validation)
         return {"halfway": loss} if math.isfinite(loss) else {}
 
     def _stop_early(self) -> None:
@@ -216,12 +216,12 @@ class Evaluation:
     def _full(self, network: str) -> Piece:
         training = self.training(network)
         training.advance(self.recipe.steps)
-        loss, accuracy = evaluate(training.model, self.data.validation, self.recipe)
+        loss, accuracy = training.evaluate(self.data.validation)
         if not math.isfinite(loss):
             raise Refused(Fate.FULL, f"the validation loss is {loss} after {training.done} steps")
         piece = {"loss": loss, "accuracy": accuracy}
         if "shift" in self.config.objectives.also:
-            losses = [evaluate(training.model, part, self.recipe)[0] for part in shifted(self.data.validation)]
+            losses = [training.evaluate(part)[0] for part in shifted(self.data.validation)]
             if not all(map(math.isfinite, losses)):
                 raise Refused(Fate.FULL, f"the loss on shifted images is {max(losses)} after {training.done} steps")
             piece["shift"] = math.fsum(losses) / len(losses)
@@ -230,8 +230,8 @@ class Evaluation:
     def _final(self, network: str) -> Piece:
         training = self.training(network)
         piece = self._full(network)
-        holdout, _ = evaluate(training.model, self.data.holdout, self.recipe)
-        _, test = evaluate(training.model, self.data.test, self.recipe)
+        holdout, _ = training.evaluate(self.data.holdout)
+        _, test = training.evaluate(self.data.test)
         if not math.isfinite(holdout):
             raise Refused(Fate.FULL, f"the held-out loss is {holdout} after {training.done} steps")
         return piece | {"holdout": holdout, "test": test}
@@ -256,11 +256,11 @@ class Evaluation:
         return float(self.pieces[f"small_batch/{network}"]["score"])
 
     def _small_batch(self, network: str) -> Piece:
-        recipe = self.recipe.model_copy(update={"batch": self.config.objectives.small_batch})
+        recipe = self.recipe.model_copy(update={"batch": self.config.objectives.small_batch, "accumulate": 1})
         training = self.setup.training(network, recipe, self.task.repeat)
         self.trainings[f"small_batch/{network}"] = training
         training.advance(recipe.steps)
-        loss, accuracy = evaluate(training.model, self.data.validation, recipe)
+        loss, accuracy = training.evaluate(self.data.validation)
         if not math.isfinite(loss):
             raise Refused(Fate.FULL, f"the validation loss is {loss} after training with batches of {recipe.batch}")
         return {"score": self._score(loss, accuracy)}

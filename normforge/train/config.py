@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from normforge.errors import OptionError
+
 
 class Section(BaseModel):
     """A part of a configuration: frozen, unknown keys refused."""
@@ -42,6 +44,7 @@ class NFResNet(Section):
     width: float = Field(default=0.125, gt=0, le=4)
     depths: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1, max_length=4)
     alpha: float = Field(default=0.2, gt=0, le=1)
+    standardized: bool = Field(default=True, description="weights of convolutions; without, they are as they are")
 
 
 class ViT(Section):
@@ -108,15 +111,57 @@ class DataConfig(Section):
 
 
 class Recipe(Section):
-    """The recipe of a training inside a proxy network."""
+    """The recipe of a training: of a candidate in a proxy network, and of a person's own model."""
 
     seed: int = Field(default=0, ge=0, description="of weights and batches, the same for every layer")
     steps: int = Field(default=200, ge=1)
-    batch: int = Field(default=64, ge=1)
-    rate: float = Field(default=0.1, gt=0, description="learning rate at the first step")
+    batch: int = Field(default=64, ge=1, description="images a step, of all processes together")
+    rate: float = Field(default=0.1, gt=0, description="learning rate, at the top of the schedule")
+    rate_for: int | None = Field(
+        default=None,
+        ge=1,
+        description="images a step that rate is for, and at others in proportion (the linear rule); none: as it is",
+    )
     schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    warmup: int = Field(default=0, ge=0, description="steps in which the rate rises from zero, in proportion")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = False
     weight_decay: float = Field(default=1e-4, ge=0, description="of matrices and filters only")
+    agc: float | None = Field(default=None, gt=0, description="λ of adaptive gradient clipping (arXiv 2102.06171)")
+    agc_gains: bool = Field(default=True, description="clip also single numbers that start at zero, as skip gains do")
+    agc_classifier: bool = Field(default=False, description="clip also the classifier's weight")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
+    accumulate: int = Field(default=1, ge=1, description="parts that a process computes its share of a batch in")
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="of labels (arXiv 1512.00567)")
+    mixup: float = Field(default=0.0, ge=0, description="of Beta(mixup, mixup), by which two images are mixed")
+    cutmix: float = Field(default=0.0, ge=0, description="the same for a patch; half of the images each, if both are")
+    randaugment: int = Field(default=0, ge=0, le=16, description="random operations on an image, after mixing")
+    magnitude: int = Field(default=9, ge=0, le=30, description="of these operations")
+    ema: float | Literal["paper"] | None = Field(
+        default=None,
+        description="share of an average of the weights that a step keeps, paper: min(0.99999, (1 + t) / (10 + t)); "
+        "what is evaluated is the average",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 is by autocast")
     layout: Literal["nchw", "nhwc"] = Field(default="nhwc", description="memory layout of images and filters")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        OptionError: it names them.
+    """
+    if recipe.nesterov and not recipe.momentum:
+        raise OptionError("recipe.nesterov needs recipe.momentum above 0")
+    if recipe.nesterov and recipe.optimizer != "sgd":
+        raise OptionError(f"recipe.nesterov is of sgd: leave it out with recipe.optimizer = {recipe.optimizer}")
+    if recipe.agc and recipe.clip_norm:
+        raise OptionError("recipe.agc and recipe.clip_norm both clip gradients: choose one of them")
+    if recipe.warmup >= recipe.steps:
+        raise OptionError(f"recipe.warmup = {recipe.warmup} are the first of recipe.steps = {recipe.steps}: lower it")
+    if recipe.batch % recipe.accumulate:
+        raise OptionError(f"recipe.accumulate = {recipe.accumulate} does not divide recipe.batch = {recipe.batch}")
+    if isinstance(recipe.ema, float) and not 0 < recipe.ema < 1:
+        raise OptionError(f"recipe.ema = {recipe.ema} is a share between 0 and 1, paper or none")

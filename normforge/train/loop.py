@@ -1,25 +1,25 @@
-"""Training a proxy network: SGD with momentum and a schedule, stopped when the loss is not finite.
+"""Training: steps by a recipe, stopped when the loss is not finite. What searches and people train with.
 
-On a GPU a step is captured once as a CUDA graph and replayed, since small networks are bound by launches.
+On a GPU a step of one process is captured once as a CUDA graph and replayed, since small networks are bound by launches.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
-from normforge.train.config import DataConfig, Recipe
-from normforge.train.data import Part
-from normforge.train.data.augment import augment
+from normforge.train.config import Recipe
+from normforge.train.data.batches import Batches
+from normforge.train.optimizer import Average, optimizer_of
 
-_WARM = 3  # steps before a CUDA graph is captured; they are steps of the training like all others
+_WARM = 3  # steps of a process before a CUDA graph is captured; they are steps of the training like all others
 _LOOK = 16  # steps between two looks at the loss on a GPU, where each look waits for it
 
 
@@ -27,71 +27,104 @@ class Diverged(Exception):
     """The error that a loss stopped being finite."""
 
 
-@dataclass
+class Evaluated(Protocol):
+    """Images to evaluate on."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (N, C, S, S) and labels (N,) in their order, on the model's device."""
+
+
 class Training:
     """A training that can be advanced in pieces; the pieces together are the same as the whole.
 
+    Args:
+        model: from images to logits, on its device; left in training mode.
+        batches: training images, on the device.
+        recipe: steps, learning rate and schedule, optimizer, clipping, average, dtype, layout.
+        called: what a step calls in the model's place, such as its DDP; None is the model.
+        shared: makes a loss the mean of those of all processes; None where there is one.
+
     Attributes:
-        model: from images to logits, on the images' device; left in training mode.
-        part: training images.
-        recipe: steps, batch, learning rate and schedule, momentum, weight decay, dtype, layout.
-        rng: draws the batches, epoch by epoch, and the augmentation.
-        data: crops and flips; none by default.
+        model: as given. recipe: as given.
         done: steps done so far.
+        optimizer: of the model's parameters.
+        average: of weights and running statistics, where the recipe asks for one.
+        look: steps between two looks at the loss, each of which waits for the device.
     """
 
-    model: nn.Module
-    part: Part
-    recipe: Recipe
-    rng: np.random.Generator
-    data: DataConfig = field(default_factory=DataConfig)
-    done: int = 0
-    _order: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-
-    def __post_init__(self) -> None:
-        recipe, device = self.recipe, self.part.images.device
-        # Only matrices and filters decay: not v0, v1, gamma, beta, nor biases (EvoNorm, appendix).
-        decay = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain}]
-        self.model.to(memory_format=memory_format(recipe))
-        # A tensor, so that a captured step reads what the schedule has written.
-        self._rate = torch.tensor(recipe.rate, device=device) if device.type == "cuda" else recipe.rate
-        self._optimizer = torch.optim.SGD(
-            groups, lr=self._rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        recipe: Recipe,
+        called: nn.Module | None = None,
+        shared: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model, self.batches, self.recipe = model, batches, recipe
+        self.done = 0
+        model.to(memory_format=memory_format(recipe))
+        self._called = model if called is None else called
+        self._shared = shared
+        device = next(model.parameters()).device
+        # Steps of one process are captured; a tensor, so that a captured step reads what the schedule has written.
+        self._captures = device.type == "cuda" and called is None and recipe.accumulate == 1 and not recipe.clip_norm
+        self._rate = torch.tensor(recipe.rate, device=device) if self._captures else recipe.rate
+        self.optimizer = optimizer_of(model, recipe, self._rate)
+        self.average = None if recipe.ema is None else Average(model, self.optimizer, recipe.ema)
+        self.look = _LOOK if device.type == "cuda" else 1
+        self._warm = 0
         self._captured: _Captured | None = None
 
-    def advance(self, steps: int) -> None:
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return rate_at(self.recipe, self.done)
+
+    def advance(self, steps: int) -> float:
         """Train up to step `steps` of the recipe.
+
+        Returns:
+            The loss of the last batch; NaN where nothing was to be done.
 
         Raises:
             Diverged: the loss is not finite; the message says by which step.
         """
-        self.model.train()
-        every = _LOOK if self.part.images.is_cuda else 1
+        if not (self.model.training and self._called.training):
+            self._called.train()
+            self.model.train()
+        last = math.nan
         while self.done < steps:
             self._set_rate()
-            batch = self._batch()
-            images = augment(self.part.images[batch], self.rng, self.data)
-            loss = self._step(images.contiguous(memory_format=memory_format(self.recipe)), self.part.labels[batch])
+            images, labels = self.batches.next()
+            loss = self._step(images.contiguous(memory_format=memory_format(self.recipe)), labels)
+            if self.average:
+                self.average.update()
             self.done += 1
-            if (self.done % every == 0 or self.done == steps) and not math.isfinite(loss.item()):
-                raise Diverged(f"the loss is {loss.item()} at step {self.done}")
+            if self.done % self.look == 0 or self.done == steps:
+                last = (self._shared(loss) if self._shared else loss).item()
+                if not math.isfinite(last):
+                    raise Diverged(f"the loss is {last} at step {self.done}")
+        return last
+
+    def evaluate(self, part: Evaluated) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy on a part, of the average of the weights where there is one."""
+        with self.average.in_place() if self.average else nullcontext():
+            return evaluate(self.model, part, self.recipe)
 
     def _set_rate(self) -> None:
-        share = self.done / self.recipe.steps if self.recipe.schedule == "cosine" else 0.0
-        rate = self.recipe.rate * 0.5 * (1 + math.cos(math.pi * share))
         if isinstance(self._rate, Tensor):
-            self._rate.fill_(rate)
+            self._rate.fill_(self.rate)
         else:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        if not images.is_cuda:
+        if not self._captures:
             return self._whole_step(images, labels)
-        if self.done < _WARM:
+        if self._warm < _WARM:
+            self._warm += 1
             stream = torch.cuda.Stream()  # capture asks for warm-up on a stream of its own
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -103,19 +136,43 @@ class Training:
         return self._captured(images, labels)
 
     def _whole_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        self._optimizer.zero_grad()
-        with autocast(self.recipe, images):
-            loss = cross_entropy(self.model(images).float(), labels)
-        loss.backward()
-        self._optimizer.step()
+        self.optimizer.zero_grad()
+        parts = self.recipe.accumulate
+        if parts == 1:
+            loss = self._loss(images, labels)
+            loss.backward()
+        else:
+            losses = []
+            for k, (some, theirs) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+                share = len(some) / len(images)
+                with nullcontext() if k == parts - 1 else self._apart():
+                    losses.append(self._loss(some, theirs) * share)
+                    losses[-1].backward()
+            loss = torch.stack([part.detach() for part in losses]).sum()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
         return loss.detach()
 
-    def _batch(self) -> Tensor:
-        size = min(self.recipe.batch, len(self.part.labels))
-        if len(self._order) < size:
-            self._order = self.rng.permutation(len(self.part.labels))
-        batch, self._order = self._order[:size], self._order[size:]
-        return torch.from_numpy(batch).to(self.part.images.device)
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with autocast(self.recipe, images):
+            logits = self._called(images).float()
+        return cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
+
+    def _apart(self) -> Any:
+        """The context in which gradients of one process are not yet exchanged with others."""
+        return self._called.no_sync() if isinstance(self._called, DistributedDataParallel) else nullcontext()
+
+
+def rate_at(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step, from 0: it rises to its top through `warmup`, and falls after it to 0 by a cosine,
+    or not."""
+    top = recipe.rate if recipe.rate_for is None else recipe.rate * recipe.batch / recipe.rate_for
+    if step < recipe.warmup:
+        return top * step / recipe.warmup
+    if recipe.schedule == "constant":
+        return top
+    return top * 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
 
 
 class _Captured:
@@ -147,14 +204,14 @@ def autocast(recipe: Recipe, images: Tensor) -> Any:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, part: Part, recipe: Recipe, batch: int = 1024) -> tuple[float, float]:
+def evaluate(model: nn.Module, part: Evaluated, recipe: Recipe, batch: int = 1024) -> tuple[float, float]:
     """Mean cross-entropy in nats (not finite if any logit is not) and accuracy, in inference mode."""
     model.eval()
     losses, right = [], 0
-    for images, labels in zip(part.images.split(batch), part.labels.split(batch), strict=True):
+    for images, labels in part.batches(batch):
         with autocast(recipe, images):
             logits = model(images.contiguous(memory_format=memory_format(recipe))).float()
         losses.append(cross_entropy(logits, labels, reduction="sum").double())
         right += (logits.argmax(1) == labels).sum()
-    count = len(part.labels)
+    count = len(part)
     return float(sum(losses) / count), int(right) / count  # a threshold may be met exactly: not in float32

@@ -8,6 +8,8 @@ from torch import nn
 from normforge.streams import stream, torch_seed
 from normforge.train.config import DataConfig, Networks, Recipe
 from normforge.train.data import Data, load_data, shrunk
+from normforge.train.data.batches import ArrayBatches
+from normforge.train.data.mixed import mixed
 from normforge.train.device import device_of, on_device
 from normforge.train.loop import Training, memory_format
 from normforge.train.networks import LayerFactory, build
@@ -63,5 +65,6 @@ class Setup:
 
     def training(self, network: str, recipe: Recipe, repeat: int = 0) -> Training:
         """A training of such a network, not yet begun; raises as `model`."""
-        batches = stream(recipe.seed, "batches", repeat)
-        return Training(self.model(network, recipe, repeat), self.data.train, recipe, batches, self._options)
+        rng, train = stream(recipe.seed, "batches", repeat), self.data.train
+        batches = mixed(ArrayBatches(train, recipe.batch, rng, self._options), recipe, self.data.classes, train.limits)
+        return Training(self.model(network, recipe, repeat), batches, recipe)

@@ -15,6 +15,7 @@ from normforge.search.tasks import Task
 from normforge.streams import stream
 from normforge.train.config import DataConfig, Recipe
 from normforge.train.data import load_data
+from normforge.train.data.batches import ArrayBatches
 from normforge.train.loop import Diverged, Training, evaluate
 from normforge.train.networks import build, compiled
 
@@ -43,7 +44,8 @@ def task(name: str, config: Config = QUICK, **fields) -> Task:
 
 
 def training(name: str, recipe: Recipe = QUICK.recipe) -> Training:
-    return Training(network(name), load_data(DataConfig()).train, recipe, stream(0, "batches", 0))
+    batches = ArrayBatches(load_data(DataConfig()).train, recipe.batch, stream(0, "batches", 0))
+    return Training(network(name), batches, recipe)
 
 
 def test_training_in_pieces_is_training_in_one():
@@ -84,14 +86,14 @@ def test_a_constant_schedule_keeps_the_rate():
     for schedule in ("constant", "cosine"):
         t = training("gn-silu", Recipe(steps=4, schedule=schedule))
         t.advance(3)
-        rates[schedule] = t._optimizer.param_groups[0]["lr"]
+        rates[schedule] = t.optimizer.param_groups[0]["lr"]
     assert rates["constant"] == 0.1
     assert rates["cosine"] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi * 2 / 4)))
 
 
 def test_vectors_do_not_decay():
     t = training("evonorm-s0", Recipe(steps=1, momentum=0, weight_decay=1e-2))
-    decay = {id(p): g["weight_decay"] for g in t._optimizer.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in t.optimizer.param_groups for p in g["params"]}
     for p in t.model.parameters():
         assert decay[id(p)] == (1e-2 if p.ndim > 1 else 0)
 

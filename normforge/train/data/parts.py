@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,17 @@ class Part:
     def to(self, device: torch.device | str) -> Part:
         """The part on a device."""
         return Part(self.images.to(device), self.labels.to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and labels in their order, `size` at a time."""
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
+
+    def limits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least and the largest value of each channel, (C,) each."""
+        return self.images.amin((0, 2, 3)), self.images.amax((0, 2, 3))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
-from timm.layers import ClassifierHead, ScaledStdConv2d
+from timm.layers import ClassifierHead
 from torch import nn
 
+from normforge.nn.scaled import ScaledConv2d
 from normforge.train.config import NFResNet
 from normforge.train.networks.places import Place
 from normforge.train.networks.resnet import stages
@@ -30,23 +31,18 @@ def nf_resnet(config: NFResNet, *, in_channels: int, classes: int, size: int) ->
     """
     channels = max(8, int(64 * config.width))
     blocks: list[nn.Module] = []
-    stem = _conv(in_channels, channels, 3)
+    stem = _conv(config, in_channels, channels, 3)
     variance = 1.0
     for i, (out, depth) in enumerate(zip(stages(config.width, len(config.depths)), config.depths, strict=True)):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
-            blocks.append(NFBlock(channels, out, stride, transition=j == 0, alpha=config.alpha, beta=variance**-0.5))
+            blocks.append(NFBlock(config, channels, out, stride, transition=j == 0, beta=variance**-0.5))
             if j == 0:
                 variance = 1.0  # the shortcut of a transition is a convolution of what was normalised
             variance += config.alpha**2
             channels = out
     head = ClassifierHead(channels, classes)
     model = nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), norm=Place(channels), head=head))
-    for module in model.modules():  # as timm starts its NFNets
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
     nn.init.normal_(head.fc.weight, 0.0, 0.01)
     nn.init.zeros_(head.fc.bias)
     return model
@@ -56,22 +52,24 @@ class NFBlock(nn.Module):
     """A block y = shortcut + alpha · skip_gain · f(layer(beta · x)), x and y (N, C, H, W) (section 3 and appendix).
 
     Args:
+        config: says alpha, the standard deviation that the branch adds when skip_gain is 1.
         channels: of x.
         out: of y.
         stride: of the 3×3 convolution, and of the shortcut.
         transition: the shortcut is a convolution of layer(beta · x), not x.
-        alpha: standard deviation that the branch adds when skip_gain is 1.
         beta: one over the expected standard deviation of x.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, *, transition: bool, alpha: float, beta: float) -> None:
+    def __init__(
+        self, config: NFResNet, channels: int, out: int, stride: int, *, transition: bool, beta: float
+    ) -> None:
         super().__init__()
         middle = max(8, out // 4)
-        self.alpha, self.beta = alpha, beta
-        self.shortcut = _conv(channels, out, 1, stride) if transition else None
-        self.norm1, self.conv1 = Place(channels), _conv(channels, middle, 1)
-        self.norm2, self.conv2 = Place(middle), _conv(middle, middle, 3, stride)
-        self.norm3, self.conv3 = Place(middle), _conv(middle, out, 1)
+        self.alpha, self.beta = config.alpha, beta
+        self.shortcut = _conv(config, channels, out, 1, stride) if transition else None
+        self.norm1, self.conv1 = Place(channels), _conv(config, channels, middle, 1)
+        self.norm2, self.conv2 = Place(middle), _conv(config, middle, middle, 3, stride)
+        self.norm3, self.conv3 = Place(middle), _conv(config, middle, out, 1)
         # A block starts as its shortcut (SkipInit, De and Smith, arXiv 2002.10444).
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
@@ -83,8 +81,12 @@ class NFBlock(nn.Module):
         return shortcut + self.alpha * self.skip_gain * branch
 
 
-def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Module:
-    conv = ScaledStdConv2d(channels, out, kernel, stride)
-    # timm's gain is (C, 1, 1, 1), which would decay like a filter and be clipped by channel; the authors' is a vector.
-    conv.gain = nn.Parameter(conv.gain.detach().flatten())
+def _conv(config: NFResNet, channels: int, out: int, kernel: int, stride: int = 1) -> nn.Module:
+    """With weights from N(0, 1/fan-in), and zero biases."""
+    if config.standardized:
+        return ScaledConv2d(channels, out, kernel, stride, padding=kernel // 2)
+    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="linear")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
     return conv
