@@ -1,10 +1,11 @@
 """Does a layer hold at small batches? Accuracy over the batch size, on fractals of 12×12 pixels.
 
-    python bench/batch_size.py              # 108 trainings; an hour on two cores
+    python bench/batch_size.py              # 138 trainings; an hour on two cores
     python bench/batch_size.py --images 2000 --seeds 1      # a look
 
 Equal numbers of images, the learning rate in proportion to the batch (the linear rule of arXiv 1706.02677), warm-up
-through a tenth of the images, a cosine after it, three seeds. BatchNorm + ReLU and EvoNorm-B0 take moments over the
+through a tenth of the images, a cosine after it, three seeds. Each network has the rate that is best for it at a batch
+of 128, of five, on weights that are not used again. BatchNorm + ReLU and EvoNorm-B0 take moments over the
 batch; GroupNorm + ReLU, GroupNorm + SiLU and EvoNorm-S0 over a sample; an NF-ResNet has none, and adaptive gradient
 clipping, from which its skip gains are left out. Results are kept in `--out`, and the same command goes on.
 """
@@ -12,6 +13,7 @@ clipping, from which its skip gains are left out. Results are kept in `--out`, a
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,13 @@ BATCHES = (2, 4, 8, 32, 128, 512)
 LAYERS = ("bn-relu", "evonorm-b0", "gn-relu", "gn-silu", "evonorm-s0")
 NF = "NF-ResNet + AGC"
 NAMES = (*LAYERS, NF)
-RATE, RATE_FOR = 0.2, 128
+RATES, RATE_FOR, TUNED_ON = (0.1, 0.2, 0.4, 0.8, 1.6), 128, 1000
 
 
-def case(name: str, batch: int, seed: int, images: int) -> Case:
+def case(name: str, batch: int, seed: int, images: int, rate: float) -> Case:
     """One training of the grid."""
     steps = images // batch
-    recipe = Recipe(steps=steps, batch=batch, rate=RATE, rate_for=RATE_FOR, warmup=steps // 10, nesterov=True)
+    recipe = Recipe(steps=steps, batch=batch, rate=rate, rate_for=RATE_FOR, warmup=steps // 10, nesterov=True)
     networks = Networks(groups=4)
     if name != NF:
         return Case(name, "resnet", name, recipe, seed, networks)
@@ -101,14 +103,15 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 160)
-    grid = [(name, batch) for batch in BATCHES for name in NAMES]
-    cases = [case(*place, seed, options.images) for seed in range(options.seeds) for place in grid]
-    result = results(cases, options.out, options.workers, console)
-    rows = []
-    for name, batch in grid:
-        found = [result(case(name, batch, seed, options.images)) for seed in range(options.seeds)]
-        rows.append({"name": name, "batch": batch} | row(found))
-    about = {"machine": machine(), "images": options.images, "seeds": options.seeds, "rate": RATE, "for": RATE_FOR}
+    tried = {(n, rate): case(n, RATE_FOR, TUNED_ON, options.images, rate) for n in NAMES for rate in RATES}
+    result = results(tried.values(), options.out, options.workers, console)
+    rates = {n: min(RATES, key=lambda rate, n=n: result(tried[n, rate])["loss"] or math.inf) for n in NAMES}
+    console.print(f"learning rates at {RATE_FOR}:", rates)
+    seeds, grid = range(options.seeds), [(name, batch) for batch in BATCHES for name in NAMES]
+    cases = {(n, b, seed): case(n, b, seed, options.images, rates[n]) for seed in seeds for n, b in grid}
+    result = results(cases.values(), options.out, options.workers, console)
+    rows = [{"name": n, "batch": b} | row([result(cases[n, b, seed]) for seed in seeds]) for n, b in grid]
+    about = {"machine": machine(), "images": options.images, "seeds": options.seeds, "rates": rates, "for": RATE_FOR}
     about |= {"rows": rows}
     show(about, console)
     draw(about, options.figure)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from normforge.errors import OptionError, RunError, nearest
 from normforge.ir.layers import layers
+from normforge.train import settings
 from normforge.train.config import DataConfig, Networks, Recipe, Section, check_recipe
+from normforge.train.settings import flat, leaves, merge, place, read_toml, validated
 
 OPERATIONS = (
     "add", "mul", "div", "max", "neg", "sigmoid", "tanh", "exp", "log", "abs", "square", "sqrt", "mean", "rms", "std",
@@ -348,30 +349,22 @@ def load(preset: str = "demo", overrides: Iterable[str] = (), file: Path | None 
     Raises:
         OptionError: an unknown preset, key or value, or a file that cannot be read; the nearest known key is named.
     """
-    from_file = _read(file) if file else {}
+    from_file = read_toml(file) if file else {}
     preset = from_file.pop("preset", preset)
     if preset not in PRESETS:
         raise OptionError(
             f"there is no preset {preset!r}{nearest(str(preset), PRESETS)}: choose one of {', '.join(PRESETS)}"
         )
-    values = _merge({}, PRESETS[preset]) | {"preset": preset}
+    values = merge({}, PRESETS[preset]) | {"preset": preset}
     known = dict(flat(Config()))
-    given = list(_leaves("", from_file))
-    for override in overrides:
-        key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals:
-            raise OptionError(f"{override!r} sets nothing: write key=value, such as recipe.steps=100")
-        given.append((key, _value(text, known.get(key))))
+    given = [*leaves(from_file), *settings.overrides(overrides, known)]
     if "evolution.protocol" in dict(given):
         values["evolution"] = {k: v for k, v in values.get("evolution", {}).items() if k in Evolution.OPEN}
     for key, value in given:
-        _place(values, key, value, known)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        raise OptionError(f"{where} = {first['input']!r} cannot be: {_lower(first['msg'])}") from None
+        if key == "preset":
+            raise OptionError("the preset is not set like that: give --preset, or preset in a file")
+        place(values, key, value, known, free=("space.custom.",))
+    config = validated(Config, values)
     _check(config)
     return config
 
@@ -432,52 +425,6 @@ def _check_ladder(config: Config) -> None:
         raise OptionError("evolution.order = arrival records no promotions: leave it at fixed with ladder.use")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text())
-    except OSError as e:
-        raise OptionError(f"the configuration {file} cannot be read: {e.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise OptionError(f"the configuration {file} is not TOML: {_lower(str(e))}") from None
-
-
-def _merge(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    for key, value in values.items():
-        into[key] = _merge(into.get(key, {}), value) if isinstance(value, dict) else value
-    return into
-
-
-def _leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _place(values: dict[str, Any], key: str, value: Any, known: dict[str, Any]) -> None:
-    if key == "preset":
-        raise OptionError("the preset is not set like that: give --preset, or preset in a file")
-    if key not in known and not key.startswith("space.custom."):
-        raise OptionError(f"there is no setting {key!r}{nearest(key, known)}")
-    *path, last = key.split(".")
-    section = values
-    for name in path:
-        section = section.setdefault(name, {})
-    section[last] = value
-
-
-def _value(text: str, default: Any) -> Any:
-    if isinstance(default, list):
-        return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]
-    return None if text == "none" else text
-
-
-def flat(config: BaseModel) -> Iterator[tuple[str, Any]]:
-    """Every setting as (dotted key, JSON value)."""
-    return _leaves("", config.model_dump(mode="json"))
-
-
 def unflat(values: dict[str, Any]) -> Config:
     """The inverse of `flat`, for what a run has stored.
 
@@ -505,18 +452,4 @@ def check_same(saved: dict[str, Any], config: Config, where: str) -> None:
     Raises:
         RunError: names the first field that differs and may not.
     """
-    now, before = dict(flat(config)), dict(flat(Config())) | saved  # a setting that there was not yet has its default
-    for key in [*now, *(k for k in before if k not in now)]:
-        if key.startswith(Config.MAY_CHANGE):
-            continue
-        if key not in before or key not in now:
-            raise RunError(f"{where} was made by another version, which knows {key!r} differently: use another --out")
-        if before[key] != now[key]:
-            raise RunError(
-                f"{where} was started with {key} = {before[key]!r}, not {now[key]!r}: "
-                "give the same value to go on with it, or another --out"
-            )
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    settings.check_same(saved, dict(flat(config)), dict(flat(Config())), Config.MAY_CHANGE, where)

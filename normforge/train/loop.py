@@ -1,6 +1,6 @@
 """Training: steps by a recipe, stopped when the loss is not finite. What searches and people train with.
 
-On a GPU a step of one process is captured once as a CUDA graph and replayed, since small networks are bound by launches.
+On a GPU a step of one process is captured once as a CUDA graph and replayed: small networks are bound by launches.
 """
 
 from __future__ import annotations

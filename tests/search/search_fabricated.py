@@ -9,12 +9,13 @@ import numpy as np
 from rich.console import Console
 
 from normforge.search import events, objectives, results
-from normforge.search.config import Config, flat, load
+from normforge.search.config import Config, load
 from normforge.search.events import Began, Candidate, Compared, Reranked
 from normforge.search.evolution import Member, Proposal, TournamentEvolution
 from normforge.search.funnel import Fate, Outcome, formula
 from normforge.search.space import SearchSpace
 from normforge.search.store import Store
+from normforge.train.settings import flat
 
 HOSTILE = "</script><img src=x onerror=alert(1)> [bold]&amp; \x1b[2J"
 THREE = "networks.use=resnet,mobilenet,efficientnet"

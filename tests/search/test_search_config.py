@@ -1,8 +1,9 @@
 import pytest
 
 from normforge.errors import OptionError, RunError
-from normforge.search.config import PRESETS, PROTOCOLS, Config, Evolution, check_same, flat, load, unflat
+from normforge.search.config import PRESETS, PROTOCOLS, Config, Evolution, check_same, load, unflat
 from normforge.train.config import NETWORKS, Networks
+from normforge.train.settings import flat
 
 
 def test_a_preset_with_overrides():

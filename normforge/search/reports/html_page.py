@@ -16,7 +16,7 @@ from typing import Any
 
 from normforge import __version__
 from normforge.errors import RunError
-from normforge.search.config import Config, flat
+from normforge.search.config import Config
 from normforge.search.display import MEANING, clock, short
 from normforge.search.events import Candidate
 from normforge.search.funnel import Fate, formula
@@ -26,6 +26,7 @@ from normforge.search.reports.lineage import ancestry, changes, gene_changes, or
 from normforge.search.reports.summary import Summary, plus_minus
 from normforge.search.results import verdicts
 from normforge.search.space import SearchSpace
+from normforge.train.settings import flat
 
 FILE = "report.html"
 CAP = 5000  # candidates in the page

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from normforge.errors import RunError
 from normforge.search import events
-from normforge.search.config import Config, check_same, flat
+from normforge.search.config import Config, check_same
 from normforge.search.events import Asked, Began, Candidate, Promoted, Trained
 from normforge.search.funnel import Fate
 from normforge.search.progress import Progress
@@ -18,6 +18,7 @@ from normforge.search.provenance import Provenance
 from normforge.search.space import SearchSpace
 from normforge.search.store import Store
 from normforge.search.turns import RecordedTurns
+from normforge.train.settings import flat
 
 CONFIG_FILE = "config.json"
 
