@@ -23,6 +23,7 @@ from normforge.cli.report import report
 from normforge.cli.search import search
 from normforge.cli.show import show
 from normforge.cli.signal import signal
+from normforge.cli.train import train
 from normforge.errors import NormforgeError
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 COMMANDS = (
-    layers, check, explain, compile, convert, bench, search, estimate, report, show, export, signal, doctor,
+    layers, check, explain, compile, convert, bench, search, estimate, report, show, export, signal, train, doctor,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -81,14 +81,15 @@ class Average:
         if not self._steps:
             yield
             return
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the model and its average; once more puts the model back."""
         if self._sgd:
             self._sgd.swap_ema()
         for live, kept in zip(self._live, self._kept, strict=True):

@@ -1,0 +1,107 @@
+"""`normforge train`: trains a model with a layer in it, or goes on with a training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from normforge.cli.settings import DownloadOption
+from normforge.errors import OptionError
+
+
+def train(
+    out: Annotated[Path | None, typer.Option(help="Directory of the training; one that is there goes on.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="nf_resnet50, nfnet_f0, ...; any model of timm, such as resnet50; or a small one for small images: "
+            "proxy/resnet, proxy/mobilenet, proxy/efficientnet, proxy/nf_resnet, proxy/vit.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER", help="Put in the place of norms and their activations: name, formula, file, or run#number."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="fractals, digits, cifar10:DIR, cifar100:DIR, mnist:DIR, fashion:DIR, imagefolder:DIR, npz:FILE, or "
+            "imagenet:DIR with DIR/train/CLASS/ and DIR/val/CLASS/, read while training."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Settings to start from: small, resnet, evonorm-imagenet, nfnet, or a TOML file.")
+    ] = "small",
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and everything drawn.", min=0)] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as recipe.epochs=20.")
+    ] = None,
+    show_settings: Annotated[
+        bool, typer.Option("--settings", help="Print all settings with their meanings, and train nothing.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Evaluate this checkpoint, or that of a directory, and train nothing."),
+    ] = None,
+    download: DownloadOption = False,
+) -> None:
+    """Train a model with a layer in it; the same command goes on where a training was stopped or killed.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m normforge train ... The loss and accuracy on validation
+    images are printed at each epoch, those on test images at the end.
+    """
+    from normforge.train.harness import evaluate_checkpoint, load_config
+    from normforge.train.harness import train as run
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    given = list(override or [])
+    for key, value in (("recipe.seed", seed), ("data.source", data), ("model", model)):
+        if value is not None:
+            given.append(f"{key}={value}")
+    if layer is not None:
+        given.append(f"layer={_written(layer)}")
+    settings = load_config(recipe, given)
+    if show_settings:
+        _print_settings(settings, console)
+        return
+    if checkpoint is not None:
+        if model or layer:
+            raise OptionError("--eval takes model and layer from the checkpoint: leave them out")
+        overridden = {k for k in (g.partition("=")[0].strip() for g in given)}
+        chosen = {k: v for k, v in settings.run.model_dump().items() if f"run.{k}" in overridden}
+        if wrong := sorted(k for k in overridden if not k.startswith("run.") and k != "data.source"):
+            raise OptionError(f"--eval takes {wrong[0]} from the checkpoint: leave it out")
+        print(evaluate_checkpoint(checkpoint, data, chosen, download=download))
+        return
+    if out is None:
+        raise OptionError("say where the training is kept: --out DIRECTORY")
+    finished = run(settings, out, console, download=download)
+    if not finished.whole:
+        raise typer.Exit(130)
+
+
+def _written(layer: str) -> str:
+    """The layer as its name or its formula, which a checkpoint can hold."""
+    from normforge.api.load import load
+    from normforge.ir.layers import layers
+    from normforge.nn.convert import SAME
+
+    return layer if layer == SAME or layer.strip() in layers else str(load(layer))
+
+
+def _print_settings(settings: Any, console: Console, prefix: str = "") -> None:
+    """Each setting, its value, and what it means."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if hasattr(type(value), "model_fields"):
+            _print_settings(value, console, f"{prefix}{name}.")
+        else:
+            said = f"    # {field.description}" if field.description else ""
+            shown = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else value
+            console.print(f"{prefix}{name} = {shown}{said}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""Checkpoints: all that a training is, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from normforge.errors import RunError
+from normforge.train.harness.processes import Processes, gathered, sharded_as
+from normforge.train.loop import Training
+
+FILE = "checkpoint.pt"
+_VERSION = 1
+
+
+def save(path: Path, training: Training, among: Processes, about: dict[str, Any]) -> None:
+    """Write a checkpoint; all processes call it, and the first one writes.
+
+    Args:
+        path: of the file, which is replaced once the new one is on the disk.
+        training: weights, optimizer, average, and where the batches stand.
+        among: the processes; each adds the state of its random generators.
+        about: what else it holds, of plain values.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    state = {
+        "version": _VERSION,
+        "done": training.done,
+        "model": gathered(training.model.state_dict()),
+        "optimizer": gathered(training.optimizer.state_dict()),
+        "average": gathered(training.average.state_dict()) if training.average else None,
+        "batches": training.batches.state_dict(),
+        "random": among.gathered(_random(among)),
+    }
+    if not among.first:
+        return
+    fresh = path.with_suffix(".part")
+    try:
+        with fresh.open("wb") as file:
+            torch.save(state | about, file)
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power leaves an empty file with the right name
+        fresh.replace(path)
+    except OSError as e:
+        raise RunError(
+            f"the checkpoint {path} cannot be written ({e.strerror}): make room, or use another --out"
+        ) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU; nothing in it is run.
+
+    Raises:
+        RunError: there is none, or it is none of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"there is no checkpoint {path}") from None
+    except Exception as e:  # a damaged file raises whatever its bytes lead to
+        reason = (str(e).strip() or type(e).__name__).split("\n")[0]
+        raise RunError(f"the checkpoint {path} cannot be read, it may be damaged: {reason[:200]}") from None
+    if not isinstance(state, dict) or "version" not in state or "config" not in state:
+        raise RunError(f"{path} is no checkpoint of normforge train")
+    if state["version"] != _VERSION:
+        raise RunError(f"the checkpoint {path} was written by another version of normforge")
+    return state
+
+
+def restore(state: dict[str, Any], training: Training, among: Processes) -> None:
+    """Go on from a checkpoint, exactly where the number of processes is the same.
+
+    Raises:
+        RunError: it is of another model.
+    """
+    load_weights(training.model, state["model"])
+    optimizer, own = state["optimizer"], training.optimizer.state_dict()
+    params = [p for group in training.optimizer.param_groups for p in group["params"]]
+    indices = [index for group in own["param_groups"] for index in group["params"]]
+    by_index = dict(zip(indices, params, strict=True))
+    for index, kept in optimizer["state"].items():
+        optimizer["state"][index] = {k: sharded_as(v, by_index[index]) for k, v in kept.items()}
+    training.optimizer.load_state_dict(optimizer)
+    if training.average:
+        training.average.load_state_dict(state["average"])
+    training.batches.load_state_dict(state["batches"])
+    training.done = state["done"]
+    if len(state["random"]) == among.world:
+        mine = state["random"][among.rank]
+        torch.set_rng_state(mine["torch"])
+        if "cuda" in mine and among.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["cuda"], among.device)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint into a model, whole or sharded.
+
+    Raises:
+        RunError: they are another model's.
+    """
+    own = model.state_dict()
+    if own.keys() != weights.keys() or any(own[k].shape != v.shape for k, v in weights.items()):
+        raise RunError("the checkpoint holds another model's weights: it was written by another version of a library")
+    model.load_state_dict({k: sharded_as(v, own[k]) for k, v in weights.items()})
+
+
+def _random(among: Processes) -> dict[str, Any]:
+    cuda = {"cuda": torch.cuda.get_rng_state(among.device)} if among.device.type == "cuda" else {}
+    return {"torch": torch.get_rng_state(), **cuda}

@@ -1,0 +1,367 @@
+"""One training from its first step to its last, or from its last checkpoint on."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from normforge.errors import OptionError, RunError
+from normforge.ir.graph import Graph
+from normforge.ir.layers import parse
+from normforge.kernels.settings import sync
+from normforge.nn.convert import SAME
+from normforge.streams import torch_seed
+from normforge.train.harness import checkpoint
+from normforge.train.harness.config import TrainConfig
+from normforge.train.harness.data import Timed, images
+from normforge.train.harness.processes import Processes, processes
+from normforge.train.harness.show import Display, Row, curves, line, table
+from normforge.train.loop import Diverged, Evaluated, Training, evaluate, memory_format
+from normforge.train.models import check_model, make_model
+from normforge.train.optimizer import Average, optimizer_of
+from normforge.train.settings import check_same, flat, validated
+
+CONFIG_FILE, LOG_FILE, CURVES_FILE = "config.json", "log.jsonl", "curves.png"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a training.
+
+    Attributes:
+        done: steps, of the recipe's.
+        whole: it came to its end.
+        rows: the evaluations on the way, as in the log.
+        test: loss and accuracy on test images, at the end; None where it was stopped.
+    """
+
+    done: int
+    whole: bool
+    rows: list[Row]
+    test: tuple[float, float] | None
+
+
+def train(config: TrainConfig, out: Path, console: Console | None = None, *, download: bool = False) -> Finished:
+    """Train a model, or go on where a training in the same directory was stopped or killed.
+
+    Under torchrun all processes call this with the same arguments, and a directory that all can read. On CPUs a
+    training that is resumed with as many processes ends in the same bits as one that never stopped.
+
+    Args:
+        config: of the training.
+        out: directory: checkpoint, log of evaluations as lines of JSON, curves as a picture, TensorBoard's events.
+        console: is told how far it is; None prints nothing.
+        download: fetch a data set that torchvision knows, if it is not there.
+
+    Raises:
+        NormforgeError: before anything is trained, a setting, data, a model or a checkpoint that cannot be.
+        RunError: the loss is not finite, or a checkpoint cannot be written.
+    """
+    check_model(config.model)
+    with processes(config.run.device) as among:
+        return _Run(config, out, among, console or Console(quiet=True), download).go()
+
+
+def load_trained(path: Path, device: str = "cpu") -> tuple[nn.Module, TrainConfig]:
+    """The model of a checkpoint, in inference mode, with the average of its weights where there is one.
+
+    Args:
+        path: of a checkpoint, or of the directory of a training.
+        device: of the model.
+
+    Returns:
+        The model, from images (N, C, S, S) to logits (N, classes), and the configuration it was trained with.
+
+    Raises:
+        RunError: there is no checkpoint, or none of this kind.
+    """
+    state = _read(path)
+    config = validated(TrainConfig, json.loads(state["config"]))
+    model = _model(config, state["channels"], state["classes"], state["side"], torch.device(device))
+    checkpoint.load_weights(model, state["model"])
+    if state["average"] is not None:
+        optimizer = optimizer_of(model, config.recipe, config.recipe.rate)
+        optimizer.load_state_dict(state["optimizer"])
+        assert config.recipe.ema is not None
+        average = Average(model, optimizer, config.recipe.ema)
+        average.load_state_dict(state["average"])
+        average.swap()
+    return model.eval(), config
+
+
+def evaluate_checkpoint(
+    path: Path, source: str | None = None, run: dict[str, Any] | None = None, *, download: bool = False
+) -> str:
+    """Evaluate a checkpoint on test images.
+
+    Args:
+        path: of a checkpoint, or of the directory of a training.
+        source: other images than those it was trained on, as of `data.source`.
+        run: settings of the section run, other than those that it was trained with.
+        download: fetch a data set that torchvision knows, if it is not there.
+
+    Returns:
+        Mean cross-entropy in nats and accuracy, in the line that `train` ends with.
+
+    Raises:
+        RunError: there is no checkpoint, or none of this kind. OptionError: the images do not fit.
+    """
+    state = _read(path)
+    values: dict[str, Any] = json.loads(state["config"])
+    values["run"] |= {"parallel": "ddp"} | (run or {})
+    if source:
+        values["data"] |= {"source": source}
+    config = validated(TrainConfig, values)
+    with processes(config.run.device) as among:
+        _set_threads(config)
+        found = images(config, among, download)
+        for name, has in (("classes", found.classes), ("channels", found.channels)):
+            if state[name] != has:
+                raise OptionError(f"{config.data.source} has {has} {name}, and {path} was trained on {state[name]}")
+        model, _ = load_trained(path, str(among.device))
+        judged = _judged(lambda part: evaluate(model, part, config.recipe), found.test, among, whole=False)
+        return line(*judged, state["done"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return checkpoint.read(path / checkpoint.FILE if path.is_dir() else path)
+
+
+class _Run:
+    """A training in a directory."""
+
+    def __init__(self, config: TrainConfig, out: Path, among: Processes, console: Console, download: bool) -> None:
+        self.config, self.out, self.among, self.console = config, out, among, console
+        self.path = out / checkpoint.FILE
+        if config.run.parallel == "fsdp":
+            if config.recipe.layout != "nchw":
+                raise OptionError("run.parallel = fsdp shards weights in rows: give recipe.layout=nchw")
+            if config.recipe.ema is not None and config.recipe.optimizer != "sgd":
+                raise OptionError("recipe.ema with run.parallel = fsdp is of sgd")
+        if config.recipe.batch % (among.world * config.recipe.accumulate):
+            raise OptionError(
+                f"recipe.batch = {config.recipe.batch} cannot be shared by {among.world} processes in "
+                f"{config.recipe.accumulate} parts: give a multiple of {among.world * config.recipe.accumulate}"
+            )
+        _set_threads(config)
+        state = checkpoint.read(self.path) if self.path.exists() else None
+        if state:
+            _check(state, config, out)
+        self.images = images(config, among, download)
+        if state and state["digest"] != self.images.digest:
+            raise RunError(f"{out} was started on other images than {config.data.source} has now: use another --out")
+        self.recipe = config.recipe.resolved(self.images.count)
+        self.epoch = max(1, self.images.count // self.recipe.batch)
+        self.rows: list[Row] = state["rows"] if state else []
+        self.sum: float  # of losses since the last evaluation
+        self.steps: int
+        self.sum, self.steps = state["running"] if state else (0.0, 0)
+        self.before = state["seconds"] if state else 0.0
+        self.test: tuple[float, float] | None = state["test"] if state else None
+        model = _model(config, self.images.channels, self.images.classes, self.images.side, among.device)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        called = among.wrapped(model, config.run.parallel)
+        if config.run.compile:
+            called = torch.compile(model if called is None else called)  # type: ignore[assignment]
+        torch.manual_seed(torch_seed(self.recipe.seed, "random", among.rank))
+        self.batches = Timed(self.images.batches(self.recipe), time.perf_counter)
+        self.training = Training(model, self.batches, self.recipe, called, among.mean)
+        if state:
+            checkpoint.restore(state, self.training, among)
+        if among.first:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+                # What was logged after the checkpoint comes again.
+                (out / LOG_FILE).write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            except OSError as e:
+                raise RunError(f"{out} cannot be written ({e.strerror}): use another --out") from None
+
+    def go(self) -> Finished:
+        """Train to the end, or until told to stop."""
+        training, total = self.training, self.recipe.steps
+        begin = self.images.count, self.parameters, training.done
+        self.start = time.monotonic()
+        with _stoppable() as stop, Display(self.console, self.among.first, total, training.done) as display:
+            display.begin(self.config, *begin, self.among)
+            while training.done < total and not self._stopped(stop):
+                self._advance(display)
+        whole = training.done >= total
+        if whole and self.test is None:
+            self.test = self._judged(self.images.test)
+            self._save()
+        if not whole and self.among.first:
+            self.console.print(
+                f"Stopped after {training.done} of {total} steps. The same command goes on from there.", soft_wrap=True
+            )
+        if whole and self.among.first:
+            assert self.test is not None
+            table(self.console, self.rows, self.epoch)
+            curves(self.rows, self.out / CURVES_FILE, self.config)
+            self.console.print(line(*self.test, training.done), highlight=False, soft_wrap=True)
+        return Finished(training.done, whole, self.rows, self.test)
+
+    def _advance(self, display: Display) -> None:
+        """Go on to where the loss is next looked at, evaluate and keep a checkpoint where it is time for them."""
+        training, total = self.training, self.recipe.steps
+        every = self.config.run.evaluate or self.epoch
+        keep = self.config.run.checkpoint
+        done = training.done
+        target = min(done + training.look, total, *((done // n + 1) * n for n in (every, keep)))
+        try:
+            loss = training.advance(target)
+        except Diverged as e:
+            raise RunError(f"{e}: lower recipe.rate, clip with recipe.agc, or lengthen recipe.warmup") from None
+        self.sum, self.steps = self.sum + loss, self.steps + 1
+        display.update(training.done, loss, training.rate, self.recipe.batch)
+        ended = training.done == total
+        if ended or training.done % every == 0:
+            self._evaluate(display)
+        if ended or training.done % keep == 0:
+            self._save()
+
+    def _evaluate(self, display: Display) -> None:
+        training = self.training
+        loss, accuracy = self._judged(self.images.validation)
+        row: Row = {
+            "step": training.done,
+            "epoch": round(training.done / self.epoch, 3),
+            "rate": training.rate,
+            "loss": self.sum / self.steps,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "seconds": round(self._seconds(), 2),
+            "images_a_second": round(display.pace, 1),
+            "pipeline_images_a_second": round(self.batches.images / max(self.batches.seconds, 1e-9) * self.among.world),
+        }
+        self.sum, self.steps = 0.0, 0
+        self.rows.append(row)
+        display.row(row)
+        if self.among.first:
+            with (self.out / LOG_FILE).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self.config.run.tensorboard:
+                _write_events(self.out / "tensorboard", row)
+
+    def _judged(self, part: Evaluated) -> tuple[float, float]:
+        self.among.share_buffers(self.training.model)
+        return _judged(self.training.evaluate, part, self.among, self.config.run.parallel == "fsdp")
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.path,
+            self.training,
+            self.among,
+            {
+                "config": json.dumps(self.config.model_dump(mode="json")),
+                "digest": self.images.digest,
+                "classes": self.images.classes,
+                "channels": self.images.channels,
+                "side": self.images.side,
+                "rows": self.rows,
+                "running": (self.sum, self.steps),
+                "seconds": self._seconds(),
+                "test": self.test,
+            },
+        )
+
+    def _seconds(self) -> float:
+        return float(self.before + time.monotonic() - self.start)
+
+    def _stopped(self, stop: list[int]) -> bool:
+        """Was any process told to stop? All agree, at the same step; a checkpoint is kept."""
+        if not self.among.sums(float(bool(stop)))[0]:
+            return False
+        self._save()
+        return True
+
+
+def _check(state: dict[str, Any], config: TrainConfig, out: Path) -> None:
+    saved = dict(flat(validated(TrainConfig, json.loads(state["config"]))))
+    default = dict(flat(TrainConfig()))
+    check_same(saved, dict(flat(config)), default, TrainConfig.MAY_CHANGE, str(out))
+
+
+def _set_threads(config: TrainConfig) -> None:
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+
+
+def _model(config: TrainConfig, channels: int, classes: int, side: int, device: torch.device) -> nn.Module:
+    """The model at its start, for images (channels, side, side), on the device."""
+    layer: Graph | str | None = config.layer or None
+    if layer and layer != SAME:
+        layer = parse(config.layer)
+    model = make_model(
+        config.model,
+        layer,
+        networks=config.networks,
+        in_channels=channels,
+        classes=classes,
+        size=side,
+        seed=torch_seed(config.recipe.seed, "weights", 0),
+        drop=config.recipe.drop,
+        drop_path=config.recipe.drop_path,
+        backend=config.run.backend,
+    )
+    model.to(device)
+    if config.run.sync:
+        sync(model)
+    return model.to(memory_format=memory_format(config.recipe))
+
+
+def _judged(
+    judge: Callable[[Evaluated], tuple[float, float]], part: Evaluated, among: Processes, whole: bool
+) -> tuple[float, float]:
+    """Loss and accuracy over the shares of all processes, or of a part that each has whole."""
+    loss, accuracy = judge(part)
+    if whole or among.world == 1:
+        return loss, accuracy
+    count = len(part)
+    losses, right, total = among.sums(loss * count, round(accuracy * count), count)
+    return losses / total, right / total
+
+
+def _write_events(folder: Path, row: Row) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise OptionError("run.tensorboard needs the package tensorboard: pip install tensorboard") from None
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in row.items():
+            if name not in ("step", "seconds") and math.isfinite(value):
+                writer.add_scalar(name, value, int(row["step"]))
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM writes itself into; a second SIGINT interrupts at once."""
+    told: list[int] = []
+
+    def tell(number: int, frame: object) -> None:
+        if told and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, tell)
+    except ValueError:  # not the main thread, which signals are of
+        pass
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
