@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from normforge.errors import OptionError, RunError
 from normforge.ir.graph import Graph
@@ -256,7 +257,11 @@ class _Run:
 
     def _judged(self, part: Evaluated) -> tuple[float, float]:
         self.among.share_buffers(self.training.model)
-        return _judged(self.training.evaluate, part, self.among, self.config.run.parallel == "fsdp")
+        judged = _judged(self.training.evaluate, part, self.among, self.config.run.parallel == "fsdp")
+        for module in self.training.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what it has gathered without a backward pass it would keep for the next step
+        return judged
 
     def _save(self) -> None:
         checkpoint.save(
