@@ -56,34 +56,44 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node 8 -m normforge train ... The loss and accuracy on validation
     images are printed at each epoch, those on test images at the end.
     """
-    from normforge.train.harness import evaluate_checkpoint, load_config
-    from normforge.train.harness import train as run
+    from normforge.train.harness import load_config
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     given = list(override or [])
     for key, value in (("recipe.seed", seed), ("data.source", data), ("model", model)):
         if value is not None:
             given.append(f"{key}={value}")
+    if checkpoint is not None:
+        _evaluate(checkpoint, given, layer, download)
+        return
     if layer is not None:
         given.append(f"layer={_written(layer)}")
     settings = load_config(recipe, given)
     if show_settings:
         _print_settings(settings, console)
         return
-    if checkpoint is not None:
-        if model or layer:
-            raise OptionError("--eval takes model and layer from the checkpoint: leave them out")
-        overridden = {k for k in (g.partition("=")[0].strip() for g in given)}
-        chosen = {k: v for k, v in settings.run.model_dump().items() if f"run.{k}" in overridden}
-        if wrong := sorted(k for k in overridden if not k.startswith("run.") and k != "data.source"):
-            raise OptionError(f"--eval takes {wrong[0]} from the checkpoint: leave it out")
-        print(evaluate_checkpoint(checkpoint, data, chosen, download=download))
-        return
     if out is None:
         raise OptionError("say where the training is kept: --out DIRECTORY")
+    from normforge.train.harness import train as run
+
     finished = run(settings, out, console, download=download)
     if not finished.whole:
         raise typer.Exit(130)
+
+
+def _evaluate(checkpoint: Path, given: list[str], layer: str | None, download: bool) -> None:
+    """Print the last line of a training again."""
+    from normforge.train.harness import load_config
+
+    settings = load_config("small", given)
+    keys = {text.partition("=")[0].strip() for text in given} | ({"layer"} if layer else set())
+    if wrong := sorted(k for k in keys if not k.startswith("run.") and k != "data.source"):
+        raise OptionError(f"--eval takes {wrong[0]} from the checkpoint: leave it out")
+    from normforge.train.harness import evaluate_checkpoint
+
+    run = {k: v for k, v in settings.run.model_dump().items() if f"run.{k}" in keys}
+    source = settings.data.source if "data.source" in keys else None
+    print(evaluate_checkpoint(checkpoint, source, run, download=download))
 
 
 def _written(layer: str) -> str:

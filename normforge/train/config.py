@@ -156,7 +156,9 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.nesterov and not recipe.momentum:
         raise OptionError("recipe.nesterov needs recipe.momentum above 0")
     if recipe.nesterov and recipe.optimizer != "sgd":
-        raise OptionError(f"recipe.nesterov is of sgd: give recipe.nesterov=false with recipe.optimizer = {recipe.optimizer}")
+        raise OptionError(
+            f"recipe.nesterov is of sgd: give recipe.nesterov=false with recipe.optimizer = {recipe.optimizer}"
+        )
     if recipe.agc and recipe.clip_norm:
         raise OptionError("recipe.agc and recipe.clip_norm both clip gradients: choose one of them")
     if recipe.warmup >= recipe.steps:

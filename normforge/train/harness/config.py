@@ -33,7 +33,7 @@ class TrainRecipe(Recipe):
     """A recipe that may count in epochs, and that changes the model too."""
 
     epochs: float | None = Field(default=None, gt=0, description="in place of steps")
-    warmup_epochs: float | None = Field(default=None, ge=0, description="in place of warmup")
+    warmup_epochs: float | None = Field(default=None, ge=0, description="in place of warmup; at most half of the steps")
     drop: float | None = Field(default=None, ge=0, lt=1, description="dropout; none: the model's own")
     drop_path: float | None = Field(default=None, ge=0, lt=1, description="stochastic depth; none: the model's own")
 
@@ -45,11 +45,11 @@ class TrainRecipe(Recipe):
             OptionError: settings that do not go together.
         """
         an_epoch = max(1, images // self.batch)
-        counts = {
-            name: max(least, round(value * an_epoch))
-            for name, value, least in (("steps", self.epochs, 1), ("warmup", self.warmup_epochs, 0))
-            if value is not None
-        }
+        counts: dict[str, int] = {}
+        if self.epochs is not None:
+            counts["steps"] = max(1, round(self.epochs * an_epoch))
+        if self.warmup_epochs is not None:
+            counts["warmup"] = min(round(self.warmup_epochs * an_epoch), counts.get("steps", self.steps) // 2)
         made = self.model_copy(update=counts)
         check_recipe(made)
         return made
