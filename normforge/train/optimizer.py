@@ -30,21 +30,23 @@ def optimizer_of(model: nn.Module, recipe: Recipe, rate: float | Tensor) -> Opti
         rate: of learning; a tensor on the device where steps are captured.
     """
     heads = [] if recipe.agc_classifier else [getattr(head, "weight", None) for head in classifiers(model)]
-    # Sharded and whole ones are not taken by one fused step.
-    groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for p in model.parameters():
         if p.requires_grad:
             free = any(p is weight for weight in heads) or (not recipe.agc_gains and p.numel() == 1)
-            groups.setdefault((p.ndim > 1, free, isinstance(p, DTensor)), []).append(p)
+            groups.setdefault((p.ndim > 1, free), []).append(p)
     params: list[dict[str, Any]] = [
         {"params": some, "weight_decay": recipe.weight_decay if decays else 0.0} | ({"agc": None} if free else {})
-        for (decays, free, _), some in groups.items()
+        for (decays, free), some in groups.items()
     ]
+    sharded = {isinstance(p, DTensor) for some in groups.values() for p in some}  # torch's fused SGD takes none
     if recipe.optimizer == "adamw":
-        made: Optimizer = torch.optim.AdamW(params, lr=rate, capturable=isinstance(rate, Tensor), fused=True)
+        together = len(sharded) == 1  # one call takes either kind
+        made: Optimizer = torch.optim.AdamW(
+            params, lr=rate, capturable=isinstance(rate, Tensor), fused=together, foreach=None if together else False
+        )
         return AGC(made, recipe.agc) if recipe.agc else made
-    sharded = any(key[2] for key in groups)  # which torch's fused step of CPUs does not take
-    if recipe.agc or recipe.ema is not None or sharded:  # one pass over memory for all of it
+    if recipe.agc or recipe.ema is not None or any(sharded):  # one pass over memory for all of it
         return SGD(
             params, rate, recipe.momentum, recipe.nesterov, agc=recipe.agc, ema=recipe.ema,
             capturable=isinstance(rate, Tensor),

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -64,24 +65,30 @@ def test_stopped_and_killed(tmp_path):
 @pytest.mark.parametrize("parallel", ("ddp", "fsdp"))
 def test_twenty_kills_of_two_processes(tmp_path, parallel):
     """Of torchrun and both, at random moments: on the way up, between checkpoints, while one is written."""
-    rng = random.Random(0)
-    settings = (*STATEFUL, f"run.parallel={parallel}", "recipe.layout=nchw", "recipe.steps=4000", "run.evaluate=500",
+    rng, file = random.Random(0), tmp_path / "killed" / "checkpoint.pt"
+    settings = (*STATEFUL, f"run.parallel={parallel}", "recipe.layout=nchw", "recipe.steps=1500", "run.evaluate=200",
                 "run.checkpoint=20")  # fmt: skip
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert begin(training(alone, *settings), 2).wait(900) == 0
-    kills, reached = 0, []
-    while kills < KILLS:
-        process = begin(training(killed, *settings), 2)
-        wait(process, lambda: False, rng.uniform(6.0, 16.0))
+    assert begin(training(tmp_path / "alone", *settings), 2).wait(900) == 0
+    kept = []
+    for k in range(KILLS):
+        process = begin(training(file.parent, *settings), 2)
+        before = _written(file)
+        if k % 2:  # while it trains, not on its way up
+            wait(process, lambda before=before: _written(file) != before)
+            wait(process, lambda: False, rng.uniform(0.0, 1.5))
+        else:
+            wait(process, lambda: False, rng.uniform(0.0, 10.0))
         assert process.poll() is None, "it ended before it was killed"
         kill(process)
-        kills += 1
-        file = killed / "checkpoint.pt"
-        reached.append(torch.load(file, weights_only=True)["done"] if file.exists() else 0)
-    print(f"steps kept after each kill: {reached}")
-    assert reached == sorted(reached) and 0 < reached[-1] < 4000
-    assert begin(training(killed, *settings), 2).wait(900) == 0
-    assert_same(contents(killed), contents(alone))
+        kept.append(torch.load(file, weights_only=True)["done"] if file.exists() else 0)
+    print(f"steps kept after each kill: {kept}")
+    assert kept == sorted(kept) and 0 < kept[-1] < 1500
+    assert begin(training(file.parent, *settings), 2).wait(900) == 0
+    assert_same(contents(file.parent), contents(tmp_path / "alone"))
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def test_a_training_that_is_done_is_not_done_again(tmp_path):

@@ -28,7 +28,7 @@ def config(*given: str, recipe: str = "small") -> TrainConfig:
 
 def command(*arguments: str, processes: int = 1) -> list[str]:
     """The command line of `normforge`, or of torchrun with it."""
-    several = ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m"]
+    several = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
     return [sys.executable, "-m", *(several if processes > 1 else []), "normforge", *arguments]
 
 

@@ -71,7 +71,7 @@ def train(config: TrainConfig, out: Path, console: Console | None = None, *, dow
     """
     check_model(config.model)
     with processes(config.run.device) as among:
-        return _Run(config, out, among, console or Console(quiet=True), download).go()
+        return Running(config, out, among, console or Console(quiet=True), download).go()
 
 
 def load_trained(path: Path, device: str = "cpu") -> tuple[nn.Module, TrainConfig]:
@@ -139,8 +139,8 @@ def _read(path: Path) -> dict[str, Any]:
     return checkpoint.read(path / checkpoint.FILE if path.is_dir() else path)
 
 
-class _Run:
-    """A training in a directory."""
+class Running:
+    """A training in a directory, at its start or its last checkpoint; arguments as of `train`, and the processes."""
 
     def __init__(self, config: TrainConfig, out: Path, among: Processes, console: Console, download: bool) -> None:
         self.config, self.out, self.among, self.console = config, out, among, console
