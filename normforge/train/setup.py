@@ -65,6 +65,7 @@ class Setup:
 
     def training(self, network: str, recipe: Recipe, repeat: int = 0) -> Training:
         """A training of such a network, not yet begun; raises as `model`."""
-        rng, train = stream(recipe.seed, "batches", repeat), self.data.train
-        batches = mixed(ArrayBatches(train, recipe.batch, rng, self._options), recipe, self.data.classes, train.limits)
+        train, classes = self.data.train, self.data.classes
+        drawn = ArrayBatches(train, recipe.batch, stream(recipe.seed, "batches", repeat), self._options)
+        batches = mixed(drawn, recipe, classes, torch_seed(recipe.seed, "mixing", repeat), train.limits)
         return Training(self.model(network, recipe, repeat), batches, recipe)

@@ -76,6 +76,7 @@ def test_files_that_are_no_images_to_train_on(folders, tmp_path):
         (["model=vgg11", "recipe.drop_path=0.1"], OptionError, "timm's vgg11 cannot be made .* drop_path_rate = 0.1"),
         (["run.parallel=fsdp", "recipe.layout=nchw"], OptionError, "start several, by torchrun"),
         (["run.parallel=fsdp"], OptionError, "recipe.layout=nchw"),
+        (["recipe.batch=300"], OptionError, "is more than the 200 training images of fractals"),
         (["recipe.batch=20", "recipe.accumulate=3"], OptionError, "give a multiple of 3"),
     ],
 )

@@ -208,9 +208,8 @@ def test_a_stream_of_batches_goes_on():
 def test_mixup_and_cutmix_take_half_of_the_images_each():
     data = part(torch.float32, 40)
     recipe = Recipe(batch=20, mixup=0.4, cutmix=1.0)
-    torch.manual_seed(0)
     plain = batches(recipe, data)
-    made = mixed(batches(recipe, data), recipe, CLASSES, data.limits)
+    made = mixed(batches(recipe, data), recipe, CLASSES, 0, data.limits)
     images, labels = made.next()
     before, hard = plain.next()
     assert images.shape == before.shape and labels.shape == (20, CLASSES)
@@ -236,9 +235,8 @@ def test_random_operations_stay_within_the_range_of_the_images(channels):
     recipe = Recipe(batch=70, randaugment=2, magnitude=15)
     low, high = data.limits()
     changed = 0.0
-    stream_of = mixed(batches(recipe, data), recipe, CLASSES, data.limits)
+    stream_of = mixed(batches(recipe, data), recipe, CLASSES, 0, data.limits)
     plain = batches(recipe, data)
-    torch.manual_seed(0)
     for _ in range(4):
         made, labels = stream_of.next()
         before, same = plain.next()
@@ -248,15 +246,27 @@ def test_random_operations_stay_within_the_range_of_the_images(channels):
     assert changed > 0.5
 
 
+def test_mixing_draws_from_a_generator_of_its_own():
+    data = part(torch.float32, 40)
+    recipe = Recipe(batch=20, mixup=0.4, cutmix=1.0, randaugment=1)
+    one, other = (mixed(batches(recipe, data), recipe, CLASSES, 7, data.limits) for _ in range(2))
+    before = torch.get_rng_state()
+    one.next()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(3)
+    other.load_state_dict(one.state_dict())
+    for _ in range(3):
+        assert all(map(torch.equal, one.next(), other.next()))
+
+
 def test_nothing_asked_is_nothing_mixed():
     data = part(torch.float32)
     plain = batches(Recipe(), data)
-    assert mixed(plain, Recipe(), CLASSES, data.limits) is plain
+    assert mixed(plain, Recipe(), CLASSES, 0, data.limits) is plain
 
 
 def test_soft_labels_are_learnt_from():
     data = part(torch.float32)
     recipe = Recipe(steps=2, batch=12, mixup=1.0, smoothing=0.1, accumulate=2)
-    torch.manual_seed(0)
-    training = Training(network(torch.float32), mixed(batches(recipe, data), recipe, CLASSES, data.limits), recipe)
+    training = Training(network(torch.float32), mixed(batches(recipe, data), recipe, CLASSES, 0, data.limits), recipe)
     assert math.isfinite(training.advance(2))

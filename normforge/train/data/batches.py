@@ -27,6 +27,9 @@ class Batches(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
 
+    def close(self) -> None:
+        """End what it has started, such as processes that read files."""
+
 
 class ArrayBatches:
     """Batches of a part that is held in memory, epoch by epoch; what is left of an epoch is smaller, and dropped.
@@ -70,3 +73,6 @@ class ArrayBatches:
         """Go on from a state."""
         self.rng.bit_generator.state = state["rng"]
         self._order = state["order"].numpy().copy()
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -22,8 +22,8 @@ def save(path: Path, training: Training, among: Processes, about: dict[str, Any]
 
     Args:
         path: of the file, which is replaced once the new one is on the disk.
-        training: weights, optimizer, average, and where the batches stand.
-        among: the processes; each adds the state of its random generators.
+        training: weights, optimizer, average.
+        among: the processes; each adds where its batches stand, and the state of its random generators.
         about: what else it holds, of plain values.
 
     Raises:
@@ -35,7 +35,7 @@ def save(path: Path, training: Training, among: Processes, about: dict[str, Any]
         "model": gathered(training.model.state_dict()),
         "optimizer": gathered(training.optimizer.state_dict()),
         "average": gathered(training.average.state_dict()) if training.average else None,
-        "batches": training.batches.state_dict(),
+        "batches": among.gathered(training.batches.state_dict()),
         "random": among.gathered(_random(among)),
     }
     if not among.first:
@@ -89,9 +89,10 @@ def restore(state: dict[str, Any], training: Training, among: Processes) -> None
     training.optimizer.load_state_dict(optimizer)
     if training.average:
         training.average.load_state_dict(state["average"])
-    training.batches.load_state_dict(state["batches"])
     training.done = state["done"]
-    if len(state["random"]) == among.world:
+    as_many = len(state["random"]) == among.world
+    training.batches.load_state_dict(state["batches"][among.rank if as_many else 0])
+    if as_many:
         mine = state["random"][among.rank]
         torch.set_rng_state(mine["torch"])
         if "cuda" in mine and among.device.type == "cuda":

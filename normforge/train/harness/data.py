@@ -12,7 +12,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from normforge.errors import OptionError
-from normforge.streams import stream
+from normforge.streams import stream, torch_seed
 from normforge.train.config import DataConfig, Recipe
 from normforge.train.data import Part, load_data
 from normforge.train.data.batches import ArrayBatches, Batch, Batches
@@ -83,7 +83,7 @@ def _in_memory(config: TrainConfig, among: Processes, download: bool) -> Images:
     def batches(recipe: Recipe) -> Batches:
         rng = stream(recipe.seed, "batches", 0)
         drawn = ArrayBatches(train, recipe.batch, rng, chosen, among.rank, among.world)
-        return mixed(drawn, recipe, data.classes, train.limits)
+        return mixed(drawn, recipe, data.classes, _mixing(recipe, among), train.limits)
 
     def share(part: Part) -> Part:
         if config.run.parallel == "fsdp":  # all call the model as often
@@ -108,12 +108,18 @@ def _on_disk(config: TrainConfig, among: Processes, directory: Path) -> Images:
             disk.train, recipe.batch, side, recipe.seed, among.device, loaders, config.data.flip, among.rank,
             among.world,
         )  # fmt: skip
-        return mixed(drawn, recipe, disk.classes, lambda: (-mean / deviation, (1 - mean) / deviation))
+        limits = -mean / deviation, (1 - mean) / deviation
+        return mixed(drawn, recipe, disk.classes, _mixing(recipe, among), lambda: limits)
 
     mine = slice(None) if config.run.parallel == "fsdp" else slice(among.rank, None, among.world)
     part = replace(disk.validation, files=disk.validation.files[mine], labels=disk.validation.labels[mine])
     held = _OnDisk(part, test_side, among.device, loaders)
     return Images(len(disk.train), disk.classes, 3, side, disk.digest, batches, held, held)
+
+
+def _mixing(recipe: Recipe, among: Processes) -> int:
+    """The seed of what each process draws for its own share."""
+    return torch_seed(recipe.seed, "mixing", among.rank)
 
 
 @dataclass(frozen=True)
@@ -159,3 +165,7 @@ class Timed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._batches.load_state_dict(state)
+
+    def close(self) -> None:
+        """That of the batches."""
+        self._batches.close()

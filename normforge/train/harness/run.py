@@ -162,6 +162,11 @@ class Running:
         self.images = images(config, among, download)
         if state and state["digest"] != self.images.digest:
             raise RunError(f"{out} was started on other images than {config.data.source} has now: use another --out")
+        if config.recipe.batch > self.images.count:
+            raise OptionError(
+                f"recipe.batch = {config.recipe.batch} is more than the {self.images.count} training images of "
+                f"{config.data.source}: lower it"
+            )
         self.recipe = config.recipe.resolved(self.images.count)
         self.epoch = max(1, self.images.count // self.recipe.batch)
         self.rows: list[Row] = state["rows"] if state else []
@@ -198,6 +203,7 @@ class Running:
             display.begin(self.config, *begin, self.among)
             while training.done < total and not self._stopped(stop):
                 self._advance(display)
+        self.batches.close()
         whole = training.done >= total
         if whole and self.test is None:
             self.test = self._judged(self.images.test)
