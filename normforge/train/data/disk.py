@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from normforge.errors import OptionError
 from normforge.streams import stream
-from normforge.train.data.files import _datasets
+from normforge.train.data.files import torchvision_datasets
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -148,7 +148,7 @@ def _validation_folder(directory: Path, source: str) -> str:
 def _found(folder: Path, source: str) -> Any:
     """A folder as torchvision's ImageFolder, of which only the lists are used."""
     try:
-        return _datasets(source).ImageFolder(str(folder), allow_empty=True)
+        return torchvision_datasets(source).ImageFolder(str(folder), allow_empty=True)
     except FileNotFoundError:
         raise OptionError(f"{source}: there are no class folders in {folder}: {_LAYOUT}") from None
     except OSError as e:

@@ -35,7 +35,7 @@ def official(name: str, directory: Path, seed: int, download: bool) -> Arrays:
     """
     source = f"{name}:{directory}"
     class_name, classes = OFFICIAL[name]
-    maker = getattr(_datasets(source), class_name)
+    maker = getattr(torchvision_datasets(source), class_name)
     if not download:
         _check_files(maker, directory, source)
     try:
@@ -66,7 +66,7 @@ def folder(directory: Path, size: int | None, seed: int) -> Arrays:
         OptionError: no class folders, images of different sizes, or an image that cannot be read, which is named.
     """
     source = f"imagefolder:{directory}"
-    datasets = _datasets(source)
+    datasets = torchvision_datasets(source)
     if not directory.is_dir():
         raise OptionError(f"{source}: there is no such directory")
     try:
@@ -88,7 +88,12 @@ def folder(directory: Path, size: int | None, seed: int) -> Arrays:
     return Arrays(_channels_first(images), np.asarray(found.targets, np.int64), len(found.classes), split)
 
 
-def _datasets(source: str) -> ModuleType:
+def torchvision_datasets(source: str) -> ModuleType:
+    """The module torchvision.datasets, for images of a source.
+
+    Raises:
+        OptionError: it cannot be imported.
+    """
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as e:  # RuntimeError: of one built for another torch
