@@ -165,7 +165,10 @@ class Walk(ABC):
         self.strips([f"a{st.var(n)}" for n in work.inner], self._streams(work.roots), body)
 
     def _fetching(self, element: ElementEmitter, roots: Iterable[Node]) -> ElementEmitter:
-        """The same, asking ahead for the full inputs that no loop before has visited."""
+        """The same, asking ahead for the full inputs that no loop before has visited. Several stores keep the memory
+        busy, and what else is asked for gets in their way."""
+        if len(self.work.stores) > 1:
+            return element
         inputs = {n for n in element.below(roots) if is_full_input(n)} - self._visited
         self._visited |= inputs
         return replace(element, fetched=frozenset(inputs))
