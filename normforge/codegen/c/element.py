@@ -24,11 +24,13 @@ class ElementEmitter:
         out: where to.
         kept: values that are read from a buffer instead of being computed.
         fused: products that are rounded together with a sum.
+        fetched: full inputs that come from memory here: what is a little ahead of the element is asked for.
     """
 
     out: Function
     kept: tuple[Node, ...]
     fused: frozenset[Node]
+    fetched: frozenset[Node] = frozenset()
 
     @property
     def storage(self) -> CStorage:
@@ -70,6 +72,8 @@ class ElementEmitter:
             v = st.var(node)
             if is_full_input(node):
                 place = f"{out.array(st.array(node))} + at + {self.step}"
+                if node in self.fetched and not tail:
+                    out(f"{out.call('FETCH', place, 'ahead')};")
                 got = out.call("GET_N", place, "some") if tail else out.call("GET", place)
                 out(f"const V {v} = {got};")
             elif self.varies(node):

@@ -46,6 +46,10 @@ class PositionsWalk(Walk):
         out("I first_of[W];", f"for (int64_t l = 0; l < W; ++l) first_of[l] = -(I)((c + l) % {out.size('K')} == 0);")
         out(f"const M once = {out.call('load_mask', 'first_of')};")
 
+    def ahead(self) -> str:
+        """The usual distance: a region is contiguous."""
+        return "AHEAD"
+
     def place_in_slab(self) -> str:
         """Where the elements from `first` on are in the buffer of a slab."""
         return "((n - r.n0) * width + s - start) * (r.c1 - r.c0) + first - r.c0"

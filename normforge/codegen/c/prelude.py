@@ -116,6 +116,10 @@ INLINE T total(V a) {
 INSTRUCTIONS = r"""
 #if defined(__AVX512F__)
 #define MULTIPLY_ADD(a, b, c) __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4)
+#if !defined(__clang__)                         /* clang has others */
+#define MAXIMUM(a, b) __builtin_ia32_maxps512_mask(a, b, (V){0}, -1, 4)
+#define MINIMUM(a, b) __builtin_ia32_minps512_mask(a, b, (V){0}, -1, 4)
+#endif
 #elif defined(__AVX2__)
 #define MAXIMUM(a, b) __builtin_ia32_maxps256(a, b)
 #define MINIMUM(a, b) __builtin_ia32_minps256(a, b)
@@ -298,6 +302,10 @@ INLINE double f_sin(double a) { return __builtin_sin(a); }
 INLINE double f_cos(double a) { return __builtin_cos(a); }
 """
 
+# Full tensors that come from memory are asked for this many bytes ahead: a processor's own prefetching ends with the
+# page, and waits in the next for the first that miss.
+AHEAD = 8192
+
 # Full tensors in the storage type. PUT streams past the caches where `past` says that they cannot hold the output.
 PLAIN = r"""
 #define GET load
@@ -305,8 +313,10 @@ PLAIN = r"""
 #define PUT_N store_n
 #if defined(__clang__)
 #define STREAM(p, a) __builtin_nontemporal_store(a, (V *)(p))
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-#define STREAM(p, a) MOVE(p, a)
+#elif defined(__AVX512F__)
+#define STREAM(p, a) MOVE(512)(p, a)
+#elif defined(__AVX2__)
+#define STREAM(p, a) MOVE(256)(p, a)
 #endif
 /* Streamed stores of a thread become visible to others. */
 #if defined(STREAM) && defined(__SSE__)
@@ -403,7 +413,8 @@ def _whole(dtype: str) -> str:
     storage = arithmetic if dtype in ("float32", "float64") else "uint16_t"
     types = (
         f"typedef {arithmetic} T;\ntypedef {storage} X;\ntypedef {'int64_t' if wide else 'int32_t'} I;\n"
-        f"#define MOVE(p, a) __builtin_ia32_movntp{'d' if wide else 's'}256(p, a)\n"
+        f"#define AHEAD {AHEAD}\n#define FETCH(p, ahead) __builtin_prefetch((const char *)(p) + ahead, 0, 1)\n"
+        f"#define MOVE(bits) __builtin_ia32_movntp{'d' if wide else 's'}##bits\n"
     )
     functions = FLOAT64 if wide else FLOAT32
     io = {"bfloat16": HALF + BFLOAT16, "float16": HALF + FLOAT16}.get(dtype, PLAIN)

@@ -48,6 +48,11 @@ class RowsWalk(Walk):
         """Write `once`: all or nothing of a row."""
         self.out(f"const M once = (M){{0}} - (I)(c == c / {self.out.size('K')} * K);")
 
+    def ahead(self) -> str:
+        """The usual distance, or that to the next sample where a region has little of each."""
+        c, s = map(self.out.size, "CS")
+        return f"r.n1 - r.n0 > 1 && (r.c1 - r.c0) * {s} * sizeof(X) <= 4 * AHEAD ? {c} * {s} * sizeof(X) : AHEAD"
+
     def place_in_slab(self) -> str:
         """Where the elements from `first` on are in the buffer of a slab."""
         return "((n - r.n0) * (r.c1 - r.c0) + c - r.c0) * width + first - start"

@@ -24,6 +24,8 @@ def emit_sweep(storage: CStorage, number: int, kept: Sequence[Node], fused: froz
     sweep = storage.plan.sweeps[number]
     walk = (RowsWalk if storage.inner == S else PositionsWalk)(out, sweep, tuple(kept), fused)
     size, chunks = out.size, "for (int64_t q = r.q0; q < r.q1; ++q) {" if storage.chunked else "{"
+    if sweep.loads and len(sweep.stores) <= 1:
+        out(f"const int64_t ahead = {walk.ahead()};")
     with out.block("for (int64_t n = r.n0; n < r.n1; ++n) {"), out.block(chunks):
         lo, hi = "0", size("S")
         if storage.chunked:

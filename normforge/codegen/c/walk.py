@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from normforge.codegen.c.element import ElementEmitter
 from normforge.codegen.c.function import Function
@@ -77,6 +77,7 @@ class Walk(ABC):
         self.work = Work.of(sweep, out.storage)
         self.kept = kept
         self.element = ElementEmitter(out, kept, fused)
+        self._visited: set[Node] = set()  # full inputs that a loop emitted so far has brought into the cache
 
     @abstractmethod
     def emit(self) -> None:
@@ -90,6 +91,10 @@ class Walk(ABC):
     @abstractmethod
     def mask_once(self) -> None:
         """Write `once`: the mask of the first channel of each group."""
+
+    @abstractmethod
+    def ahead(self) -> str:
+        """How many bytes beyond an element of a full tensor the loops will be a little later."""
 
     @abstractmethod
     def place_in_slab(self) -> str:
@@ -124,7 +129,7 @@ class Walk(ABC):
             nodes = [n for n in kept if (n in before) is there]
             if not nodes:
                 continue
-            computing = self.element.computing(nodes)
+            computing = self._fetching(self.element.computing(nodes), nodes)
 
             def body(_: int, tail: bool, nodes: list[Node] = nodes, computing: ElementEmitter = computing) -> None:
                 computing.values(nodes, tail=tail)
@@ -139,7 +144,7 @@ class Walk(ABC):
 
     def inner_loop(self, work: Work) -> None:
         """Sums over the inner axis as a<v>, columns in place, outputs stored."""
-        out, st, element = self.out, self.storage, self.element
+        out, st, element = self.out, self.storage, self._fetching(self.element, work.roots)
         names = [name for name, _ in st.plan.outputs]
 
         def body(stream: int, tail: bool) -> None:
@@ -158,6 +163,15 @@ class Walk(ABC):
                 out(f"{put};")
 
         self.strips([f"a{st.var(n)}" for n in work.inner], self._streams(work.roots), body)
+
+    def _fetching(self, element: ElementEmitter, roots: Iterable[Node]) -> ElementEmitter:
+        """The same, asking ahead for the full inputs that no loop before has visited. Several stores keep the memory
+        busy, and what else is asked for gets in their way."""
+        if len(self.work.stores) > 1:
+            return element
+        inputs = {n for n in element.below(roots) if is_full_input(n)} - self._visited
+        self._visited |= inputs
+        return replace(element, fetched=frozenset(inputs))
 
     def deviations(self, pairs: tuple[Node, ...]) -> None:
         """From a<v>, the mean, rounded: b<v>, the sum of squared deviations from it, and c<v>, that of the deviations,

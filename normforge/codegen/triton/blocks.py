@@ -28,6 +28,9 @@ ENOUGH_PROGRAMS = 2112
 MANY_CHUNKS = 64
 MANY_PARTS = 512
 MANY_ROWS = 32
+# Rows that a small kernel merges, and sums that it takes of them, beyond which half of a row's chunks are loaded at a
+# time: threads have registers for no more.
+MANY_SUMS = 32
 
 
 def sweep_sizes(layout: str, walk: SweepWalk, tile: int, sizes: Mapping[str, int], item: int) -> dict[str, int]:
@@ -123,7 +126,8 @@ def small_blocks(kernels: Sequence[SmallKernel], sizes: Mapping[str, int]) -> li
     rows = max((extent(axes, sizes) for one in kernels for axes in one.walked), default=1)
     chunks = max((sizes[f"Q{i}"] for one in kernels for i in one.merges), default=1)
     if chunks >= MANY_CHUNKS:
-        summing, plain = (1, 4, 128), (1, 1, 256)
+        crowded = any(len(one.rows) + len(one.sums) > MANY_SUMS for one in kernels)
+        summing, plain = (1, 4, 64 if crowded else 128), (1, 1, 256)
     elif rows * chunks >= MANY_PARTS:
         summing, plain = (1, 32, 8), (8, 1, 16)
     elif rows < MANY_ROWS and chunks > 1:

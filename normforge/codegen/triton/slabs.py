@@ -285,6 +285,8 @@ class Slabs:
             return 8
         if self.order > 1 and (ragged or self.itemsize == 4) and (self.loop or isinstance(self.walk, SlabPositions)):
             return 8
+        if self.order and ragged and self.itemsize == 4 and isinstance(self.walk, SlabPositions):
+            return 8  # at 4 the smallest tile spills
         if isinstance(self.walk, SlabPositions) or self.loop:  # 16 bytes of 16-bit numbers a thread
             return min(max(4, rung.elements // 256), 8 if self.loop else 16)
         if rung.elements <= 1024:
