@@ -95,7 +95,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Train what is missing, print the table, draw the figure, write both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=24000, help="of each training, repeated ones counted")
+    parser.add_argument("--images", type=int, default=18000, help="of each training, repeated ones counted")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--out", type=Path, default=Path("runs/batch_size.jsonl"), help="where results are kept")

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,8 @@ class Running:
         state = checkpoint.read(self.path) if self.path.exists() else None
         if state:
             _check(state, config, out)
-        self.images = images(config, among, download)
+        with console.status(f"reading {config.data.source}") if among.first else nullcontext():
+            self.images = images(config, among, download)
         if state and state["digest"] != self.images.digest:
             raise RunError(f"{out} was started on other images than {config.data.source} has now: use another --out")
         if config.recipe.batch > self.images.count:
