@@ -25,20 +25,24 @@ from rich.table import Table
 from normforge.train.harness import load_config
 
 RESULT = Path(__file__).parent / "results" / "train.json"
+SILU = "1.7871872 * silu(x)"  # of variance 1 for standard normal x
 LAYERS = ("bn-relu", "evonorm-b0", "evonorm-s0")
 CASES = (
     *((f"proxy/{network}", layer) for network in ("resnet", "mobilenet", "efficientnet") for layer in LAYERS),
-    ("proxy/nf_resnet", ""),
+    ("proxy/nf_resnet", SILU),
 )
-SETTINGS = ("data.fractals.size=32", "run.threads=1", "run.checkpoint=100")
-AGC = ("recipe.agc=0.04", "recipe.agc_gains=false", "recipe.rate=0.8")
+SETTINGS = ("data.fractals.size=32", "recipe.batch=64", "recipe.epochs=5", "run.threads=1")
+OWN = {
+    "": ("recipe.rate=0.1",),
+    # A normalizer-free network begins slowly: a higher rate, a longer warm-up, and skip gains that may grow.
+    SILU: ("recipe.rate=0.4", "recipe.warmup_epochs=1", "recipe.agc=0.1", "recipe.agc_gains=false"),
+}
 CHANCE = 0.1
 
 
 def settings(model: str, layer: str, seed: int, more: list[str]) -> list[str]:
     """Those of one training."""
-    own = AGC if not layer else ()
-    return [f"model={model}", f"layer={layer}", f"recipe.seed={seed}", *SETTINGS, *own, *more]
+    return [f"model={model}", f"layer={layer}", f"recipe.seed={seed}", *SETTINGS, *OWN.get(layer, OWN[""]), *more]
 
 
 def work(task: tuple[list[str], Path]) -> tuple[str, float, tuple[float, float] | None, float]:
@@ -63,13 +67,13 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     console = Console(width=None if sys.stdout.isatty() else 160)
     tasks = {
-        (model, layer, seed): options.out / f"{model.partition('/')[2]}-{layer or 'agc'}-{seed}"
+        (model, layer, seed): options.out / f"{model.partition('/')[2]}-{layer if layer in LAYERS else 'agc'}-{seed}"
         for seed in range(options.seeds)
         for model, layer in CASES
     }
     work_list = [(settings(*case, options.more), out) for case, out in tasks.items()]
     start, found = time.monotonic(), {}
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=8) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=5) as pool:
         for name, validation, test, seconds in pool.imap_unordered(work, work_list):
             found[name] = (validation, test, seconds)
             assert test is not None
@@ -82,7 +86,7 @@ def main() -> None:
         rows.append(
             {
                 "model": model,
-                "layer": layer or "scaled relu, AGC",
+                "layer": layer if layer in LAYERS else f"{layer}, AGC",
                 "accuracy": round(statistics.fmean(accuracies), 4),
                 "deviation": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None,
                 "seeds": [round(a, 4) for a in accuracies],
