@@ -140,7 +140,8 @@ class SGD(Optimizer):
             return
         device = made[0].param.device
         captured = group["capturable"] and device.type != "cpu"
-        if captured and not isinstance(group["steps"], Tensor):
+        steps = group["steps"]
+        if captured and not (isinstance(steps, Tensor) and steps.device == device):  # or it was loaded
             group["steps"] = torch.full((1,), float(group["steps"]), device=device)
         lr, steps, ema = group["lr"], group["steps"], group["ema"]
         settings = Settings(

@@ -114,11 +114,11 @@ class Training:
             return evaluate(self.model, part, self.recipe)
 
     def _set_rate(self) -> None:
+        rate: float | Tensor = self.rate
         if isinstance(self._rate, Tensor):
-            self._rate.fill_(self.rate)
-        else:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate
+            rate = self._rate.fill_(self.rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate  # a state that was loaded has another tensor
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         if not self._captures:
