@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ def train(
         str | None,
         typer.Option(
             help="nf_resnet50, nfnet_f0, ...; any model of timm, such as resnet50; or a small one for small images: "
-            "proxy/resnet, proxy/mobilenet, proxy/efficientnet, proxy/nf_resnet, proxy/vit.",
+            "proxy/resnet, proxy/mobilenet, proxy/efficientnet, proxy/nf_resnet, proxy/vit, proxy/plain.",
         ),
     ] = None,
     layer: Annotated[
@@ -93,7 +94,9 @@ def _evaluate(checkpoint: Path, given: list[str], layer: str | None, download: b
 
     run = {k: v for k, v in settings.run.model_dump().items() if f"run.{k}" in keys}
     source = settings.data.source if "data.source" in keys else None
-    print(evaluate_checkpoint(checkpoint, source, run, download=download))
+    said = evaluate_checkpoint(checkpoint, source, run, download=download)
+    if os.environ.get("RANK", "0") == "0":
+        print(said)
 
 
 def _written(layer: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -180,14 +181,17 @@ class _Captured:
 
     def __init__(self, training: Training, images: Tensor, labels: Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
+        self._weights = [*training.model.parameters()]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Threads that pin memory for a loader of images may go on meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = training._whole_step(self._images, self._labels)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()
+        increment_version(self._weights)  # or what is kept of them, as standardized weights are, would be taken for new
         return self._loss
 
 

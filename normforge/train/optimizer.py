@@ -63,14 +63,19 @@ class Average:
         model: whose it is.
         optimizer: of the model.
         share: of the average that a step keeps, or "paper"; see `Recipe.ema`.
+
+    Attributes:
+        buffers: averages of the model's running statistics.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, share: float | str) -> None:
         self._share, self._steps = share, 0
         self._sgd = optimizer if isinstance(optimizer, SGD) else None
         weights = [] if self._sgd else [p for p in model.parameters() if p.requires_grad]
-        self._live = [t.detach() for t in [*weights, *model.buffers()] if t.is_floating_point()]
+        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        self._live = [t.detach() for t in [*weights, *buffers]]
         self._kept = [t.clone() for t in self._live]
+        self.buffers = self._kept[len(weights) :]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -83,9 +88,6 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model is its average inside."""
-        if not self._steps:
-            yield
-            return
         self.swap()
         try:
             yield
@@ -94,7 +96,9 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model and its average; once more puts the model back."""
+        """Exchange the model and its average; once more puts the model back. Before the first step they are equal."""
+        if not self._steps:
+            return
         if self._sgd:
             self._sgd.swap_ema()
         for live, kept in zip(self._live, self._kept, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from normforge.errors import OptionError, RunError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
+_OF_UNIONS = re.compile(r"float|int|str|literal\[.*\]")  # pydantic names the member after the field
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        where = ".".join(part for part in first["loc"] if isinstance(part, str) and not _OF_UNIONS.fullmatch(part))
         raise OptionError(f"{where} = {first['input']!r} cannot be: {_lower(first['msg'])}") from None
 
 

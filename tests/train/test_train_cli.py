@@ -1,5 +1,6 @@
 """`normforge train` from the command line, on files as people have them."""
 
+import fcntl
 import json
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_folders_of_images_from_end_to_end(folders, tmp_path):
     judged = normforge("train", "--eval", str(out))
     assert judged.returncode == 0, judged.stderr
     assert judged.stdout == f"{last}\n"
-    assert {f.name for f in out.iterdir()} == {"checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
+    assert {f.name for f in out.iterdir()} == {"checkpoint.pt", "config.json", "curves.png", "lock", "log.jsonl"}
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [4, 8, 12, 16, 20] and rows[-1]["pipeline_images_a_second"] > 0
     again = normforge(*command)
@@ -76,6 +77,10 @@ def test_files_that_are_no_images_to_train_on(folders, tmp_path):
         (["model=vgg11", "recipe.drop_path=0.1"], OptionError, "timm's vgg11 cannot be made .* drop_path_rate = 0.1"),
         (["run.parallel=fsdp", "recipe.layout=nchw"], OptionError, "start several, by torchrun"),
         (["run.parallel=fsdp"], OptionError, "recipe.layout=nchw"),
+        (["model=vgg11"], OptionError, "vgg11 cannot be trained on 2 images of 8 pixels: "),
+        (["model=resnet18", "recipe.batch=1"], OptionError, "resnet18 cannot be trained on 1 images of 8 pixels: "),
+        (["model=proxy/vit", "data.crop=4"], OptionError, "proxy/vit cannot be evaluated on images of 8 pixels: "),
+        (["layer=adaln"], OptionError, "needs scale, shift beside x"),
         (["recipe.batch=300"], OptionError, "is more than the 200 training images of fractals"),
         (["recipe.batch=20", "recipe.accumulate=3"], OptionError, "give a multiple of 3"),
     ],
@@ -95,6 +100,8 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path, given, error, wor
         ("small", ["recipe.rate=fast"], "recipe.rate = 'fast' cannot be"),
         ("small", ["recipe.rate"], "sets nothing"),
         ("missing.toml", [], "cannot be read"),
+        ("small", ["recipe.steps=5", "recipe.epochs=2"], "recipe.steps and recipe.epochs say the same"),
+        ("small", ["recipe.ema=often"], "^recipe.ema = 'often' cannot be"),
     ],
 )
 def test_settings_that_there_are_not(recipe, given, words):
@@ -109,6 +116,11 @@ def test_a_recipe_from_a_file(tmp_path):
     assert (made.model, made.recipe.agc, made.recipe.batch) == ("nfnet_f1", 0.01, 32)
     resolved = made.recipe.resolved(1000)
     assert (resolved.steps, resolved.warmup) == (70, 7)
+    file.write_text("[recipe]\nepochs = 100\n")
+    assert load_config(str(file), ["recipe.steps=5"]).recipe.resolved(1000).steps == 5
+    file.write_text('name = ["nfnet"]')
+    with pytest.raises(OptionError, match="there is no recipe"):
+        load_config(str(file))
     file.write_text("[recipe]\nlearning_rate = 1\n")
     with pytest.raises(OptionError, match=r"no setting 'recipe\.learning_rate'"):
         load_config(str(file))
@@ -153,6 +165,24 @@ def test_the_model_can_be_taken_away(tmp_path):
 def _archive(folder):
     np.savez(folder / "x.npz", x=np.random.default_rng(0).normal(size=(50, 8, 8)), y=np.arange(50) % 5)
     return folder / "x.npz"
+
+
+def test_other_things_are_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="holds other things than a training"):
+        train(config(), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+    with pytest.raises(RunError, match="cannot be used"):
+        train(config(), tmp_path / ("x" * 300))
+
+
+def test_one_training_in_a_directory(tmp_path):
+    train(config(), tmp_path)
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="a training is running in"):
+            train(config(), tmp_path)
+    train(config(), tmp_path)
 
 
 def test_evaluation_takes_no_other_settings(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -46,4 +47,4 @@ def test_two_processes_are_one(way, tmp_path):
 def test_a_batch_is_shared_evenly_or_not_at_all(tmp_path):
     among = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(OptionError, match=r"recipe\.batch = 21 cannot be shared by 2 processes .* a multiple of 2"):
-        Running(config("recipe.batch=21"), tmp_path, among, Console(quiet=True), False)
+        Running(config("recipe.batch=21"), tmp_path, among, Console(quiet=True), ExitStack())

@@ -29,6 +29,7 @@ _VALIDATION = ("val", "validation", "valid", "test")  # names of the folder; the
 _LAYOUT = "lay the images out as DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE"
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its share of the image, width through height
 _ATTEMPTS = 10  # to draw a crop that lies inside the image
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _MARGIN = 32  # pixels around the middle in evaluation (NFNets, arXiv 2102.06171)
 
 
@@ -400,9 +401,9 @@ def _reading(
     )
     if not workers or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
-    # Ctrl-C reaches all processes, and the training ends its workers itself. They inherit the mask, so that not even a
-    # worker that has just started prints a traceback; here, what comes meanwhile is delivered afterwards.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # Ctrl-C and a scheduler's SIGTERM reach all processes, and the training ends its workers itself. They inherit the
+    # mask, so that not even one that has just started is ended; here, what comes meanwhile is delivered afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         return iter(loader)
     finally:
@@ -410,6 +411,7 @@ def _reading(
 
 
 def _start(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems without a mask
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)  # for systems without a mask, and torch unblocks some
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="PIL")  # of metadata, which nothing here reads: once a worker, each time

@@ -15,6 +15,7 @@ from normforge.train.loop import Training
 
 FILE = "checkpoint.pt"
 _VERSION = 1
+_STATE = ("params", "steps")  # of a group; the rest is said by the recipe
 
 
 def save(path: Path, training: Training, among: Processes, about: dict[str, Any]) -> None:
@@ -86,17 +87,18 @@ def restore(state: dict[str, Any], training: Training, among: Processes) -> None
     by_index = dict(zip(indices, params, strict=True))
     for index, kept in optimizer["state"].items():
         optimizer["state"][index] = {k: sharded_as(v, by_index[index]) for k, v in kept.items()}
+    settings = [{k: v for k, v in g.items() if k not in _STATE} for g in training.optimizer.param_groups]
     training.optimizer.load_state_dict(optimizer)
+    for group, own_settings in zip(training.optimizer.param_groups, settings, strict=True):
+        group.update(own_settings)  # among them the tensor with the learning rate that a captured step reads
     if training.average:
         training.average.load_state_dict(state["average"])
     training.done = state["done"]
-    as_many = len(state["random"]) == among.world
-    training.batches.load_state_dict(state["batches"][among.rank if as_many else 0])
-    if as_many:
-        mine = state["random"][among.rank]
-        torch.set_rng_state(mine["torch"])
-        if "cuda" in mine and among.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["cuda"], among.device)
+    mine = among.rank % len(state["random"])  # of as many processes its own
+    training.batches.load_state_dict(state["batches"][mine])
+    torch.set_rng_state(state["random"][mine]["torch"])
+    if "cuda" in state["random"][mine] and among.device.type == "cuda":
+        torch.cuda.set_rng_state(state["random"][mine]["cuda"], among.device)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:

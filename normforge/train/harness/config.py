@@ -80,7 +80,7 @@ class TrainConfig(Section):
         default="proxy/resnet", description="nf_resnet50, nfnet_f0, ...; any model of timm; proxy/resnet, ..."
     )
     layer: str = Field(
-        default="", description="put in the place of norms and their activations; empty leaves the model as it is"
+        default="", description="a name or a formula, put in the place of norms and their activations; empty: none"
     )
     networks: Networks = Networks()
     data: TrainData = TrainData()
@@ -133,17 +133,19 @@ def load_config(recipe: str = "small", given: Iterable[str] = ()) -> TrainConfig
             )
         from_file = settings.read_toml(path)
         name = from_file.pop("name", "small")
-        if name not in RECIPES:
+        if not isinstance(name, str) or name not in RECIPES:
             raise OptionError(f"{path}: there is no recipe {name!r}{nearest(str(name), RECIPES)}")
     values = settings.merge({}, RECIPES[name]) | {"name": name}
     known = dict(settings.flat(TrainConfig()))
-    wanted = [*settings.leaves(from_file), *settings.overrides(given, known)]
-    asked = {key for key, _ in wanted}
-    for counted, by in (("steps", "epochs"), ("warmup", "warmup_epochs")):
-        if f"recipe.{counted}" in asked and f"recipe.{by}" not in asked:
-            settings.place(values, f"recipe.{by}", None, known)
-    for key, value in wanted:
-        if key == "name":
-            raise OptionError("the recipe is not set like that: give --recipe, or name in a file")
-        settings.place(values, key, value, known)
+    for wanted in ([*settings.leaves(from_file)], [*settings.overrides(given, known)]):
+        asked = {key for key, _ in wanted}
+        for counted, by in (("recipe.steps", "recipe.epochs"), ("recipe.warmup", "recipe.warmup_epochs")):
+            if {counted, by} <= asked:
+                raise OptionError(f"{counted} and {by} say the same in two ways: leave one out")
+            if counted in asked:
+                settings.place(values, by, None, known)
+        for key, value in wanted:
+            if key == "name":
+                raise OptionError("the recipe is not set like that: give --recipe, or name in a file")
+            settings.place(values, key, value, known)
     return settings.validated(TrainConfig, values)

@@ -32,7 +32,7 @@ class Images:
 
     Attributes:
         count: of training images. classes: of labels.
-        channels, side: of images in training.
+        channels, side: of images in training. test_side: of validation and test images.
         digest: of all of them; another means other images.
         batches: makes the stream of training images of a recipe.
         validation: judged by while training. test: judged by at the end.
@@ -42,6 +42,7 @@ class Images:
     classes: int
     channels: int
     side: int
+    test_side: int
     digest: str
     batches: Callable[[Recipe], Batches]
     validation: Evaluated
@@ -74,9 +75,7 @@ def images(config: TrainConfig, among: Processes, download: bool = False) -> Ima
 
 def _in_memory(config: TrainConfig, among: Processes, download: bool) -> Images:
     chosen = DataConfig.model_validate(config.data.model_dump(exclude={"test_size"}))
-    if among.first:  # who draws, fetches and keeps them for the others
-        load_data(chosen, download)
-    among.gathered(None)
+    among.together(lambda: load_data(chosen, download) if among.first else None)  # who keeps them for the others
     data = load_data(chosen, download)
     train = data.train.to(among.device)
 
@@ -92,8 +91,8 @@ def _in_memory(config: TrainConfig, among: Processes, download: bool) -> Images:
         return Part(part.images[mine], part.labels[mine]).to(among.device)
 
     return Images(
-        len(train), data.classes, train.images.shape[1], chosen.crop or train.images.shape[2], data.digest,
-        batches, share(data.validation), share(data.test),
+        len(train), data.classes, train.images.shape[1], chosen.crop or train.images.shape[2], train.images.shape[2],
+        data.digest, batches, share(data.validation), share(data.test),
     )  # fmt: skip
 
 
@@ -114,7 +113,7 @@ def _on_disk(config: TrainConfig, among: Processes, directory: Path) -> Images:
     mine = slice(None) if config.run.parallel == "fsdp" else slice(among.rank, None, among.world)
     part = replace(disk.validation, files=disk.validation.files[mine], labels=disk.validation.labels[mine])
     held = _OnDisk(part, test_side, among.device, loaders)
-    return Images(len(disk.train), disk.classes, 3, side, disk.digest, batches, held, held)
+    return Images(len(disk.train), disk.classes, 3, side, test_side, disk.digest, batches, held, held)
 
 
 def _mixing(recipe: Recipe, among: Processes) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from normforge.errors import OptionError
+from normforge.errors import NormforgeError, OptionError
 from normforge.train.device import device_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,29 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give all processes the buffers of the first, such as running statistics."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes those of the first, such as running statistics."""
         if self.world > 1:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, 0)
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What a work gives in this process, or its mistake in any, raised in all: or some would wait for the others.
+
+        Raises:
+            NormforgeError: of this process, or of another one.
+        """
+        error: NormforgeError | None = None
+        try:
+            value = work()
+        except NormforgeError as e:
+            error = e
+        said = [text for text in self.gathered(None if error is None else str(error)) if text is not None]
+        if error is not None:
+            raise error
+        if said:
+            raise OptionError(said[0])
+        return value
 
     def wrapped(self, model: nn.Module, parallel: str) -> nn.Module | None:
         """What a step calls in the model's place; None is the model itself. With "fsdp" the model is changed.

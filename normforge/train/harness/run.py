@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import fcntl
 import json
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rich.console import Console
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from normforge.errors import OptionError, RunError
+from normforge.errors import NormforgeError, OptionError, RunError
 from normforge.ir.graph import Graph
 from normforge.ir.layers import parse
 from normforge.kernels.settings import sync
@@ -28,12 +30,12 @@ from normforge.train.harness.config import TrainConfig
 from normforge.train.harness.data import Timed, images
 from normforge.train.harness.processes import Processes, processes
 from normforge.train.harness.show import Display, Row, curves, line, table
-from normforge.train.loop import Diverged, Evaluated, Training, evaluate, memory_format
+from normforge.train.loop import Diverged, Evaluated, Training, autocast, evaluate, memory_format
 from normforge.train.models import check_model, make_model
 from normforge.train.optimizer import Average, optimizer_of
 from normforge.train.settings import check_same, flat, validated
 
-CONFIG_FILE, LOG_FILE, CURVES_FILE = "config.json", "log.jsonl", "curves.png"
+CONFIG_FILE, LOG_FILE, CURVES_FILE, LOCK_FILE = "config.json", "log.jsonl", "curves.png", "lock"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def train(config: TrainConfig, out: Path, console: Console | None = None, *, dow
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
     check_model(config.model)
-    with processes(config.run.device) as among:
-        return Running(config, out, among, console or Console(quiet=True), download).go()
+    with processes(config.run.device) as among, ExitStack() as held:
+        return Running(config, out, among, console or Console(quiet=True), held, download).go()
 
 
 def load_trained(path: Path, device: str = "cpu") -> tuple[nn.Module, TrainConfig]:
@@ -131,6 +133,7 @@ def evaluate_checkpoint(
             if state[name] != has:
                 raise OptionError(f"{config.data.source} has {has} {name}, and {path} was trained on {state[name]}")
         model, _ = load_trained(path, str(among.device))
+        _try(config, model, found.channels, found.test_side, found.test_side, 2)
         judged = _judged(lambda part: evaluate(model, part, config.recipe), found.test, among, whole=False)
         return line(*judged, state["done"])
 
@@ -140,11 +143,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Running:
-    """A training in a directory, at its start or its last checkpoint; arguments as of `train`, and the processes."""
+    """A training in a directory, at its start or its last checkpoint; arguments as of `train`, the processes, and what
+    holds the directory until the training ends."""
 
-    def __init__(self, config: TrainConfig, out: Path, among: Processes, console: Console, download: bool) -> None:
-        self.config, self.out, self.among, self.console = config, out, among, console
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        among: Processes,
+        console: Console,
+        held: ExitStack,
+        download: bool = False,
+    ) -> None:
+        self.config, self.out, self.among, self.console, self._held = config, out, among, console, held
         self.path = out / checkpoint.FILE
+        self._locked = False
         if config.run.parallel == "fsdp":
             if config.recipe.layout != "nchw":
                 raise OptionError("run.parallel = fsdp shards weights in rows: give recipe.layout=nchw")
@@ -156,11 +169,9 @@ class Running:
                 f"{config.recipe.accumulate} parts: give a multiple of {among.world * config.recipe.accumulate}"
             )
         _set_threads(config)
-        state = checkpoint.read(self.path) if self.path.exists() else None
-        if state:
-            _check(state, config, out)
+        state = among.together(self._claimed)
         with console.status(f"reading {config.data.source}") if among.first else nullcontext():
-            self.images = images(config, among, download)
+            self.images = among.together(lambda: images(config, among, download))
         if state and state["digest"] != self.images.digest:
             raise RunError(f"{out} was started on other images than {config.data.source} has now: use another --out")
         if config.recipe.batch > self.images.count:
@@ -177,6 +188,9 @@ class Running:
         self.before = state["seconds"] if state else 0.0
         self.test: tuple[float, float] | None = state["test"] if state else None
         model = _model(config, self.images.channels, self.images.classes, self.images.side, among.device)
+        if state is None:
+            at_once = config.recipe.batch // among.world // config.recipe.accumulate
+            _try(config, model, self.images.channels, self.images.side, self.images.test_side, at_once)
         self.parameters = sum(p.numel() for p in model.parameters())
         called = among.wrapped(model, config.run.parallel)
         if config.run.compile:
@@ -186,14 +200,56 @@ class Running:
         self.training = Training(model, self.batches, self.recipe, called, among.mean)
         if state:
             checkpoint.restore(state, self.training, among)
-        if among.first:
+        among.together(self._begin_log)
+
+    def _claimed(self) -> dict[str, Any] | None:
+        """What the directory's checkpoint holds, once it is clear that it is the directory of this training, and that
+        no other process works there."""
+        try:
+            there = self.path.exists()
+            if not there and self.out.is_dir() and any(self.out.iterdir()) and not _is_ours(self.out):
+                raise RunError(f"{self.out} holds other things than a training: use another --out")
+            if self.among.first and there:
+                self._lock()
+        except OSError as e:
+            raise RunError(f"{self.out} cannot be used ({e.strerror}): use another --out") from None
+        if not there:
+            return None
+        state = checkpoint.read(self.path)
+        _check(state, self.config, self.out)
+        return state
+
+    def _lock(self) -> None:
+        """Let no other process train here until this one has ended."""
+        if self._locked:
+            return
+        file = self._held.enter_context((self.out / LOCK_FILE).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"a training is running in {self.out}: wait for it, or use another --out") from None
+        self._locked = True
+
+    def _begin_log(self) -> None:
+        self.events: Any = None
+        if self.config.run.tensorboard:
             try:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / CONFIG_FILE).write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-                # What was logged after the checkpoint comes again.
-                (out / LOG_FILE).write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            except OSError as e:
-                raise RunError(f"{out} cannot be written ({e.strerror}): use another --out") from None
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise OptionError("run.tensorboard needs the package tensorboard: pip install tensorboard") from None
+        if not self.among.first:
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            (self.out / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+            # What was logged after the checkpoint comes again.
+            (self.out / LOG_FILE).write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        except OSError as e:
+            raise RunError(f"{self.out} cannot be written ({e.strerror}): use another --out") from None
+        if self.config.run.tensorboard:
+            writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.training.done + 1)
+            self.events = self._held.enter_context(writer)
 
     def go(self) -> Finished:
         """Train to the end, or until told to stop."""
@@ -202,6 +258,8 @@ class Running:
         self.start = time.monotonic()
         with _stoppable() as stop, Display(self.console, self.among.first, total, training.done) as display:
             display.begin(self.config, *begin, self.among)
+            if training.done and self._is_time() and (not self.rows or self.rows[-1]["step"] != training.done):
+                self._evaluate(display)  # for which the last session had no time
             while training.done < total and not self._stopped(stop):
                 self._advance(display)
         self.batches.close()
@@ -233,11 +291,15 @@ class Running:
             raise RunError(f"{e}: lower recipe.rate, clip with recipe.agc, or lengthen recipe.warmup") from None
         self.sum, self.steps = self.sum + loss, self.steps + 1
         display.update(training.done, loss, training.rate, self.recipe.batch)
-        ended = training.done == total
-        if ended or training.done % every == 0:
+        if self._is_time() or training.done % keep == 0:
+            self._save()  # before an evaluation, which may take longer than who stops this will wait
+        if self._is_time():
             self._evaluate(display)
-        if ended or training.done % keep == 0:
-            self._save()
+
+    def _is_time(self) -> bool:
+        """Is it time for an evaluation?"""
+        done = self.training.done
+        return done == self.recipe.steps or done % (self.config.run.evaluate or self.epoch) == 0
 
     def _evaluate(self, display: Display) -> None:
         training = self.training
@@ -259,11 +321,16 @@ class Running:
         if self.among.first:
             with (self.out / LOG_FILE).open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            if self.config.run.tensorboard:
-                _write_events(self.out / "tensorboard", row)
+            if self.events:
+                for name, value in row.items():
+                    if name not in ("step", "seconds") and math.isfinite(value):
+                        self.events.add_scalar(name, value, training.done)
+                self.events.flush()
 
     def _judged(self, part: Evaluated) -> tuple[float, float]:
-        self.among.share_buffers(self.training.model)
+        self.among.share(self.training.model.buffers())
+        if self.training.average:
+            self.among.share(self.training.average.buffers)
         judged = _judged(self.training.evaluate, part, self.among, self.config.run.parallel == "fsdp")
         for module in self.training.model.modules():
             if isinstance(module, FSDPModule):
@@ -337,32 +404,59 @@ def _judged(
     judge: Callable[[Evaluated], tuple[float, float]], part: Evaluated, among: Processes, whole: bool
 ) -> tuple[float, float]:
     """Loss and accuracy over the shares of all processes, or of a part that each has whole."""
-    loss, accuracy = judge(part)
+    count = len(part)
+    loss, accuracy = judge(part) if count else (0.0, 0.0)  # of few images a process may have none
     if whole or among.world == 1:
         return loss, accuracy
-    count = len(part)
     losses, right, total = among.sums(loss * count, round(accuracy * count), count)
     return losses / total, right / total
 
 
-def _write_events(folder: Path, row: Row) -> None:
+def _is_ours(out: Path) -> bool:
+    """Is it the directory of a training that has not come to its first checkpoint?"""
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise OptionError("run.tensorboard needs the package tensorboard: pip install tensorboard") from None
-    with SummaryWriter(str(folder)) as writer:
-        for name, value in row.items():
-            if name not in ("step", "seconds") and math.isfinite(value):
-                writer.add_scalar(name, value, int(row["step"]))
+        said = json.loads((out / CONFIG_FILE).read_text())
+        TrainConfig.model_validate(said)
+    except (OSError, ValueError):
+        return False
+    return "model" in said
+
+
+def _try(config: TrainConfig, model: nn.Module, channels: int, side: int, test_side: int, count: int) -> None:
+    """Let a copy of a model meet images of both sizes, before anything is written.
+
+    Args:
+        config: of the training.
+        model: on its device.
+        channels, side, test_side: of images in training, and of test images.
+        count: of images that a process has at a time in training; what fails with one of them need not with two.
+
+    Raises:
+        OptionError: it cannot take them.
+    """
+    tried, device = copy.deepcopy(model), next(model.parameters()).device
+    format = memory_format(config.recipe)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for train, pixels, some in ((True, side, min(count, 2)), (False, test_side, 2)):
+            x = torch.zeros(some, channels, pixels, pixels, device=device).contiguous(memory_format=format)
+            try:
+                with torch.no_grad(), autocast(config.recipe, x):
+                    tried.train(train)(x)
+            except NormforgeError:
+                raise
+            except Exception as e:  # models check their inputs in ways of their own
+                reason = (str(e).strip() or type(e).__name__).split("\n")[0]
+                what = f"trained on {some} images" if train else "evaluated on images"
+                raise OptionError(f"{config.model} cannot be {what} of {pixels} pixels: {reason}") from None
 
 
 @contextmanager
 def _stoppable() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM writes itself into; a second SIGINT interrupts at once."""
+    """A list that SIGINT or SIGTERM writes itself into; a second one interrupts at once."""
     told: list[int] = []
 
     def tell(number: int, frame: object) -> None:
-        if told and number == signal.SIGINT:
+        if told:
             raise KeyboardInterrupt
         told.append(number)
 
