@@ -31,7 +31,7 @@ CASES = (
     *((f"proxy/{network}", layer) for network in ("resnet", "mobilenet", "efficientnet") for layer in LAYERS),
     ("proxy/nf_resnet", SILU),
 )
-SETTINGS = ("data.fractals.size=32", "recipe.batch=64", "recipe.epochs=5", "run.threads=1")
+SETTINGS = ("data.fractals.size=32", "recipe.batch=64", "recipe.epochs=4", "run.threads=1")
 OWN = {
     "": ("recipe.rate=0.1",),
     # A normalizer-free network begins slowly: a higher rate, a longer warm-up, and skip gains that may grow.
