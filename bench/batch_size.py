@@ -12,7 +12,6 @@ clipping, from which its skip gains are left out. Results are kept in `--out`, a
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any
 from common import machine, write
 from rich.console import Console
 from rich.table import Table
-from studies import RELU, Case, Result, results
+from studies import Case, Result, arguments, results
 
 from normforge.train.config import Networks, Recipe
+from normforge.train.models import SCALED_RELU
 
 RESULT = Path(__file__).parent / "results" / "batch_size.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "batch_size.png"
@@ -41,7 +41,9 @@ def case(name: str, batch: int, seed: int, images: int, rate: float) -> Case:
     networks = Networks(groups=4)
     if name != NF:
         return Case(name, "resnet", name, recipe, seed, networks)
-    return Case(name, "nf_resnet", RELU, recipe.model_copy(update={"agc": 0.04, "agc_gains": False}), seed, networks)
+    return Case(
+        name, "nf_resnet", SCALED_RELU, recipe.model_copy(update={"agc": 0.04, "agc_gains": False}), seed, networks
+    )
 
 
 def row(found: list[Result]) -> dict[str, Any]:
@@ -94,13 +96,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Train what is missing, print the table, draw the figure, write both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, RESULT, FIGURE)
     parser.add_argument("--images", type=int, default=18000, help="of each training, repeated ones counted")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--out", type=Path, default=Path("runs/batch_size.jsonl"), help="where results are kept")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON of the table goes")
-    parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 160)
     tried = {(n, rate): case(n, RATE_FOR, TUNED_ON, options.images, rate) for n in NAMES for rate in RATES}

@@ -12,7 +12,6 @@ instead, one whose skip gains are left out of clipping, one whose classifier is 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from typing import Any
 from common import machine, write
 from rich.console import Console
 from rich.table import Table
-from studies import RELU, Case, Result, results
+from studies import Case, Result, arguments, results
 
 from normforge.train.config import Networks, NFResNet, Recipe, ResNet
+from normforge.train.models import SCALED_RELU
 
 RESULT = Path(__file__).parent / "results" / "nfnets.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "nfnets.png"
@@ -53,7 +53,7 @@ def case(name: str, rate: float, batch: int, seed: int, steps: int) -> Case:
     """One training of the grid."""
     networks, clipping = NF.get(name, (NETWORKS, {}))
     recipe = Recipe(steps=steps, batch=batch, rate=rate, warmup=steps // 10, nesterov=True, **clipping)
-    network, layer = ("resnet", "bn-relu") if name == "BatchNorm" else ("nf_resnet", RELU)
+    network, layer = ("resnet", "bn-relu") if name == "BatchNorm" else ("nf_resnet", SCALED_RELU)
     return Case(name, network, layer, recipe, seed, networks)
 
 
@@ -134,14 +134,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Train what is missing, print the tables, draw the figure, write both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, RESULT, FIGURE)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--out", type=Path, default=Path("runs/nfnets.jsonl"), help="where results are kept")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON of the tables goes")
-    parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 160)
     # Seeds outermost, so that a study that is stopped has whole grids.

@@ -6,6 +6,7 @@ goes on where it was stopped.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -29,12 +30,12 @@ from rich.progress import (
 from normforge.errors import NormforgeError
 from normforge.ir.layers import parse
 from normforge.kernels.rows.units import scales
+from normforge.optim.agc import EPS
 from normforge.train.config import DataConfig, Networks, Recipe
 from normforge.train.loop import Diverged, Training
 from normforge.train.networks import compiled
 from normforge.train.setup import Setup
 
-RELU = "1.7128585504496627 * relu(x)"  # of variance 1 for standard normal x: what NF-ResNets have in the layer's place
 LOOK = 10  # steps between two looks at the share of units that are clipped
 
 
@@ -68,6 +69,23 @@ class Case:
 
 
 Result = dict[str, Any]
+
+
+def arguments(description: str | None, result: Path, figure: Path) -> argparse.ArgumentParser:
+    """The options that studies share.
+
+    Args:
+        description: of the study.
+        result, figure: where its tables and its picture go; results are kept under the same name.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    kept = Path("runs") / f"{result.stem}.jsonl"
+    parser.add_argument("--out", type=Path, default=kept, help="where results are kept")
+    parser.add_argument("--output", type=Path, default=result, help="where the JSON of the tables goes")
+    parser.add_argument("--figure", type=Path, default=figure)
+    return parser
 
 
 def train(case: Case) -> Result:
@@ -106,7 +124,7 @@ def watch(training: Training, clipping: float, shares: list[float]) -> None:
             params = [p for p in group["params"] if p.grad is not None]
             if group.get("agc", clipping) is None or not params:
                 continue
-            for scale in scales(params, [p.grad for p in params], clipping, 1e-3, "paper"):
+            for scale in scales(params, [p.grad for p in params], clipping, EPS, "paper"):
                 clipped, units = clipped + int((scale < 1).sum()), units + scale.numel()
         shares.append(clipped / units)
 

@@ -12,12 +12,13 @@ from normforge.errors import OptionError, UnknownNameError, nearest
 from normforge.ir.graph import Graph
 from normforge.ir.layers import parse
 from normforge.nn.convert import SAME, convert
-from normforge.nn.nfnets import NAMES, nf_resnet, nfnet
+from normforge.nn.nfnets import NAMES, named
 from normforge.train.config import NETWORKS, Networks
 from normforge.train.networks import build, compiled
 
 PROXY, TIMM = "proxy/", "timm/"
-_PROXY_LAYER = {"nf_resnet": "1.7128585504496627 * relu(x)"}  # of variance 1 for standard normal x; the others: bn-relu
+SCALED_RELU = "1.7128585504496627 * relu(x)"  # of variance 1 for standard normal x
+_PROXY_LAYER = {"nf_resnet": SCALED_RELU}  # the others: bn-relu
 
 
 def check_model(name: str) -> None:
@@ -39,7 +40,7 @@ def image_side(name: str, test: bool = False) -> int:
     """The side of the images that a model is meant for, in pixels; 224 where it does not say."""
     if name in NAMES:
         with torch.device("meta"):
-            config = _normfree(name).config
+            config = named(name).config
         return int(config.test_size if test else config.train_size)
     if name.startswith(PROXY):
         return 224
@@ -99,7 +100,8 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in NAMES:
-            made: nn.Module = _normfree(name, classes, in_channels, drop, drop_path)
+            rates = {"drop_rate": drop, "stochastic_depth": drop_path}
+            made: nn.Module = named(name, num_classes=classes, in_chans=in_channels, **rates)
         else:
             made = _of_timm(name.removeprefix(TIMM), classes, in_channels, size, drop, drop_path)
         if layer is None:
@@ -109,16 +111,6 @@ def make_model(
     if not report.replaced:
         raise OptionError(f"{name} has no norm that {layer} could stand in the place of: leave out --layer")
     return made
-
-
-def _normfree(
-    name: str, classes: int = 1000, in_channels: int = 3, drop: float | None = None, drop_path: float | None = None
-) -> Any:
-    options: dict[str, Any] = dict(
-        num_classes=classes, in_chans=in_channels, drop_rate=drop, stochastic_depth=drop_path
-    )
-    resnet = "nf_resnet"
-    return nf_resnet(int(name.removeprefix(resnet)), **options) if name.startswith(resnet) else nfnet(name, **options)
 
 
 def _of_timm(

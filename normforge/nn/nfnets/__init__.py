@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from normforge.nn.nfnets.config import NAMES, Config, nfnet_config, resnet_config
 from normforge.nn.nfnets.network import NormFreeNet
@@ -83,13 +84,15 @@ def nf_resnet(
     return _made(resnet_config(depth, rule, gamma, se), num_classes, in_chans, drop_rate, stochastic_depth)
 
 
-def named(name: str) -> NormFreeNet:
-    """The network of one of `NAMES`, the authors' where there are two.
+def named(name: str, **options: Any) -> NormFreeNet:
+    """The network of one of `NAMES`, the authors' where there are two; options as of `nfnet` and `nf_resnet`.
 
     Raises:
-        OptionError: an unknown name.
+        OptionError: an unknown name, and what these raise.
     """
-    return nf_resnet(int(name.removeprefix("nf_resnet"))) if name in NAMES and "resnet" in name else nfnet(name)
+    if name in NAMES and "resnet" in name:
+        return nf_resnet(int(name.removeprefix("nf_resnet")), **options)
+    return nfnet(name, **options)
 
 
 def _made(config: Config, classes: int, channels: int, drop: float | None, depth: float | None) -> NormFreeNet:

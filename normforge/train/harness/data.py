@@ -85,9 +85,7 @@ def _in_memory(config: TrainConfig, among: Processes, download: bool) -> Images:
         return mixed(drawn, recipe, data.classes, _mixing(recipe, among), train.limits)
 
     def share(part: Part) -> Part:
-        if config.run.parallel == "fsdp":  # all call the model as often
-            return part.to(among.device)
-        mine = slice(among.rank, None, among.world)
+        mine = _share(config, among)
         return Part(part.images[mine], part.labels[mine]).to(among.device)
 
     return Images(
@@ -110,10 +108,15 @@ def _on_disk(config: TrainConfig, among: Processes, directory: Path) -> Images:
         limits = -mean / deviation, (1 - mean) / deviation
         return mixed(drawn, recipe, disk.classes, _mixing(recipe, among), lambda: limits)
 
-    mine = slice(None) if config.run.parallel == "fsdp" else slice(among.rank, None, among.world)
+    mine = _share(config, among)
     part = replace(disk.validation, files=disk.validation.files[mine], labels=disk.validation.labels[mine])
     held = _OnDisk(part, test_side, among.device, loaders)
     return Images(len(disk.train), disk.classes, 3, side, test_side, disk.digest, batches, held, held)
+
+
+def _share(config: TrainConfig, among: Processes) -> slice:
+    """What a process judges of a part; under FSDP2, where all call the model as often, the whole."""
+    return slice(None) if config.run.parallel == "fsdp" else slice(among.rank, None, among.world)
 
 
 def _mixing(recipe: Recipe, among: Processes) -> int:

@@ -89,9 +89,13 @@ def load_trained(path: Path, device: str = "cpu") -> tuple[nn.Module, TrainConfi
     Raises:
         RunError: there is no checkpoint, or none of this kind.
     """
-    state = _read(path)
+    return _trained(_read(path), torch.device(device))
+
+
+def _trained(state: dict[str, Any], device: torch.device) -> tuple[nn.Module, TrainConfig]:
+    """The model that a checkpoint holds; see `load_trained`."""
     config = validated(TrainConfig, json.loads(state["config"]))
-    model = _model(config, state["channels"], state["classes"], state["side"], torch.device(device))
+    model = _model(config, state["channels"], state["classes"], state["side"], device)
     checkpoint.load_weights(model, state["model"])
     if state["average"] is not None:
         optimizer = optimizer_of(model, config.recipe, config.recipe.rate)
@@ -132,7 +136,7 @@ def evaluate_checkpoint(
         for name, has in (("classes", found.classes), ("channels", found.channels)):
             if state[name] != has:
                 raise OptionError(f"{config.data.source} has {has} {name}, and {path} was trained on {state[name]}")
-        model, _ = load_trained(path, str(among.device))
+        model, _ = _trained(state, among.device)
         _try(config, model, found.channels, found.test_side, found.test_side, 2)
         judged = _judged(lambda part: evaluate(model, part, config.recipe), found.test, among, whole=False)
         return line(*judged, state["done"])
@@ -254,10 +258,9 @@ class Running:
     def go(self) -> Finished:
         """Train to the end, or until told to stop."""
         training, total = self.training, self.recipe.steps
-        begin = self.images.count, self.parameters, training.done
         self.start = time.monotonic()
         with _stoppable() as stop, Display(self.console, self.among.first, total, training.done) as display:
-            display.begin(self.config, *begin, self.among)
+            display.begin(self.config, self.images.count, self.parameters, training.done, self.among)
             if training.done and self._is_time() and (not self.rows or self.rows[-1]["step"] != training.done):
                 self._evaluate(display)  # for which the last session had no time
             while training.done < total and not self._stopped(stop):
@@ -273,7 +276,7 @@ class Running:
             )
         if whole and self.among.first:
             assert self.test is not None
-            table(self.console, self.rows, self.epoch)
+            table(self.console, self.rows)
             curves(self.rows, self.out / CURVES_FILE, self.config)
             self.console.print(line(*self.test, training.done), highlight=False, soft_wrap=True)
         return Finished(training.done, whole, self.rows, self.test)

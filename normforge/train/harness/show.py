@@ -97,7 +97,7 @@ def line(loss: float, accuracy: float, steps: int) -> str:
     return f"test after {steps} steps: loss {loss:.4f}, accuracy {accuracy:.4f}"
 
 
-def table(console: Console, rows: list[Row], epoch: int) -> None:
+def table(console: Console, rows: list[Row]) -> None:
     """The evaluations of a training; of many, some that are spread evenly."""
     made = Table("step", "epoch", "rate", "training loss", "validation loss", "accuracy", "minutes", box=None)
     last = len(rows) - 1
