@@ -24,6 +24,7 @@ from normforge.cli.search import search
 from normforge.cli.show import show
 from normforge.cli.signal import signal
 from normforge.cli.train import train
+from normforge.cli.transfer import transfer
 from normforge.errors import NormforgeError
 
 app = typer.Typer(
@@ -45,7 +46,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 COMMANDS = (
-    layers, check, explain, compile, convert, bench, search, estimate, report, show, export, signal, train, doctor,
+    layers, check, explain, compile, convert, bench, search, estimate, report, show, export, signal, train, transfer,
+    doctor,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

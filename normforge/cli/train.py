@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from normforge.cli.printed import print_settings
 from normforge.cli.settings import DownloadOption
 from normforge.errors import OptionError
 
@@ -71,7 +72,7 @@ def train(
         given.append(f"layer={_written(layer)}")
     settings = load_config(recipe, given)
     if show_settings:
-        _print_settings(settings, console)
+        print_settings(settings, console)
         return
     if out is None:
         raise OptionError("say where the training is kept: --out DIRECTORY")
@@ -106,15 +107,3 @@ def _written(layer: str) -> str:
     from normforge.nn.convert import SAME
 
     return layer if layer == SAME or layer.strip() in layers else str(load(layer))
-
-
-def _print_settings(settings: Any, console: Console, prefix: str = "") -> None:
-    """Each setting, its value, and what it means."""
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if hasattr(type(value), "model_fields"):
-            _print_settings(value, console, f"{prefix}{name}.")
-        else:
-            said = f"    # {field.description}" if field.description else ""
-            shown = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else value
-            console.print(f"{prefix}{name} = {shown}{said}", highlight=False, markup=False, soft_wrap=True)

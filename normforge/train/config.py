@@ -110,8 +110,8 @@ class DataConfig(Section):
     fractals: Fractals = Fractals()
 
 
-class Recipe(Section):
-    """The recipe of a training: of a candidate in a proxy network, and of a person's own model."""
+class Optimization(Section):
+    """How weights are found: steps, learning rate and schedule, optimizer, clipping, average, dtype, layout."""
 
     seed: int = Field(default=0, ge=0, description="of weights and batches, the same for every layer")
     steps: int = Field(default=200, ge=1)
@@ -132,12 +132,6 @@ class Recipe(Section):
     agc_gains: bool = Field(default=True, description="clip also single numbers that start at zero, as skip gains do")
     agc_classifier: bool = Field(default=False, description="clip also the classifier's weight")
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
-    accumulate: int = Field(default=1, ge=1, description="parts that a process computes its share of a batch in")
-    smoothing: float = Field(default=0.0, ge=0, lt=1, description="of labels (arXiv 1512.00567)")
-    mixup: float = Field(default=0.0, ge=0, description="of Beta(mixup, mixup), by which two images are mixed")
-    cutmix: float = Field(default=0.0, ge=0, description="the same for a patch; half of the images each, if both are")
-    randaugment: int = Field(default=0, ge=0, le=16, description="random operations on an image, after mixing")
-    magnitude: int = Field(default=9, ge=0, le=30, description="of these operations")
     ema: float | Literal["paper"] | None = Field(
         default=None,
         description="share of an average of the weights that a step keeps, paper: min(0.99999, (1 + t) / (10 + t)); "
@@ -147,7 +141,18 @@ class Recipe(Section):
     layout: Literal["nchw", "nhwc"] = Field(default="nhwc", description="memory layout of images and filters")
 
 
-def check_recipe(recipe: Recipe) -> None:
+class Recipe(Optimization):
+    """The recipe of a training of a classifier: of a candidate in a proxy network, and of a person's own model."""
+
+    accumulate: int = Field(default=1, ge=1, description="parts that a process computes its share of a batch in")
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="of labels (arXiv 1512.00567)")
+    mixup: float = Field(default=0.0, ge=0, description="of Beta(mixup, mixup), by which two images are mixed")
+    cutmix: float = Field(default=0.0, ge=0, description="the same for a patch; half of the images each, if both are")
+    randaugment: int = Field(default=0, ge=0, le=16, description="random operations on an image, after mixing")
+    magnitude: int = Field(default=9, ge=0, le=30, description="of these operations")
+
+
+def check_recipe(recipe: Optimization) -> None:
     """Refuse settings that do not go together.
 
     Raises:
@@ -163,7 +168,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise OptionError("recipe.agc and recipe.clip_norm both clip gradients: choose one of them")
     if recipe.warmup >= recipe.steps:
         raise OptionError(f"recipe.warmup = {recipe.warmup} are the first of recipe.steps = {recipe.steps}: lower it")
-    if recipe.batch % recipe.accumulate:
+    if isinstance(recipe, Recipe) and recipe.batch % recipe.accumulate:
         raise OptionError(f"recipe.accumulate = {recipe.accumulate} does not divide recipe.batch = {recipe.batch}")
     if isinstance(recipe.ema, float) and not 0 < recipe.ema < 1:
         raise OptionError(f"recipe.ema = {recipe.ema} is a share between 0 and 1, paper or none")

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from normforge.train.config import Recipe
+from normforge.train.config import Optimization, Recipe
 from normforge.train.data.batches import Batches
 from normforge.train.optimizer import Average, optimizer_of
 
@@ -165,7 +165,7 @@ class Training:
         return self._called.no_sync() if isinstance(self._called, DistributedDataParallel) else nullcontext()
 
 
-def rate_at(recipe: Recipe, step: int) -> float:
+def rate_at(recipe: Optimization, step: int) -> float:
     """The learning rate of a step, from 0: it rises to its top through `warmup`, and falls after it to 0 by a cosine,
     or not."""
     top = recipe.rate if recipe.rate_for is None else recipe.rate * recipe.batch / recipe.rate_for
@@ -195,12 +195,12 @@ class _Captured:
         return self._loss
 
 
-def memory_format(recipe: Recipe) -> torch.memory_format:
+def memory_format(recipe: Optimization) -> torch.memory_format:
     """The memory layout of images and filters."""
     return torch.channels_last if recipe.layout == "nhwc" else torch.contiguous_format
 
 
-def autocast(recipe: Recipe, images: Tensor) -> Any:
+def autocast(recipe: Optimization, images: Tensor) -> Any:
     """The context in which a network computes in the recipe's dtype."""
     if recipe.dtype == "float32":
         return nullcontext()

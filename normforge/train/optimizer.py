@@ -15,10 +15,10 @@ from normforge.kernels.rows.sgd import paper_share
 from normforge.optim.agc import AGC
 from normforge.optim.groups import classifiers
 from normforge.optim.sgd import SGD
-from normforge.train.config import Recipe
+from normforge.train.config import Optimization
 
 
-def optimizer_of(model: nn.Module, recipe: Recipe, rate: float | Tensor) -> Optimizer:
+def optimizer_of(model: nn.Module, recipe: Optimization, rate: float | Tensor) -> Optimizer:
     """The optimizer that a recipe asks for.
 
     Only matrices and filters decay: not v0, v1, gamma, beta, nor biases (EvoNorm, appendix), nor gains. Of what

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +99,58 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         first = e.errors()[0]
         where = ".".join(part for part in first["loc"] if isinstance(part, str) and not _OF_UNIONS.fullmatch(part))
         raise OptionError(f"{where} = {first['input']!r} cannot be: {_lower(first['msg'])}") from None
+
+
+def configured(
+    model: type[Model],
+    recipes: Mapping[str, dict[str, Any]],
+    recipe: str,
+    given: Iterable[str],
+    *,
+    counted: Mapping[str, str],
+    elsewhere: Mapping[str, str],
+) -> Model:
+    """The configuration of a recipe, changed by a file and then by single settings.
+
+    Args:
+        model: of the configuration, which has a `name`.
+        recipes: nested values by name.
+        recipe: a key of them, or a TOML file with the model's sections and keys, whose `name` may be one.
+        given: `section.key=value`.
+        counted: of two settings that count the same in two ways the plain one and the other, which is taken away where
+            the plain one is asked for.
+        elsewhere: keys that are not set here, and what to say.
+
+    Raises:
+        OptionError: an unknown recipe, key or value; the nearest known one is named.
+    """
+    from_file: dict[str, Any] = {}
+    name = recipe
+    if recipe not in recipes:
+        path = Path(recipe)
+        if path.suffix != ".toml" and not path.is_file():
+            raise OptionError(
+                f"there is no recipe {recipe!r}{nearest(recipe, recipes)}: choose one of {', '.join(recipes)}, "
+                "or a TOML file"
+            )
+        from_file = read_toml(path)
+        name = from_file.pop("name", next(iter(recipes)))
+        if not isinstance(name, str) or name not in recipes:
+            raise OptionError(f"{path}: there is no recipe {name!r}{nearest(str(name), recipes)}")
+    values = merge({}, recipes[name]) | {"name": name}
+    known = dict(flat(model()))
+    for wanted in ([*leaves(from_file)], [*overrides(given, known)]):
+        asked = {key for key, _ in wanted}
+        for plain, by in counted.items():
+            if {plain, by} <= asked:
+                raise OptionError(f"{plain} and {by} say the same in two ways: leave one out")
+            if plain in asked:
+                place(values, by, None, known)
+        for key, value in wanted:
+            if key in elsewhere:
+                raise OptionError(elsewhere[key])
+            place(values, key, value, known)
+    return validated(model, values)
 
 
 def flat(config: BaseModel) -> Iterator[tuple[str, Any]]:

@@ -116,22 +116,59 @@ def _system(seed: int, index: int) -> _System:
 def _images(options: Fractals, seed: int, index: np.ndarray, maps: np.ndarray, choices: np.ndarray) -> np.ndarray:
     """(N, size, size) bytes of the images of `index`, from (6, N, 6) maps and (N, 256) choices of their classes."""
     size, difficulty = options.size, min(options.difficulty, 1e6)  # beyond that only floats overflow
-    points = -(-_DENSITY * size * size // _STEPS)
-    cuts = np.cumsum([_COEFFICIENTS, 1, -(-points * (_LEAD + _STEPS) // 8), size * size])
+    cuts = np.cumsum([_words(size), size * size])
     words = np.stack([stream(seed, "fractal image", int(i)).bit_generator.random_raw(int(cuts[-1])) for i in index])
-    moves, turns, steps, noise, _ = np.split(words, cuts, 1)
-    moved = _contracted(maps + difficulty * _JITTER * _coefficients(moves), _CONTRACTION_MOVED)
-    x, y = _chaos_game(moved, choices, steps, points)
-    # A point of the circle by its rational parametrisation: t is the tangent of half the angle.
-    t = difficulty * _TURN * _symmetric(turns)
-    cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    counts, _ = _counts(cosine * x - sine * y, sine * x + cosine * y, size)
+    drawing, noise, _ = np.split(words, cuts, 1)
+    counts = _drawn(size, difficulty, maps, choices, drawing)
     # The sum of four uniform numbers is nearly normal; 1 is its deviation here.
     quarters = _lanes(noise, 16).reshape(-1, size, size, 4).sum(3)
     normal = (quarters * 2.0**-16 - 2) * 1.7320508
     grey = counts / (counts + 2.0) + difficulty * _NOISE * normal
     clipped: np.ndarray = np.clip(28.5 + 200 * grey, 0, 255).astype(np.uint8)
     return clipped
+
+
+class Attractors:
+    """Attractors of classes, each drawn moved a little and turned, without noise.
+
+    Args:
+        seed: of the classes.
+        classes: how many.
+    """
+
+    def __init__(self, seed: int, classes: int) -> None:
+        systems = [_system(seed, index) for index in range(classes)]
+        self._maps = np.stack([system.maps for system in systems], 1)
+        self._choices = np.stack([system.choices for system in systems])
+
+    def draw(self, label: int, size: int, rng: np.random.Generator, difficulty: float = 1.0) -> np.ndarray:
+        """(size, size) int64 numbers of points in each pixel, of the attractor of class `label`."""
+        words = rng.bit_generator.random_raw(_words(size))[None]
+        maps, choices = self._maps[:, label : label + 1], self._choices[label : label + 1]
+        counts: np.ndarray = _drawn(size, difficulty, maps, choices, words)[0]
+        return counts
+
+
+def _points(size: int) -> int:
+    """Games of the chaos game that an image of a size is drawn by."""
+    return -(-_DENSITY * size * size // _STEPS)
+
+
+def _words(size: int) -> int:
+    """Random words that an image is drawn by, without its noise."""
+    return _COEFFICIENTS + 1 + -(-_points(size) * (_LEAD + _STEPS) // 8)
+
+
+def _drawn(size: int, difficulty: float, maps: np.ndarray, choices: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """(N, size, size) points in each pixel, from (6, N, 6) maps, (N, 256) choices and (N, `_words`) random words."""
+    moves, turns, steps = np.split(words, (_COEFFICIENTS, _COEFFICIENTS + 1), 1)
+    moved = _contracted(maps + difficulty * _JITTER * _coefficients(moves), _CONTRACTION_MOVED)
+    x, y = _chaos_game(moved, choices, steps, _points(size))
+    # A point of the circle by its rational parametrisation: t is the tangent of half the angle.
+    t = difficulty * _TURN * _symmetric(turns)
+    cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    counts, _ = _counts(cosine * x - sine * y, sine * x + cosine * y, size)
+    return counts
 
 
 def _coefficients(words: np.ndarray) -> np.ndarray:

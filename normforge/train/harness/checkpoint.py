@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from normforge.train.harness.processes import Processes, gathered, sharded_as
 from normforge.train.loop import Training
 
 FILE = "checkpoint.pt"
-_VERSION = 1
+VERSION = 1
 _STATE = ("params", "steps")  # of a group; the rest is said by the recipe
 
 
@@ -31,24 +32,34 @@ def save(path: Path, training: Training, among: Processes, about: dict[str, Any]
         RunError: it cannot be written.
     """
     state = {
-        "version": _VERSION,
+        "version": VERSION,
         "done": training.done,
         "model": gathered(training.model.state_dict()),
         "optimizer": gathered(training.optimizer.state_dict()),
         "average": gathered(training.average.state_dict()) if training.average else None,
         "batches": among.gathered(training.batches.state_dict()),
-        "random": among.gathered(_random(among)),
+        "random": among.gathered(random_state(among.device)),
     }
-    if not among.first:
-        return
+    if among.first:
+        write(path, state | about)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors and plain values into a file, which is replaced once the new one is on the disk.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     fresh = path.with_suffix(".part")
     try:
         with fresh.open("wb") as file:
-            torch.save(state | about, file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())  # or a loss of power leaves an empty file with the right name
         fresh.replace(path)
     except OSError as e:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)  # what there is of it takes room on a full disk
         raise RunError(
             f"the checkpoint {path} cannot be written ({e.strerror}): make room, or use another --out"
         ) from None
@@ -68,8 +79,8 @@ def read(path: Path) -> dict[str, Any]:
         reason = (str(e).strip() or type(e).__name__).split("\n")[0]
         raise RunError(f"the checkpoint {path} cannot be read, it may be damaged: {reason[:200]}") from None
     if not isinstance(state, dict) or "version" not in state or "config" not in state:
-        raise RunError(f"{path} is no checkpoint of normforge train")
-    if state["version"] != _VERSION:
+        raise RunError(f"{path} is no checkpoint of normforge")
+    if state["version"] != VERSION:
         raise RunError(f"the checkpoint {path} was written by another version of normforge")
     return state
 
@@ -96,9 +107,20 @@ def restore(state: dict[str, Any], training: Training, among: Processes) -> None
     training.done = state["done"]
     mine = among.rank % len(state["random"])  # of as many processes its own
     training.batches.load_state_dict(state["batches"][mine])
-    torch.set_rng_state(state["random"][mine]["torch"])
-    if "cuda" in state["random"][mine] and among.device.type == "cuda":
-        torch.cuda.set_rng_state(state["random"][mine]["cuda"], among.device)
+    restore_random(state["random"][mine], among.device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of torch's own generators, of the CPU and of a GPU that is trained on."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"torch": torch.get_rng_state(), **cuda}
+
+
+def restore_random(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
@@ -111,8 +133,3 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     if own.keys() != weights.keys() or any(own[k].shape != v.shape for k, v in weights.items()):
         raise RunError("the checkpoint holds another model's weights: it was written by another version of a library")
     model.load_state_dict({k: sharded_as(v, own[k]) for k, v in weights.items()})
-
-
-def _random(among: Processes) -> dict[str, Any]:
-    cuda = {"cuda": torch.cuda.get_rng_state(among.device)} if among.device.type == "cuda" else {}
-    return {"torch": torch.get_rng_state(), **cuda}

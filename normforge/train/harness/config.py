@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from normforge.errors import OptionError, nearest
 from normforge.train import settings
 from normforge.train.config import DataConfig, Networks, Recipe, Section, check_recipe
 
@@ -122,30 +120,11 @@ def load_config(recipe: str = "small", given: Iterable[str] = ()) -> TrainConfig
     Raises:
         OptionError: an unknown recipe, key or value; the nearest known one is named.
     """
-    from_file: dict[str, Any] = {}
-    name = recipe
-    if recipe not in RECIPES:
-        path = Path(recipe)
-        if path.suffix != ".toml" and not path.is_file():
-            raise OptionError(
-                f"there is no recipe {recipe!r}{nearest(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}, "
-                "or a TOML file"
-            )
-        from_file = settings.read_toml(path)
-        name = from_file.pop("name", "small")
-        if not isinstance(name, str) or name not in RECIPES:
-            raise OptionError(f"{path}: there is no recipe {name!r}{nearest(str(name), RECIPES)}")
-    values = settings.merge({}, RECIPES[name]) | {"name": name}
-    known = dict(settings.flat(TrainConfig()))
-    for wanted in ([*settings.leaves(from_file)], [*settings.overrides(given, known)]):
-        asked = {key for key, _ in wanted}
-        for counted, by in (("recipe.steps", "recipe.epochs"), ("recipe.warmup", "recipe.warmup_epochs")):
-            if {counted, by} <= asked:
-                raise OptionError(f"{counted} and {by} say the same in two ways: leave one out")
-            if counted in asked:
-                settings.place(values, by, None, known)
-        for key, value in wanted:
-            if key == "name":
-                raise OptionError("the recipe is not set like that: give --recipe, or name in a file")
-            settings.place(values, key, value, known)
-    return settings.validated(TrainConfig, values)
+    return settings.configured(
+        TrainConfig,
+        RECIPES,
+        recipe,
+        given,
+        counted={"recipe.steps": "recipe.epochs", "recipe.warmup": "recipe.warmup_epochs"},
+        elsewhere={"name": "the recipe is not set like that: give --recipe, or name in a file"},
+    )

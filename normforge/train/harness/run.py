@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from normforge.streams import torch_seed
 from normforge.train.harness import checkpoint
 from normforge.train.harness.config import TrainConfig
 from normforge.train.harness.data import Timed, images
+from normforge.train.harness.hold import lock, stoppable
 from normforge.train.harness.processes import Processes, processes
 from normforge.train.harness.show import Display, Row, curves, line, table
 from normforge.train.loop import Diverged, Evaluated, Training, autocast, evaluate, memory_format
@@ -35,7 +34,7 @@ from normforge.train.models import check_model, make_model
 from normforge.train.optimizer import Average, optimizer_of
 from normforge.train.settings import check_same, flat, validated
 
-CONFIG_FILE, LOG_FILE, CURVES_FILE, LOCK_FILE = "config.json", "log.jsonl", "curves.png", "lock"
+CONFIG_FILE, LOG_FILE, CURVES_FILE = "config.json", "log.jsonl", "curves.png"
 
 
 @dataclass(frozen=True)
@@ -225,14 +224,9 @@ class Running:
 
     def _lock(self) -> None:
         """Let no other process train here until this one has ended."""
-        if self._locked:
-            return
-        file = self._held.enter_context((self.out / LOCK_FILE).open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"a training is running in {self.out}: wait for it, or use another --out") from None
-        self._locked = True
+        if not self._locked:
+            self._held.enter_context(lock(self.out))
+            self._locked = True
 
     def _begin_log(self) -> None:
         self.events: Any = None
@@ -259,7 +253,7 @@ class Running:
         """Train to the end, or until told to stop."""
         training, total = self.training, self.recipe.steps
         self.start = time.monotonic()
-        with _stoppable() as stop, Display(self.console, self.among.first, total, training.done) as display:
+        with stoppable() as stop, Display(self.console, self.among.first, total, training.done) as display:
             display.begin(self.config, self.images.count, self.parameters, training.done, self.among)
             if training.done and self._is_time() and (not self.rows or self.rows[-1]["step"] != training.done):
                 self._evaluate(display)  # for which the last session had no time
@@ -451,26 +445,3 @@ def _try(config: TrainConfig, model: nn.Module, channels: int, side: int, test_s
                 reason = (str(e).strip() or type(e).__name__).split("\n")[0]
                 what = f"trained on {some} images" if train else "evaluated on images"
                 raise OptionError(f"{config.model} cannot be {what} of {pixels} pixels: {reason}") from None
-
-
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM writes itself into; a second one interrupts at once."""
-    told: list[int] = []
-
-    def tell(number: int, frame: object) -> None:
-        if told:
-            raise KeyboardInterrupt
-        told.append(number)
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, tell)
-    except ValueError:  # not the main thread, which signals are of
-        pass
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
