@@ -19,8 +19,8 @@ SMALL = {
         "recipe.images=24", "recipe.batch=4", "run.checkpoint=2", "run.threads=1",
     ),
     "gan": (
-        "recipe.steps=6", "recipe.channels=1", "recipe.groups=2", "recipe.batch=8", "recipe.z=4", "recipe.shared=8", "recipe.samples=20",
-        "recipe.standing=2", "recipe.ema_start=2", "run.checkpoint=2", "run.threads=1",
+        "recipe.steps=6", "recipe.channels=1", "recipe.groups=2", "recipe.batch=8", "recipe.z=4", "recipe.shared=8",
+        "recipe.samples=20", "recipe.standing=2", "recipe.ema_start=2", "run.checkpoint=2", "run.threads=1",
     ),
 }  # fmt: skip
 
