@@ -17,10 +17,13 @@ from PIL import Image
 from pycocotools import mask as reference_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from transfer_tools import config
 
 from normforge.errors import OptionError
+from normforge.train.transfer.data import load
 from normforge.train.transfer.detection.coco import CocoScenes, check_images, coco, results
 from normforge.train.transfer.detection.scene import Found, Scenes
+from normforge.train.transfer.run import run
 
 CATEGORIES = {90: "toothbrush", 3: "car", 17: "cat"}  # neither sorted nor without gaps
 WIDTH, HEIGHT = 40, 30
@@ -355,3 +358,20 @@ def test_a_broken_image_is_named(directory: Path) -> None:
 def test_a_missing_package_is_one_sentence(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core.mask", None)
     sentence(directory, "needs faster-coco-eval", "pip install 'normforge[transfer]'")
+
+
+def test_what_a_detector_finds_is_written_for_cocos_own_evaluation(directory: Path, tmp_path: Path) -> None:
+    settings = "recipe.images=8", "recipe.batch=2", "run.loaders=2", f"data.source=coco:{directory}"
+    asked = config("detection", *settings)
+    result = run(asked, load(asked), tmp_path / "run", torch.device("cpu"))
+    assert result is not None and result.failed is None and result.steps == 4
+    truth, file = directory / "annotations" / "instances_val2017.json", tmp_path / "run" / "detections.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluated = COCOeval(COCO(str(truth)), COCO(str(truth)).loadRes(str(file)), "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+    assert evaluated.stats[0] == pytest.approx(result.figures["box_ap"], abs=1e-6)
+    rows = json.loads(file.read_text())
+    assert {row["image_id"] for row in rows} <= {101, 102, 103, 104}
+    assert rows and {row["category_id"] for row in rows} <= {*CATEGORIES}

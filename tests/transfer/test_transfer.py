@@ -40,7 +40,7 @@ def test_a_study_from_end_to_end(task, tmp_path):
     assert all(wanted <= row["figures"].keys() and row["failed"] is None for row in rows)
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 3 and "relu(x * gamma + beta)" in page
-    folder = out / "none" / ("batch-4-seed-0" if batch else "seed-0")
+    folder = out / "none" / f"batch-{4 if batch else 8}-seed-0"
     assert {"checkpoint.pt", "config.json", "log.jsonl", "result.json"} <= {f.name for f in folder.iterdir()}
     before = (folder / "checkpoint.pt").stat().st_mtime_ns
     again = normforge(line)
@@ -84,7 +84,8 @@ def test_a_study_that_is_killed(task, tmp_path):
         process.wait()
     assert normforge(line).returncode == 0
     for layer in ("bn-relu", "none"):
-        assert same(tmp_path / "alone" / layer / "seed-0", tmp_path / "killed" / layer / "seed-0")
+        [folder] = (tmp_path / "alone" / layer).iterdir()
+        assert same(folder, tmp_path / "killed" / layer / folder.name)
 
 
 def test_a_study_is_stopped_by_ctrl_c(tmp_path):
@@ -92,7 +93,7 @@ def test_a_study_is_stopped_by_ctrl_c(tmp_path):
     options = ["--layers", "none", "--seeds", "1", "--set", "recipe.steps=100000", "--set", "run.checkpoint=1"]
     line = command("gan", tmp_path / "study", *options)
     process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    folder = tmp_path / "study" / "none" / "seed-0"
+    folder = tmp_path / "study" / "none" / "batch-8-seed-0"
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.1)

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from normforge.errors import NormforgeError, OptionError, RunError
 from normforge.ir.layers import parse
+from normforge.train.data.parts import Data
 from normforge.train.device import device_of
-from normforge.train.harness.hold import lock, stoppable
+from normforge.train.harness.hold import LOCK_FILE, lock, stoppable
 from normforge.train.settings import validated
 from normforge.train.transfer import data as data_of
 from normforge.train.transfer import report
@@ -27,6 +28,7 @@ from normforge.train.transfer.config import AFFINE_RELU, NONE, Config
 from normforge.train.transfer.results import Asked, Done, Entrant, write_results
 from normforge.train.transfer.run import Result, finished, make_task
 from normforge.train.transfer.run import run as run_one
+from normforge.train.transfer.synthesis.features import classifier
 
 _LINE_SECONDS = 30.0
 _TELL_SECONDS = 1.0
@@ -58,7 +60,7 @@ def trainings(
             for layer in layers:
                 recipe = config.recipe.model_copy(update={"batch": batch})
                 own = config.model_copy(update={"layer": layer.formula, "seed": seed, "recipe": recipe})
-                folder = out / layer.slug / (f"batch-{batch}-seed-{seed}" if batches else f"seed-{seed}")
+                folder = out / layer.slug / f"batch-{batch}-seed-{seed}"
                 asked.append(Asked(layer, validated(type(config), own.model_dump()), folder))
     return asked
 
@@ -98,7 +100,12 @@ def transfer(
         data_of.check(config, data, [one.config.recipe.batch for one in asked])
         for first in {(a.entrant, a.config.recipe.batch): a for a in asked}.values():
             make_task(first.config, data, torch.device("cpu")).close()  # what cannot be made is told now
+    if isinstance(data, Data):
+        with console.status("training the classifier that samples are judged by, unless it is there"):
+            classifier(data)  # kept in the cache directory: the trainings find it
     try:
+        if out.is_dir() and any(out.iterdir()) and not (out / LOCK_FILE).exists():
+            raise RunError(f"{out} holds other things than a study: use another --out")
         out.mkdir(parents=True, exist_ok=True)
         held = lock(out)
     except OSError as e:
