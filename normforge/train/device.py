@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,13 +23,7 @@ def on_device(data: Data, device: torch.device) -> Data:
     if key not in _MOVED:
         if len(_MOVED) > 1:
             _MOVED.clear()
-        _MOVED[key] = replace(
-            data,
-            train=data.train.to(device),
-            validation=data.validation.to(device),
-            holdout=data.holdout.to(device),
-            test=data.test.to(device),
-        )
+        _MOVED[key] = data.mapped(lambda part: part.to(device))
     return _MOVED[key]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,3 +47,14 @@ class Data:
     test: Part
     classes: int
     digest: str
+
+    def mapped(self, change: Callable[[Part], Part], digest: str | None = None) -> Data:
+        """The data with each part changed; `digest` is that of what comes of it, where it is other data."""
+        return replace(
+            self,
+            train=change(self.train),
+            validation=change(self.validation),
+            holdout=change(self.holdout),
+            test=change(self.test),
+            digest=digest or self.digest,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -35,14 +34,7 @@ def shrunk(config: DataConfig, side: int) -> Data:
     def small(part: Part) -> Part:
         return Part(((_averaged(part.images, side) - mean) / deviation).float(), part.labels)
 
-    return replace(
-        data,
-        train=small(data.train),
-        validation=small(data.validation),
-        holdout=small(data.holdout),
-        test=small(data.test),
-        digest=f"{data.digest}/{side}",
-    )
+    return data.mapped(small, f"{data.digest}/{side}")
 
 
 def _averaged(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,14 +51,7 @@ def resized(data: Data, side: int) -> Data:
         size = (side, side)
         return Part(functional.interpolate(old.images, size, mode="bilinear", antialias=True), old.labels)
 
-    return replace(
-        data,
-        train=part(data.train),
-        validation=part(data.validation),
-        holdout=part(data.holdout),
-        test=part(data.test),
-        digest=digest("resized", data.digest, str(side)),
-    )
+    return data.mapped(part, digest("resized", data.digest, str(side)))
 
 
 @dataclass(frozen=True)
