@@ -35,12 +35,14 @@ LEAST = 4.0
 
 
 def separation(done: list[Done], batch: int, figure: str, more: bool) -> tuple[str, float]:
-    """The best layer at a batch, and how far it is from `none`, in pooled deviations."""
-    cells = {
-        layer.label: cell(some, figure) for (layer, size), some in grouped(done).items() if size == batch
-    }  # fmt: skip
+    """The best layer at a batch of those that never failed, and how far it is from `none`, in pooled deviations; NaN
+    where one of the two has no figures."""
+    cells = {layer.label: cell(some, figure) for (layer, size), some in grouped(done).items() if size == batch}
     control = cells.pop(NONE)
-    best = (max if more else min)(cells, key=lambda label: cells[label].mean)
+    trained = [label for label, found in cells.items() if found.values and not found.failed]
+    if not trained or not control.values:
+        return "none of them", math.nan
+    best = (max if more else min)(trained, key=lambda label: cells[label].mean)
     pooled = math.sqrt((cells[best].deviation ** 2 + control.deviation**2) / 2)
     return best, abs(cells[best].mean - control.mean) / pooled if pooled else math.inf
 

@@ -12,14 +12,14 @@ def print_settings(settings: Any, console: Console, prefix: str = "", left_out: 
 
     Args:
         settings: a configuration. console: it is printed on.
-        prefix: of its keys. left_out: keys that are not settings of the command.
+        prefix: of its keys. left_out: dotted keys that are not settings of the command.
     """
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if name in left_out:
+        if f"{prefix}{name}" in left_out:
             continue
         if hasattr(type(value), "model_fields"):
-            print_settings(value, console, f"{prefix}{name}.")
+            print_settings(value, console, f"{prefix}{name}.", left_out)
         else:
             said = f"    # {field.description}" if field.description else ""
             shown = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from normforge.cli.printed import print_settings
+from normforge.cli.settings import DownloadOption
 from normforge.errors import OptionError
 
 
@@ -44,15 +44,11 @@ def transfer(
     ] = None,
     recipe: Annotated[
         str,
-        typer.Option(
-            help="Settings to start from: small; detection: coco, coco-spinenet49; gan: cifar, imagenet; a TOML file."
-        ),
+        typer.Option(help="Settings to start from: small; detection: coco, coco-spinenet49; gan: cifar; a TOML file."),
     ] = "small",
     seeds: Annotated[int, typer.Option(help="Trainings of each layer.", min=1)] = 3,
     first_seed: Annotated[int, typer.Option(help="The seeds are this one and those after it.", min=0)] = 0,
-    batch: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Images a step; several are columns beside each other.")
-    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="N,N,...", help="Images a step; several are compared.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Trainings at a time; by default one a GPU, or one a core.", min=1)
     ] = None,
@@ -62,6 +58,7 @@ def transfer(
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as recipe.images=6400.")
     ] = None,
+    download: DownloadOption = False,
     show_settings: Annotated[
         bool, typer.Option("--settings", help="Print all settings with their meanings, and train nothing.")
     ] = False,
@@ -83,7 +80,7 @@ def transfer(
         given.append(f"recipe.inception={inception}")
     config = load_config(task.value, recipe, given)
     if show_settings:
-        print_settings(config, console, left_out=("layer", "seed", "task", "name"))
+        print_settings(config, console, left_out=("layer", "seed", "task", "name", "recipe.seed"))
         return
     if out is None:
         raise OptionError("say where the study is kept: --out DIRECTORY")
@@ -98,11 +95,12 @@ def transfer(
         batches=batches,
         workers=workers or _workers(config),
         console=console,
+        download=download,
     )
     if done is None:
         raise typer.Exit(130)
     console.print(results.table(config, done))
-    console.print(f"{out / 'report.html'} has curves and pictures.", highlight=False, soft_wrap=True)
+    console.print(f"{out / 'report.html'} has curves and pictures.", highlight=False, markup=False, soft_wrap=True)
 
 
 def split(layers: str) -> list[str]:
@@ -153,8 +151,7 @@ def _workers(config: Any) -> int:
     """Trainings at a time: one a GPU, or one a core."""
     import torch
 
-    from normforge.train.device import device_of
+    from normforge.train.device import checked_device
+    from normforge.train.transfer.workers import cores
 
-    if device_of(config.run.device) == "cuda":
-        return max(1, torch.cuda.device_count())
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() if checked_device(config.run.device) == "cuda" else cores()

@@ -7,12 +7,25 @@ from pathlib import Path
 
 import torch
 
+from normforge.errors import OptionError
 from normforge.train.data import Data
 
 
 def device_of(asked: str) -> str:
     """The device of a name, `cpu` or `cuda`; `auto` is the latter where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def checked_device(asked: str) -> str:
+    """As `device_of`.
+
+    Raises:
+        OptionError: a GPU is asked for, and torch finds none.
+    """
+    kind = device_of(asked)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise OptionError("run.device = cuda: torch finds no GPU here")
+    return kind
 
 
 def on_device(data: Data, device: torch.device) -> Data:

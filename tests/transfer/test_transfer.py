@@ -1,5 +1,6 @@
 """`normforge transfer` as a person meets it: one command, stopped and gone on with; tables, pages, mistakes."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from normforge.cli.main import app
 from normforge.cli.transfer import split
 from normforge.errors import NormforgeError, OptionError, RunError
+from normforge.train.harness.hold import lock
 from normforge.train.transfer import data as data_of
 from normforge.train.transfer import report
 from normforge.train.transfer.results import Asked, Done, Entrant, cell, grouped, table, write_results
@@ -50,23 +52,27 @@ def test_a_study_from_end_to_end(task, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_training_that_was_stopped_goes_on_in_the_same_bits(task, tmp_path):
-    """SIGTERM comes while it trains."""
-    asked = config(task)
-    data = data_of.load(asked)
-    device = torch.device("cpu")
+    """It is stopped within a window of the log, and where an evaluation is due."""
+    asked = config(task, "run.evaluate=3", "run.checkpoint=6")
+    data, device, stop = data_of.load(asked), torch.device("cpu"), []
     alone = run(asked, data, tmp_path / "alone", device)
 
-    def stop(done, total, loss):
-        if done == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def tell(done, total, loss):
+        if done in (2, 3):
+            stop.append(done)
 
-    assert run(asked, data, tmp_path / "stopped", device, stop) is None
-    torch.manual_seed(99)  # what the state of the process is does not matter
+    for _ in range(2):
+        assert run(asked, data, tmp_path / "stopped", device, tell, stop) is None
+        stop.clear()
+        torch.manual_seed(99)  # what the state of the process is does not matter
     on = run(asked, data, tmp_path / "stopped", device)
     assert on.figures == alone.figures and equal(on.rows, alone.rows) and on.steps == 6
+    assert [row["step"] for row in on.rows] == [*range(1, 7)]
     assert same(tmp_path / "alone", tmp_path / "stopped")
     with pytest.raises(RunError, match="was started with"):
         run(asked.model_copy(update={"layer": "gn-relu"}), data, tmp_path / "stopped", device)
+    with pytest.raises(RunError, match="on other data"):
+        run(asked, dataclasses.replace(data, digest="another"), tmp_path / "stopped", device)
 
 
 @pytest.mark.slow
@@ -88,21 +94,73 @@ def test_a_study_that_is_killed(task, tmp_path):
         assert same(folder, tmp_path / "killed" / layer / folder.name)
 
 
-def test_a_study_is_stopped_by_ctrl_c(tmp_path):
-    """All processes keep a checkpoint, and exit code is 130."""
-    options = ["--layers", "none", "--seeds", "1", "--set", "recipe.steps=100000", "--set", "run.checkpoint=1"]
-    line = command("gan", tmp_path / "study", *options)
-    process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE, text=True)
+ENDLESS = ("--layers", "none", "--seeds", "1", "--set", "recipe.steps=1000000", "--set", "run.checkpoint=1000000")
+
+
+def started(tmp_path):
+    """A study that does not end, once its training has begun; the folder of the training."""
+    line = command("gan", tmp_path / "study", *ENDLESS)
+    process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "study" / "none" / "batch-8-seed-0"
-    while not (folder / "checkpoint.pt").exists():
-        assert process.poll() is None
+    while not (folder / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "The same command goes on from there." in said
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    assert state["task"]["done"] == last["step"] > 0  # of its last step
+    time.sleep(1)
+    return process, folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_keeps_a_checkpoint(number, tmp_path):
+    """As Ctrl-C does, and a scheduler; exit code is 130."""
+    process, folder = started(tmp_path)
+    os.killpg(process.pid, number)
+    said, mistakes = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The same command goes on from there." in said and "Traceback" not in mistakes
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["task"]["done"] > 0
+
+
+def test_a_training_whose_command_was_killed_stops(tmp_path):
+    """It keeps a checkpoint, and lets go of its folder."""
+    process, folder = started(tmp_path)
+    process.kill()
+    process.communicate()
+    while not (folder / "checkpoint.pt").exists():
+        time.sleep(0.1)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            lock(folder).close()
+            break
+        except RunError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_the_others_go_on_where_one_cannot(tmp_path):
+    """Its reason is said at the end, and what there is is written."""
+    out = tmp_path / "study"
+    folder = out / "none" / "batch-8-seed-0"
+    folder.mkdir(parents=True)
+    (out / "study.json").write_text(json.dumps(config("gan").model_dump(mode="json")))
+    with lock(folder):  # as another command would
+        done = normforge(command("gan", out, "--layers", "none,bn-relu", "--seeds", "1", "--workers", "1"))
+    assert done.returncode == 2 and "a training is running in" in done.stderr.splitlines()[-1], done.stderr
+    assert "memory" not in done.stderr and "Traceback" not in done.stderr
+    rows = json.loads((out / "results.json").read_text())
+    assert [row["layer"] for row in rows] == ["bn-relu"]
+
+
+def test_a_directory_of_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="other things than a study"):
+        transfer(config("gan"), {"none": "none"}, tmp_path, seeds=[0])
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "study.json").write_text(json.dumps(config("gan").model_dump(mode="json")))
+    with pytest.raises(RunError, match="another task"):
+        transfer(config("detection"), {"none": "none"}, study, seeds=[0])
+    with pytest.raises(RunError, match=r"was started with recipe\.steps"):
+        transfer(config("gan", "recipe.steps=7"), {"none": "none"}, study, seeds=[0])
 
 
 def finished(layer, seed, value, failed=None, batch=8):
@@ -118,10 +176,14 @@ def test_failures_are_apart():
     assert found.mean == pytest.approx(0.3) and found.deviation == pytest.approx(0.1 * 2**0.5) and found.failed == 1
     assert str(found) == "0.300 ± 0.141, 1 failed"
     assert str(cell(done[2:], "box_ap")) == "1 failed"
-    console = Console(width=120, record=True, quiet=True)
-    with console.capture():
-        console.print(table(config("detection"), [*done, finished("a", 0, 0.1, batch=2)]))
     assert len(grouped([*done, finished("a", 0, 0.1, batch=2)])) == 2
+
+
+def test_index_sets_are_no_markup():
+    layer, console = "x / std[w,h,c/g](x) * gamma", Console(width=160)
+    with console.capture() as captured:
+        console.print(table(config("detection"), [finished(layer, 0, 0.2)]))
+    assert layer in captured.get()
 
 
 def test_the_page_vouches_for_no_text(tmp_path):
@@ -139,7 +201,8 @@ def test_layers_of_a_text():
     formula = "max(x, tanh(x))"
     [entrant] = entrants({formula: formula})
     assert entrant.slug.startswith("max-x-tanh-x-") and "/" not in entrant.slug
-    assert entrants({"runs/a#1": "x"})[0].slug != entrants({"runs/a#1": "tanh(x)"})[0].slug
+    slugs = [e.slug for e in entrants({"runs/a#1": "x", "runs/a#best": "x", "x * gamma": "x", "x*gamma": "x"})]
+    assert len({*slugs, entrants({"runs/a#1": "tanh(x)"})[0].slug}) == 5
 
 
 REFUSED = {
@@ -158,10 +221,12 @@ REFUSED = {
     "detection --out OUT --set seed=3": "--first-seed",
     "detection --out OUT --set recipe.steps=3 --set recipe.images=8": "say the same in two ways",
     "detection --out OUT --inception FILE": "is of gan",
+    "detection --out OUT --set run.device=cuda": "torch finds no GPU",
     "gan --out OUT --layers tanh(x)": "gamma",
     "gan --out OUT --data cifar10:/nowhere": "/nowhere",
     "gan --out OUT --data imagefolder:/nowhere": "",
     "gan --out OUT --set data.size=20": "20",
+    "gan --out OUT --set run.loaders=2": "there is no setting",
     "gan --out OUT --inception /nowhere": "/nowhere",
 }
 

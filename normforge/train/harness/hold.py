@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -30,18 +30,25 @@ def lock(directory: Path) -> IO[str]:
 
 
 @contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM writes itself into; a second one interrupts at once."""
+def stoppable(
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), *, patient: bool = False
+) -> Iterator[list[int]]:
+    """A list that signals write themselves into.
+
+    Args:
+        signals: that are told like that.
+        patient: a further one changes nothing; else it interrupts at once.
+    """
     told: list[int] = []
 
     def tell(number: int, frame: object) -> None:
-        if told:
+        if told and not patient:
             raise KeyboardInterrupt
         told.append(number)
 
     before = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             before[number] = signal.signal(number, tell)
     except ValueError:  # not the main thread, which signals are of
         pass

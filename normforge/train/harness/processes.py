@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from normforge.errors import NormforgeError, OptionError
-from normforge.train.device import device_of
+from normforge.train.device import checked_device
 
 T = TypeVar("T")
 
@@ -111,9 +111,7 @@ def processes(device: str) -> Iterator[Processes]:
     Raises:
         OptionError: more processes on a machine than it has GPUs, or no GPU where one is asked for.
     """
-    kind = device_of(device)
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise OptionError("run.device = cuda: torch finds no GPU here")
+    kind = checked_device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes(0, 1, torch.device(kind))
         return

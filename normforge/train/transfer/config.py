@@ -24,10 +24,15 @@ class Run(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=256, description="of a training on a CPU; none: its share")
-    loaders: int = Field(default=4, ge=0, le=128, description="threads that read images of coco:DIR")
     checkpoint: int = Field(default=100, ge=1, description="steps between checkpoints; the last step has one")
     evaluate: int | None = Field(default=None, ge=1, description="steps between evaluations; none: a third of all")
     backend: Literal["auto", "c", "triton", "eager"] = Field(default="auto", description="of layers")
+
+
+class DetectionRun(Run):
+    """How a training of a detector runs."""
+
+    loaders: int = Field(default=4, ge=0, le=128, description="threads that read images of coco:DIR")
     ap: Literal["faster_coco_eval", "pycocotools"] = Field(
         default="faster_coco_eval", description="the package that computes average precision"
     )
@@ -51,6 +56,7 @@ class DetectionConfig(TransferConfig):
     data: SceneData = SceneData()
     model: Detector = Detector()
     recipe: DetectionRecipe = DetectionRecipe()
+    run: DetectionRun = DetectionRun()
 
 
 class ImageData(Section):
@@ -91,24 +97,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "coco": _COCO,
         "coco-spinenet49": _COCO | {"model": _COCO["model"] | {"backbone": "spinenet49", "anchor": 4.0}},
     },
-    # arXiv 1809.11096, appendix C, at 32 pixels (the authors' code for CIFAR-10), and at 128.
     "gan": {
         "small": {},
+        # After the authors' code for CIFAR-10 (ajbrock/BigGAN-PyTorch), but with noise at each block.
         "cifar": {
             "data": {"size": 32},
             "recipe": {
                 "steps": 125_000, "batch": 50, "d_steps": 4, "g_rate": 2e-4, "d_rate": 2e-4, "channels": 64,
-                "ema": 0.9999, "ema_start": 1000, "init": "normal", "samples": 10_000,
+                "groups": None, "ema": 0.9999, "ema_start": 1000, "init": "normal", "samples": 10_000,
             },
             "run": {"checkpoint": 1000, "evaluate": 5000},
-        },
-        "imagenet": {
-            "data": {"size": 128},
-            "recipe": {
-                "steps": 150_000, "batch": 256, "d_steps": 2, "g_rate": 5e-5, "d_rate": 2e-4, "channels": 96,
-                "ema": 0.9999, "ema_start": 20_000, "samples": 50_000,
-            },
-            "run": {"checkpoint": 1000, "evaluate": 10_000},
         },
     },
 }  # fmt: skip

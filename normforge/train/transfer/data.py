@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from normforge.cache import digest
 from normforge.errors import OptionError, nearest
 from normforge.train.data.parts import Data
+from normforge.train.device import checked_device
 from normforge.train.transfer.config import Config, DetectionConfig
 from normforge.train.transfer.detection.drawn import drawn
 from normforge.train.transfer.detection.scene import Scenes
 from normforge.train.transfer.detection.settings import SceneData
+from normforge.train.transfer.synthesis.features import VERSION, classifier
 from normforge.train.transfer.synthesis.images import images_of
 
 _SOURCES = ("shapes", "fractals", "coco")
@@ -35,15 +39,29 @@ class Detections:
 TaskData = Detections | Data
 
 
-def load(config: Config) -> TaskData:
+def load(config: Config, download: bool = False) -> TaskData:
     """The data of a configuration.
+
+    Args:
+        config: of a training.
+        download: fetch a data set that torchvision knows, if it is not there.
 
     Raises:
         OptionError: it cannot be had, or is not what the task needs; says what to do.
     """
     if isinstance(config, DetectionConfig):
         return _scenes(config.data)
-    return images_of(config.data.source, config.data.size, config.data.seed)
+    return images_of(config.data.source, config.data.size, config.data.seed, download)
+
+
+def digest_of(config: Config, data: TaskData) -> str:
+    """Of the data and of what samples are judged by: figures of another do not compare."""
+    if isinstance(config, DetectionConfig):
+        return data.digest
+    parts = ["samples", data.digest, str(VERSION)]
+    if config.recipe.inception is not None:
+        parts.append(hashlib.blake2b(Path(config.recipe.inception).expanduser().read_bytes()).hexdigest())
+    return digest(*parts)
 
 
 def _scenes(data: SceneData) -> Detections:
@@ -66,14 +84,16 @@ def _scenes(data: SceneData) -> Detections:
 
 
 def check(config: Config, data: TaskData, batches: list[int]) -> None:
-    """Look at what only reading shows, before a training of hours meets it.
+    """Look at what only reading shows, before a training of hours meets it, and make what all trainings need.
 
     Args:
         config: of the trainings. data: theirs. batches: of all of them.
 
     Raises:
-        OptionError: an image that cannot be read, images that are fewer than a batch, a package that is missing.
+        OptionError: an image that cannot be read, images that are fewer than a batch, a package or a GPU that is
+            missing.
     """
+    checked_device(config.run.device)
     if isinstance(config, DetectionConfig):
         from normforge.train.transfer.detection.precision import AveragePrecision
 
@@ -88,3 +108,5 @@ def check(config: Config, data: TaskData, batches: list[int]) -> None:
         raise OptionError(
             f"recipe.batch = {max(batches)} is more than the {count} training images of {config.data.source}: lower it"
         )
+    if isinstance(data, Data):
+        classifier(data)  # kept in the cache directory, where the trainings find it

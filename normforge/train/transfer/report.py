@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from normforge import __version__
 from normforge.errors import RunError
 from normforge.train.settings import flat
 from normforge.train.transfer.config import CONFIGS, Config
-from normforge.train.transfer.results import COLUMNS, Cell, Done, Entrant, cell, grouped
+from normforge.train.transfer.results import COLUMNS, LESS, Done, Entrant, cell, grouped
 
 FILE = "report.html"
 _CURVES = {
@@ -52,7 +53,7 @@ def render(config: Config, done: list[Done]) -> str:
         source=config.data.source,
         columns=columns,
         rows=[_row(layer, batch, some, columns) for (layer, batch), some in groups.items()],
-        best={name: _best(groups, name) for name in columns},
+        best={batch: {name: _best(groups, batch, name) for name in columns} for _, batch in groups},
         curves=_picture(_curves(config, groups)),
         pictures=[
             (
@@ -74,6 +75,7 @@ def render(config: Config, done: list[Done]) -> str:
 def _row(layer: Entrant, batch: int, some: list[Done], columns: dict[str, str]) -> dict[str, Any]:
     cells = {name: cell(some, name) for name in columns}
     return {
+        "entrant": layer,
         "layer": layer.label,
         "formula": layer.formula,
         "batch": batch,
@@ -84,13 +86,15 @@ def _row(layer: Entrant, batch: int, some: list[Done], columns: dict[str, str]) 
     }
 
 
-def _best(groups: dict[tuple[Entrant, int], list[Done]], name: str) -> str:
-    """The best cell of a column, as text."""
-    cells: list[Cell] = [found for some in groups.values() if (found := cell(some, name)).values]
-    if not cells:
-        return ""
-    pick = min if name in ("fd", "fid") else max
-    return str(pick(cells, key=lambda found: found.mean))
+def _best(groups: dict[tuple[Entrant, int], list[Done]], batch: int, name: str) -> Entrant | None:
+    """The layer that is best in a column, at a batch, among those of which no training failed."""
+    cells = {
+        layer: found
+        for (layer, size), some in groups.items()
+        if size == batch and (found := cell(some, name)).values and not found.failed
+    }
+    pick = min if name in LESS else max
+    return pick(cells, key=lambda layer: cells[layer].mean) if len(cells) > 1 else None
 
 
 def _curves(config: Config, groups: dict[tuple[Entrant, int], list[Done]]) -> Any:
@@ -109,10 +113,8 @@ def _curves(config: Config, groups: dict[tuple[Entrant, int], list[Done]]) -> An
                 points: dict[int, list[float]] = {}
                 for one in groups.get((layer, batch), []):
                     for point in one.result.rows:
-                        if name in point:
-                            points.setdefault(int(point["step"]), []).append(point[name])
-                    if name in one.result.figures:
-                        points.setdefault(one.result.steps, []).append(one.result.figures[name])
+                        if math.isfinite(value := point.get(name, math.nan)):
+                            points.setdefault(int(point["step"]), []).append(value)
                 steps = sorted(points)
                 means = [sum(points[s]) / len(points[s]) for s in steps]
                 axis.plot(steps, means, marker="." if len(steps) < 12 else None, color=f"C{k}", label=layer.label[:40])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from normforge.errors import RunError
 from normforge.train.transfer.config import Config, DetectionConfig
@@ -25,6 +26,8 @@ COLUMNS = {
     },
 }  # fmt: skip
 """Figures that the table shows, where a training has them."""
+LESS = ("fd", "fid")
+"""Figures of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Entrant:
         plain = re.sub(r"[^A-Za-z0-9.-]+", "-", self.label).strip("-")
         if plain == self.label:
             return plain
-        return f"{plain[:40].strip('-')}-{blake2b(self.formula.encode(), digest_size=4).hexdigest()}"
+        own = blake2b(f"{self.label}\n{self.formula}".encode(), digest_size=4).hexdigest()
+        return f"{plain[:40].strip('-')}-{own}"
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,11 @@ def table(config: Config, done: list[Done]) -> Table:
     there = {name for one in done for name in one.result.figures}
     columns = {name: title for name, title in COLUMNS[config.task].items() if name in there}
     seeds = len({one.asked.config.seed for one in done})
-    title = f"{_title(config)}: mean ± deviation of {seeds} seeds"
+    title = Text(f"{_title(config)}: mean ± deviation of {seeds} seeds" if seeds > 1 else f"{_title(config)}: one seed")
     made = Table("layer", "batch", *columns.values(), "minutes", title=title)
     for (layer, batch), some in grouped(done).items():
         minutes = statistics.fmean(one.result.seconds for one in some) / 60
-        made.add_row(layer.label, str(batch), *(str(cell(some, name)) for name in columns), f"{minutes:.1f}")
+        made.add_row(Text(layer.label), str(batch), *(str(cell(some, name)) for name in columns), f"{minutes:.1f}")
     return made
 
 
@@ -135,7 +139,7 @@ def rows(done: list[Done]) -> list[dict[str, Any]]:
     left_out = ("layer", "rows", "pictures")
     return [
         {"layer": one.asked.entrant.label, "formula": one.result.layer}
-        | {k: v for k, v in vars(one.result).items() if k not in left_out}
+        | {k: v for k, v in one.result.plain().items() if k not in left_out}
         for one in done
     ]
 

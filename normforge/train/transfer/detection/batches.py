@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from normforge.streams import stream
 from normforge.train.transfer.detection.scene import Scene, Scenes
 
@@ -32,6 +34,7 @@ class SceneBatches:
         self.batch = min(batch, len(scenes))
         self._threads, self._pool = threads, None if not threads else ThreadPoolExecutor(threads)
         self._ahead: deque[list[Future[Scene]]] = deque()
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._step = 0
 
     def next(self) -> list[Scene]:
@@ -50,11 +53,19 @@ class SceneBatches:
     def _drawn(self, step: int) -> list[tuple[int, bool]]:
         """Which scenes are in a batch, and which of them are mirrored."""
         epoch, part = divmod(step, len(self._scenes) // self.batch)
-        rng = stream(self._seed, "scenes", epoch)
-        order = rng.permutation(len(self._scenes))
-        mirrored = rng.random(len(self._scenes)) < 0.5
+        order, mirrored = self._epoch(epoch)
         chosen = order[part * self.batch : (part + 1) * self.batch]
         return [(int(i), bool(self._flip and mirrored[i])) for i in chosen]
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of an epoch, and which scenes are mirrored in it; that of two epochs is kept, for reading ahead."""
+        if epoch not in self._orders:
+            for old in [e for e in self._orders if e != epoch - 1]:
+                del self._orders[old]
+            rng = stream(self._seed, "scenes", epoch)
+            order = rng.permutation(len(self._scenes))
+            self._orders[epoch] = order, rng.random(len(self._scenes)) < 0.5
+        return self._orders[epoch]
 
     def _scene(self, index: int, flip: bool) -> Scene:
         scene = self._scenes[index]

@@ -126,7 +126,7 @@ def _scene(
         over[mask] = k + 1
         kinds.append(kind)
         areas.append(int(mask.sum()))
-    # Those that are hidden, or cut off by the border, are no instances.
+    # Those that others hide, or that are a few pixels at the border, are no instances.
     instances, labels = np.zeros((size, size), np.uint8), np.zeros(options.objects, np.int64)
     found = 0
     for k, (kind, area) in enumerate(zip(kinds, areas, strict=True)):

@@ -48,6 +48,8 @@ def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) ->
             None,
             min_size=config.min_size,
             max_size=config.max_size,
+            # torchvision takes a level's stride for size / cells: so that it is, at the coarsest level too
+            size_divisible=max(32, 2 ** max(levels)),
             image_mean=list(_MEAN),
             image_std=list(_DEVIATION),
             rpn_anchor_generator=AnchorGenerator(sizes, (_RATIOS,) * len(levels)),

@@ -56,6 +56,8 @@ class DetectionRecipe(Optimization):
     """How a detector is trained."""
 
     batch: int = Field(default=8, ge=1, description="images a step")
+    steps: int = Field(default=400, ge=1, description="where images is none")
+    warmup: int = Field(default=0, ge=0, description="steps in which the rate rises, where warmup_images is none")
     images: int | None = Field(
         default=3200, ge=1, description="that a training sees, whatever the batch, in place of steps"
     )

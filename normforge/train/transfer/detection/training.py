@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normforge.streams import torch_seed
+from normforge.train.harness.checkpoint import load_weights
 from normforge.train.loop import Diverged, autocast, memory_format, rate_at
 from normforge.train.networks.places import LayerFactory
 from normforge.train.optimizer import Average, optimizer_of
@@ -74,7 +76,7 @@ class Detection:
         """Train up to step `steps`; means of the five losses and their sum.
 
         Raises:
-            Diverged: a loss is not finite, or no longer a number that regions can be found by.
+            Diverged: a loss, or weights, are not finite.
         """
         sums: dict[str, float] = {}
         before = self.done
@@ -87,14 +89,8 @@ class Detection:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.recipe, self.done)
         images = [self._image(scene) for scene in scenes]
-        with autocast(self.recipe, images[0]):
-            try:
-                losses: dict[str, Tensor] = self.model(images, [self._target(scene) for scene in scenes])
-            except (AssertionError, IndexError, RuntimeError) as e:
-                # torchvision finds boxes that are not finite by what fails with them.
-                if all(bool(p.isfinite().all()) for p in self.model.parameters()):
-                    raise
-                raise Diverged(f"weights are not finite at step {self.done + 1}") from e
+        with self._finite(), autocast(self.recipe, images[0]):
+            losses: dict[str, Tensor] = self.model(images, [self._target(scene) for scene in scenes])
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self.done += 1
         named = {name.removeprefix("loss_"): float(loss.detach()) for name, loss in losses.items()}
@@ -109,6 +105,16 @@ class Detection:
         if self.average:
             self.average.update()
         return named
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """What torchvision raises of boxes that are not finite is a divergence, where the weights are not finite."""
+        try:
+            yield
+        except (AssertionError, IndexError, RuntimeError) as e:
+            if all(bool(t.isfinite().all()) for t in [*self.model.parameters(), *self.model.buffers()]):
+                raise
+            raise Diverged(f"weights are not finite after step {self.done}") from e
 
     def _image(self, scene: Scene) -> Tensor:
         return scene.image.to(self._device).float() / 255
@@ -140,8 +146,9 @@ class Detection:
         """What the model, or its average, finds in scenes; on the CPU."""
         images = [self._image(scene) for scene in scenes]
         self.model.eval()
-        with self.average.in_place() if self.average else nullcontext(), autocast(self.recipe, images[0]):
-            outputs = self.model(images)
+        with self.average.in_place() if self.average else nullcontext(), self._finite():  # noqa: SIM117
+            with autocast(self.recipe, images[0]):
+                outputs = self.model(images)
         self.model.train()
         return [
             Found(
@@ -179,7 +186,7 @@ class Detection:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.done = state["done"]
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])

@@ -97,7 +97,7 @@ class Judge:
 
     Attributes:
         accuracy, score: of the classifier on real images that it was not trained on.
-        floor: their FD (own features): what a perfect generator would have, of so few samples.
+        floor: the FD (own features) of all these images, which a perfect generator would come near to.
         held_out: number of these images.
     """
 

@@ -16,13 +16,14 @@ from normforge.train.data.parts import Data, Part
 from normforge.train.transfer.synthesis.biggan import SIDES, check_side
 
 
-def images_of(source: str, size: int | None = None, seed: int = 0) -> Data:
+def images_of(source: str, size: int | None = None, seed: int = 0, download: bool = False) -> Data:
     """The images of a source, of a side that there is a BigGAN for.
 
     Args:
         source: digits, fractals, cifar10:DIR, imagefolder:DIR or another of `DataConfig.source`.
         size: of a side, in pixels; None is the nearest one to the images' own.
         seed: of the split, and of fractals.
+        download: fetch a data set that torchvision knows, if it is not there.
 
     Raises:
         OptionError: no such source, files that cannot be read, another size, none for images of a folder, images that
@@ -35,7 +36,7 @@ def images_of(source: str, size: int | None = None, seed: int = 0) -> Data:
         raise OptionError(f"{source}: the images of a folder are of any size: say to which side they are resized")
     fractals = Fractals(size=size or 32)
     native = size if kind == "imagefolder" else None  # these are resized as they are read
-    data = load_data(DataConfig(source=source, seed=seed, size=native, fractals=fractals))
+    data = load_data(DataConfig(source=source, seed=seed, size=native, fractals=fractals), download)
     if (channels := data.train.images.shape[1]) not in (1, 3):
         raise OptionError(f"{source}: the images have {channels} channels: give grey ones, or of three colours")
     own = data.train.images.shape[-1]

@@ -26,7 +26,9 @@ class SynthesisRecipe(Section):
     eps: float = Field(default=1e-6, gt=0, description="of Adam")
     channels: int = Field(default=8, ge=1, description="unit of width; the widest maps have 4 or 16 times as many")
     groups: int | None = Field(
-        default=4, ge=1, description="of w,h,c/g in the generator, whose widths it has to divide; none: as nf.compile"
+        default=4,
+        ge=1,
+        description="of w,h,c/g in places whose channels it divides; elsewhere, and where none, as nf.compile",
     )
     z: int = Field(default=20, ge=1, description="numbers of noise for the first map, and for each block")
     shared: int = Field(default=128, ge=1, description="size of the generator's class embedding")

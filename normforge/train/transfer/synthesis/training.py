@@ -15,6 +15,7 @@ from normforge.ir.graph import Graph
 from normforge.streams import stream, torch_seed
 from normforge.train.data.batches import ArrayBatches
 from normforge.train.data.parts import Data, Part
+from normforge.train.harness.checkpoint import load_weights
 from normforge.train.loop import Diverged
 from normforge.train.transfer.synthesis.biggan import Discriminator, Generator
 from normforge.train.transfer.synthesis.features import Judge
@@ -168,9 +169,10 @@ class Synthesis(Task):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same layer, data and recipe."""
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.average.load_state_dict(state["average"])
+        for name, module in (
+            ("generator", self.generator), ("discriminator", self.discriminator), ("average", self.average),
+        ):  # fmt: skip
+            load_weights(module, state[name])
         self._g_optimizer.load_state_dict(state["g_optimizer"])
         self._d_optimizer.load_state_dict(state["d_optimizer"])
         self._batches.load_state_dict(state["batches"])
