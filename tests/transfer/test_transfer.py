@@ -141,7 +141,7 @@ def test_the_others_go_on_where_one_cannot(tmp_path):
     out = tmp_path / "study"
     folder = out / "none" / "batch-8-seed-0"
     folder.mkdir(parents=True)
-    (out / "study.json").write_text(json.dumps(config("gan").model_dump(mode="json")))
+    (out / "study.json").write_text(json.dumps(config("gan", "recipe.batch=32").model_dump(mode="json")))
     with lock(folder):  # as another command would
         done = normforge(command("gan", out, "--layers", "none,bn-relu", "--seeds", "1", "--workers", "1"))
     assert done.returncode == 2 and "a training is running in" in done.stderr.splitlines()[-1], done.stderr
@@ -156,7 +156,7 @@ def test_a_directory_of_something_else(tmp_path):
         transfer(config("gan"), {"none": "none"}, tmp_path, seeds=[0])
     study = tmp_path / "study"
     study.mkdir()
-    (study / "study.json").write_text(json.dumps(config("gan").model_dump(mode="json")))
+    (study / "study.json").write_text(json.dumps(config("gan", "recipe.batch=32").model_dump(mode="json")))
     with pytest.raises(RunError, match="another task"):
         transfer(config("detection"), {"none": "none"}, study, seeds=[0])
     with pytest.raises(RunError, match=r"was started with recipe\.steps"):
