@@ -10,14 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from normforge.errors import OptionError, UnknownNameError, nearest
+from normforge.errors import OptionError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from normforge.nn.signal import Row
-
-_TIMM = "timm/"
 
 
 def signal(
@@ -44,12 +40,22 @@ def signal(
     An NF-ResNet follows the variance that it is built for within a few percent. An NFNet does not on noise: each 2x2
     average pool quarters the variance of noise, but not of images. For other models nothing is predicted.
     """
-    import torch
-
+    from normforge.api.load import load
+    from normforge.nn.convert import SAME
     from normforge.nn.signal import signal_propagation
+    from normforge.train.config import Networks
+    from normforge.train.models import check_model, image_side, make_model
 
-    torch.manual_seed(seed)
-    made = _made(model, layer)
+    check_model(model)
+    made = make_model(
+        model,
+        layer if layer is None or layer == SAME else load(layer),
+        networks=Networks(),
+        in_channels=3,
+        classes=1000,
+        size=image_side(model),
+        seed=seed,
+    )
     rows = signal_propagation(made, size=size, batch=batch, seed=seed, branches=branches)
     table = Table("after", "squared mean", "variance", "predicted", box=None, pad_edge=False)
     for row in rows:
@@ -59,30 +65,6 @@ def signal(
     if out is not None:
         _draw(f"{model}, {layer}" if layer else model, rows, out)
         print(f"drawn into {out}")
-
-
-def _made(name: str, layer: str | None) -> nn.Module:
-    """The model of a name, with a layer where it is asked for."""
-    import timm
-
-    from normforge.api.load import load
-    from normforge.nn.convert import SAME, convert
-    from normforge.nn.nfnets import NAMES, named
-
-    graph = layer if layer is None or layer == SAME else load(layer)
-    theirs = name.removeprefix(_TIMM)
-    if name in NAMES:
-        model: nn.Module = named(name)
-    elif timm.is_model(theirs):
-        model = timm.create_model(theirs, pretrained=False)
-    else:
-        known = (*NAMES, *timm.list_models())
-        raise UnknownNameError(f"neither normforge nor timm has a model {name!r}{nearest(theirs, known)}")
-    if graph is not None:
-        model, report = convert(model, graph, inplace=True)
-        if not report.replaced:
-            raise OptionError(f"{name} has no norm that {layer} could stand in the place of: leave out --layer")
-    return model
 
 
 def _draw(title: str, rows: list[Row], path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from normforge.ir.layers import parse
-from normforge.kernels.module import Layer
+from normforge.kernels.module import BatchLayer, Layer
 from normforge.train.networks import compiled
 from normforge.train.networks.places import Affine, Place
 from normforge.train.transfer.detection.drawn import drawn
@@ -103,6 +103,14 @@ def test_heads_have_a_layer_after_everything_but_the_predictors(walked):
         for conv, layer in zip(chain[0::2], chain[1::2], strict=False):
             assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and isinstance(layer, Layer)
             assert calls.next(calls.of(conv)[0][2])[0] is layer
+
+
+def test_a_layer_that_needs_positions_can_be_kept_from_where_there_are_none():
+    """EvoNorm-B0 keeps running statistics, and gain, bias and ReLU none."""
+    for fc_layer in ("same", "relu"):
+        head = made("evonorm-b0", SMALL.model_copy(update={"fc_layer": fc_layer})).roi_heads.box_head
+        assert isinstance(head.convs[1], BatchLayer)
+        assert isinstance(head.layer, BatchLayer) == (fc_layer == "same")
 
 
 def test_weights_do_not_depend_on_the_layer():

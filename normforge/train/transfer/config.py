@@ -15,8 +15,7 @@ from normforge.train.transfer.detection.settings import DetectionRecipe, Detecto
 from normforge.train.transfer.synthesis.settings import SynthesisRecipe
 
 NONE = "none"
-AFFINE_RELU = "relu(x * gamma + beta)"
-"""What `none` stands for: gain, bias and ReLU, no normalization."""
+"""A layer's name in a study: gain, bias and ReLU (`AFFINE_RELU`), no normalization."""
 
 
 class Run(Section):

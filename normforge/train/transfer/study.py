@@ -14,7 +14,8 @@ from normforge.train.harness.hold import lock, stoppable
 from normforge.train.settings import validated
 from normforge.train.transfer import data as data_of
 from normforge.train.transfer import report
-from normforge.train.transfer.config import AFFINE_RELU, NONE, Config
+from normforge.train.transfer.config import NONE, Config
+from normforge.train.transfer.detection.settings import AFFINE_RELU
 from normforge.train.transfer.results import Asked, Done, Entrant, write_results
 from normforge.train.transfer.run import check, finished, make_task
 from normforge.train.transfer.workers import train_all

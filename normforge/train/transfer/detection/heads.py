@@ -49,7 +49,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.convs = _convs(channels, width, convs)
         self.fc = nn.Linear((width if convs else channels) * side * side, fc, bias=False)
-        self.layer = Place(fc)
+        self.layer: nn.Module = Place(fc)
         nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from normforge.kernels.compile import compile
 from normforge.train.networks.places import LayerFactory, Place, put
 from normforge.train.transfer.detection.backbone import ResNetFPN
 from normforge.train.transfer.detection.heads import BoxHead, BoxPredictor, ProposalHead, mask_head, mask_predictor
-from normforge.train.transfer.detection.settings import Detector
+from normforge.train.transfer.detection.settings import AFFINE_RELU, Detector
 from normforge.train.transfer.detection.spinenet import CONFIGS, SpineNet
 
 _RATIOS = (0.5, 1.0, 2.0)  # height through width of anchors
@@ -43,6 +44,9 @@ def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) ->
         levels, channels = backbone.levels, backbone.out_channels
         names = [str(level) for level in levels]
         sizes = tuple((round(config.anchor * 2**level),) for level in levels)
+        box_head = BoxHead(channels, config.head_channels, config.box_convs, config.box_fc)
+        if config.fc_layer == "relu":
+            box_head.layer = compile(AFFINE_RELU, config.box_fc)
         model: nn.Module = MaskRCNN(
             backbone,
             None,
@@ -59,7 +63,7 @@ def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) ->
             rpn_post_nms_top_n_train=config.proposals,
             rpn_post_nms_top_n_test=config.proposals,
             box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
-            box_head=BoxHead(channels, config.head_channels, config.box_convs, config.box_fc),
+            box_head=box_head,
             box_predictor=BoxPredictor(config.box_fc, classes + 1),
             box_batch_size_per_image=config.regions,
             box_detections_per_img=config.detections,

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from normforge.train.config import Optimization, Section, check_recipe
 
+AFFINE_RELU = "relu(x * gamma + beta)"
+"""Gain, bias and ReLU: what is left of a layer without its norm."""
+
 
 class Drawn(Section):
     """Scenes that the program draws."""
@@ -45,6 +48,11 @@ class Detector(Section):
     detections: int = Field(default=20, ge=1, description="of an image, at most")
     box_convs: int = Field(default=2, ge=0, le=8)
     box_fc: int = Field(default=128, ge=8, description="features before the box predictor")
+    fc_layer: Literal["same", "relu"] = Field(
+        default="same",
+        description="after those features, which have no positions; relu: gain, bias and ReLU, for layers with moments "
+        "over positions alone",
+    )
     mask_convs: int = Field(default=2, ge=1, le=8)
     head_channels: int = Field(default=48, ge=8, description="of the convolutions of both heads")
     min_size: int = Field(default=96, ge=32, description="to which the shorter side of an image is resized")
