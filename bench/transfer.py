@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
     layers = named(split(",".join(part for part in (KNOWN, options.layers) if part)))
-    report: dict[str, Any] = {"machine": machine()}
+    report: dict[str, Any] = {"machine": machine(), "separation": {}}
     for task in options.task or TASKS:
         batches, figures = TASKS[task]
         config = load_config(task, "small", options.more)
@@ -70,17 +70,14 @@ def main() -> None:
         if done is None:
             sys.exit(130)
         console.print(table(config, done))
-        found = {}
         for batch in batches or [config.recipe.batch]:
             for figure, more in figures.items():
                 best, distance = separation(done, batch, figure, more)
-                found[f"{figure}, batch {batch}"] = {"best": best, "pooled deviations from none": round(distance, 2)}
+                key = f"{task}: {figure}, batch {batch}"
+                report["separation"][key] = {"best": best, "pooled deviations from none": round(distance, 2)}
                 what = "" if distance >= LEAST else f", less than {LEAST:g}"
                 console.print(f"{figure}, batch {batch}: {best} is {distance:.1f} pooled deviations from none{what}")
-        report[task] = {
-            "separation": found,
-            "rows": rows(done),
-        }
+        report[task] = rows(done)
     write(options.output, report)
 
 
