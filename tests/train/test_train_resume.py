@@ -125,5 +125,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         with pytest.raises(RunError, match=r"checkpoint .*checkpoint\.pt cannot be read, it may be damaged"):
             train(config("recipe.steps=3"), tmp_path)
     torch.save({"epoch": 3}, file)
-    with pytest.raises(RunError, match="is no checkpoint of normforge train"):
+    with pytest.raises(RunError, match="is no checkpoint of normforge"):
         train(config("recipe.steps=3"), tmp_path)

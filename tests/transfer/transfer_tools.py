@@ -30,10 +30,14 @@ def config(task: str, *given: str) -> Config:
     return load_config(task, "small", [*SMALL[task], *given])
 
 
-def command(task: str, out: Path, *arguments: str) -> list[str]:
+def arguments(task: str, out: Path, *more: str) -> list[str]:
+    """Those of the small transfer, for `normforge`."""
+    return ["transfer", task, "--out", str(out), *(part for s in SMALL[task] for part in ("--set", s)), *more]
+
+
+def command(task: str, out: Path, *more: str) -> list[str]:
     """The command line of the small transfer."""
-    settings = (part for setting in SMALL[task] for part in ("--set", setting))
-    return [sys.executable, "-m", "normforge", "transfer", task, "--out", str(out), *settings, *arguments]
+    return [sys.executable, "-m", "normforge", *arguments(task, out, *more)]
 
 
 def normforge(line: list[str]) -> subprocess.CompletedProcess:
