@@ -25,6 +25,13 @@ def _place(channels: int, *, channel_dim: int = 1) -> nn.Module:
     return Place(channels)
 
 
+def _box_head(config: Detector, channels: int) -> BoxHead:
+    head = BoxHead(channels, config.head_channels, config.box_convs, config.box_fc)
+    if config.fc_layer == "relu":
+        head.layer = compile(AFFINE_RELU, config.box_fc)
+    return head
+
+
 def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) -> nn.Module:
     """A detector with random weights.
 
@@ -44,9 +51,6 @@ def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) ->
         levels, channels = backbone.levels, backbone.out_channels
         names = [str(level) for level in levels]
         sizes = tuple((round(config.anchor * 2**level),) for level in levels)
-        box_head = BoxHead(channels, config.head_channels, config.box_convs, config.box_fc)
-        if config.fc_layer == "relu":
-            box_head.layer = compile(AFFINE_RELU, config.box_fc)
         model: nn.Module = MaskRCNN(
             backbone,
             None,
@@ -63,7 +67,7 @@ def mask_rcnn(config: Detector, layer: LayerFactory, classes: int, seed: int) ->
             rpn_post_nms_top_n_train=config.proposals,
             rpn_post_nms_top_n_test=config.proposals,
             box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
-            box_head=box_head,
+            box_head=_box_head(config, channels),
             box_predictor=BoxPredictor(config.box_fc, classes + 1),
             box_batch_size_per_image=config.regions,
             box_detections_per_img=config.detections,
