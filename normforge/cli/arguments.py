@@ -52,3 +52,19 @@ def parse_shape(text: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ShapeError(f"--shape is N,C,H,W in whole numbers, such as 128,64,16,16, not {text!r}") from None
+
+
+def written(layer: str, word: str) -> str:
+    """The layer as a name or a formula, which a checkpoint can hold.
+
+    Args:
+        layer: name, formula, file, or run#number.
+        word: that stands for itself.
+
+    Raises:
+        ParseError, UnknownNameError, RunError: no layer of these.
+    """
+    from normforge.api.load import load
+    from normforge.ir.layers import layers
+
+    return layer if layer == word or layer.strip() in layers else str(load(layer))

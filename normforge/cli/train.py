@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from normforge.cli.arguments import written
 from normforge.cli.printed import print_settings
 from normforge.cli.settings import DownloadOption
 from normforge.errors import OptionError
@@ -69,7 +70,9 @@ def train(
         _evaluate(checkpoint, given, layer, download)
         return
     if layer is not None:
-        given.append(f"layer={_written(layer)}")
+        from normforge.nn.convert import SAME
+
+        given.append(f"layer={written(layer, SAME)}")
     settings = load_config(recipe, given)
     if show_settings:
         print_settings(settings, console)
@@ -98,12 +101,3 @@ def _evaluate(checkpoint: Path, given: list[str], layer: str | None, download: b
     said = evaluate_checkpoint(checkpoint, source, run, download=download)
     if os.environ.get("RANK", "0") == "0":
         print(said)
-
-
-def _written(layer: str) -> str:
-    """The layer as its name or its formula, which a checkpoint can hold."""
-    from normforge.api.load import load
-    from normforge.ir.layers import layers
-    from normforge.nn.convert import SAME
-
-    return layer if layer == SAME or layer.strip() in layers else str(load(layer))

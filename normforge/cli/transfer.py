@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from normforge.cli.arguments import written
 from normforge.cli.printed import print_settings
 from normforge.cli.settings import DownloadOption
 from normforge.errors import OptionError
@@ -130,11 +131,9 @@ def named(labels: list[str]) -> dict[str, str]:
     Raises:
         ParseError, UnknownNameError, RunError: one that cannot be read.
     """
-    from normforge.api.load import load
-    from normforge.ir.layers import layers
     from normforge.train.transfer.config import NONE
 
-    return {label: label if label == NONE or label in layers else str(load(label)) for label in labels}
+    return {label: written(label, NONE) for label in labels}
 
 
 def _numbers(text: str) -> list[int]:

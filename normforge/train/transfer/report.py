@@ -12,7 +12,7 @@ from normforge import __version__
 from normforge.errors import RunError
 from normforge.train.settings import flat
 from normforge.train.transfer.config import CONFIGS, Config
-from normforge.train.transfer.results import COLUMNS, LESS, Done, Entrant, cell, grouped
+from normforge.train.transfer.results import LESS, Done, Entrant, cell, columns, grouped, minutes
 
 FILE = "report.html"
 _CURVES = {
@@ -43,24 +43,20 @@ def render(config: Config, done: list[Done]) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    there = {name for one in done for name in one.result.figures}
-    columns = {name: title for name, title in COLUMNS[config.task].items() if name in there}
+    shown = columns(config, done)
     groups = grouped(done)
     defaults = dict(flat(CONFIGS[config.task]()))
     return environment.get_template("transfer.html.j2").render(
         version=__version__,
         task="instance segmentation" if config.task == "detection" else "image synthesis",
         source=config.data.source,
-        columns=columns,
-        rows=[_row(layer, batch, some, columns) for (layer, batch), some in groups.items()],
-        best={batch: {name: _best(groups, batch, name) for name in columns} for _, batch in groups},
+        columns=shown,
+        rows=[_row(layer, batch, some, shown) for (layer, batch), some in groups.items()],
+        best={batch: {name: _best(groups, batch, name) for name in shown} for _, batch in groups},
         curves=_picture(_curves(config, groups)),
         pictures=[
-            (
-                f"{layer.label}, batch {batch}, seed {one.asked.config.seed}",
-                _encoded((one.asked.out / name).read_bytes()),
-            )
-            for (layer, batch), some in groups.items()
+            (one.asked.name, _encoded((one.asked.out / name).read_bytes()))
+            for some in groups.values()
             for one in some[:1]
             for name in one.result.pictures
             if (one.asked.out / name).is_file()
@@ -72,8 +68,8 @@ def render(config: Config, done: list[Done]) -> str:
     )
 
 
-def _row(layer: Entrant, batch: int, some: list[Done], columns: dict[str, str]) -> dict[str, Any]:
-    cells = {name: cell(some, name) for name in columns}
+def _row(layer: Entrant, batch: int, some: list[Done], shown: dict[str, str]) -> dict[str, Any]:
+    cells = {name: cell(some, name) for name in shown}
     return {
         "entrant": layer,
         "layer": layer.label,
@@ -82,7 +78,7 @@ def _row(layer: Entrant, batch: int, some: list[Done], columns: dict[str, str]) 
         "cells": {name: str(found) for name, found in cells.items()},
         "seeds": {name: ", ".join(f"{v:.3f}" for v in found.values) for name, found in cells.items()},
         "parameters": f"{some[0].result.parameters / 1e6:.2f} M",
-        "minutes": f"{sum(one.result.seconds for one in some) / len(some) / 60:.1f}",
+        "minutes": minutes(some),
     }
 
 

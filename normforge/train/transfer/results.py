@@ -116,16 +116,25 @@ def grouped(done: list[Done]) -> dict[tuple[Entrant, int], list[Done]]:
     return groups
 
 
+def columns(config: Config, done: list[Done]) -> dict[str, str]:
+    """Titles of the figures of the table that some training has, by figure."""
+    there = {name for one in done for name in one.result.figures}
+    return {name: title for name, title in COLUMNS[config.task].items() if name in there}
+
+
+def minutes(done: list[Done]) -> str:
+    """Of a training, in the mean."""
+    return f"{statistics.fmean(one.result.seconds for one in done) / 60:.1f}"
+
+
 def table(config: Config, done: list[Done]) -> Table:
     """Means and deviations over seeds, a row a layer and batch."""
-    there = {name for one in done for name in one.result.figures}
-    columns = {name: title for name, title in COLUMNS[config.task].items() if name in there}
+    shown = columns(config, done)
     seeds = len({one.asked.config.seed for one in done})
     title = Text(f"{_title(config)}: mean ± deviation of {seeds} seeds" if seeds > 1 else f"{_title(config)}: one seed")
-    made = Table("layer", "batch", *columns.values(), "minutes", title=title)
+    made = Table("layer", "batch", *shown.values(), "minutes", title=title)
     for (layer, batch), some in grouped(done).items():
-        minutes = statistics.fmean(one.result.seconds for one in some) / 60
-        made.add_row(Text(layer.label), str(batch), *(str(cell(some, name)) for name in columns), f"{minutes:.1f}")
+        made.add_row(Text(layer.label), str(batch), *(str(cell(some, name)) for name in shown), minutes(some))
     return made
 
 

@@ -63,6 +63,17 @@ class Result:
         return cast(dict[str, Any], _plain(asdict(self)))
 
 
+def write_whole(path: Path, value: Any) -> None:
+    """Write JSON into a file that is whole or not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fresh = path.with_name(f"{path.name}.part")
+    fresh.write_text(json.dumps(value) + "\n")
+    fresh.replace(path)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
@@ -133,12 +144,13 @@ def run(
     Raises:
         RunError: the directory is of another training, or cannot be written.
     """
-    if found := finished(out, config, digest_of(config, data)):
+    digest = digest_of(config, data)
+    if found := finished(out, config, digest):
         return found
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock(out):
-            return _Running(config, data, out, device, tell, stop).go()
+            return _Running(config, data, digest, out, device, tell, stop).go()
     except OSError as e:
         raise RunError(f"{out} cannot be written ({e.strerror}): use another --out") from None
 
@@ -189,7 +201,8 @@ def check_data(before: str, now: str, config: Config, out: Path) -> None:
 
 
 class _Running:
-    """A training in its directory, at its start or its last checkpoint; arguments as of `run`.
+    """A training in its directory, at its start or its last checkpoint; arguments as of `run`, and
+    the digest of the data.
 
     Losses are summed over a window of steps, which is a row of the log; a checkpoint may lie within one.
     """
@@ -198,13 +211,14 @@ class _Running:
         self,
         config: Config,
         data: TaskData,
+        digest: str,
         out: Path,
         device: torch.device,
         tell: Callable[[int, int, float], None],
         stop: Sequence[int],
     ) -> None:
         self.config, self.out, self.device, self.tell, self.stop = config, out, device, tell, stop
-        self.digest = digest_of(config, data)
+        self.digest = digest
         self.task = task = make_task(config, data, device)
         torch.manual_seed(torch_seed(config.seed, "random", 0))
         self.path, self.start, self.cpu = out / checkpoint.FILE, time.monotonic(), time.process_time()
@@ -250,15 +264,14 @@ class _Running:
             task.close()
         result.steps, result.rows = task.done, self.rows
         result.seconds, result.cpu_seconds = (round(s, 2) for s in self._seconds())
-        fresh = self.out / f"{RESULT_FILE}.part"
-        fresh.write_text(json.dumps(result.plain()) + "\n")
-        fresh.replace(self.out / RESULT_FILE)
+        write_whole(self.out / RESULT_FILE, result.plain())
         return result
 
     def _window(self) -> None:
         """Train to where a row is due, piece by piece, or until told to stop."""
         task, done = self.task, self.task.done
-        due = min(task.total, *(-(-done // n) * n if self.steps else (done // n + 1) * n for n in self._periods))
+        periods = self.look, self.every, self.keep
+        due = min(task.total, *(-(-done // n) * n if self.steps else (done // n + 1) * n for n in periods))
         while task.done < due and not self.stop:
             before = task.done
             losses = task.advance(min(due, before + self.piece))
@@ -266,10 +279,6 @@ class _Running:
                 self.sums[name] = self.sums.get(name, 0.0) + value * (task.done - before)
             self.steps += task.done - before
             self.tell(task.done, task.total, losses.get("loss", losses.get("generator", math.nan)))
-
-    @property
-    def _periods(self) -> tuple[int, int, int]:
-        return self.look, self.every, self.keep
 
     def _row(self) -> None:
         """Log the window, evaluate and keep a checkpoint where it is time for them."""

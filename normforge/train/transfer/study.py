@@ -17,7 +17,7 @@ from normforge.train.transfer import report
 from normforge.train.transfer.config import NONE, Config
 from normforge.train.transfer.detection.settings import AFFINE_RELU
 from normforge.train.transfer.results import Asked, Done, Entrant, write_results
-from normforge.train.transfer.run import check, finished, make_task
+from normforge.train.transfer.run import check, finished, make_task, write_whole
 from normforge.train.transfer.workers import train_all
 
 STUDY_FILE = "study.json"
@@ -89,8 +89,8 @@ def transfer(
     with console.status(f"reading {config.data.source}"):
         data = data_of.load(config, download)
         data_of.check(config, data, [one.config.recipe.batch for one in asked])
-        for first in {(a.entrant, a.config.recipe.batch): a for a in asked}.values():
-            make_task(first.config, data, torch.device("cpu")).close()  # what cannot be made is told now
+        for one in {one.entrant: one for one in asked}.values():
+            make_task(one.config, data, torch.device("cpu")).close()  # what cannot be made is told now
     digest = data_of.digest_of(config, data)
 
     def ended() -> list[Done]:
@@ -137,6 +137,4 @@ def _claim(config: Config, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise RunError(f"{out} holds other things than a study: use another --out")
     out.mkdir(parents=True, exist_ok=True)
-    fresh = out / f"{STUDY_FILE}.part"
-    fresh.write_text(json.dumps(common.model_dump(mode="json")) + "\n")
-    fresh.replace(out / STUDY_FILE)
+    write_whole(out / STUDY_FILE, common.model_dump(mode="json"))

@@ -23,14 +23,15 @@ from normforge.train.transfer.detection.mask_rcnn import mask_rcnn
 from normforge.train.transfer.detection.precision import AveragePrecision
 from normforge.train.transfer.detection.scene import Found, Scene, Scenes
 from normforge.train.transfer.detection.settings import DetectionRecipe, Detector
+from normforge.train.transfer.task import Task
 
 _AT_ONCE = 20  # images in evaluation
 _LEAST_MASK = 0.5  # probability of a pixel that belongs to an instance
 _SHOWN = 8  # scenes in a picture
 
 
-class Detection:
-    """A `Task`: Mask R-CNN with a layer, trained from nothing.
+class Detection(Task):
+    """Mask R-CNN with a layer, trained from nothing.
 
     Args:
         layer: makes the module of a place.

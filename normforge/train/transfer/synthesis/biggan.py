@@ -7,6 +7,8 @@ that network is the one of 32 px less a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -92,8 +94,9 @@ class Generator(nn.Module):
         self.shared = draw(nn.Embedding(classes, shared), init)
         self.linear = spectral(nn.Linear(z, widths[0] * _FIRST**2), init)
         self.blocks, self.attention = nn.ModuleList(), nn.ModuleDict()
+        layer = partial(ConditionalLayer, graph, condition=shared + z, backend=backend, groups=groups, init=init)
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            self.blocks.append(GeneratorBlock(graph, inputs, outputs, shared + z, backend, groups, init))
+            self.blocks.append(GeneratorBlock(layer, inputs, outputs, init))
             if _FIRST * 2 ** (i + 1) == _ATTENTION:
                 self.attention[str(i)] = Attention(outputs, init)
         self.layer = compiled(graph, backend, groups)(widths[-1])
@@ -119,13 +122,11 @@ class Generator(nn.Module):
 class GeneratorBlock(nn.Module):
     """Layer, doubled size, 3×3, layer, 3×3; beside it doubled size and 1×1."""
 
-    def __init__(
-        self, graph: Graph, inputs: int, outputs: int, condition: int, backend: str, groups: int | None, init: str
-    ) -> None:
+    def __init__(self, layer: Callable[[int], ConditionalLayer], inputs: int, outputs: int, init: str) -> None:
         super().__init__()
-        self.layer1 = ConditionalLayer(graph, inputs, condition, backend, groups, init)
+        self.layer1 = layer(inputs)
         self.conv1 = convolution(inputs, outputs, 3, init)
-        self.layer2 = ConditionalLayer(graph, outputs, condition, backend, groups, init)
+        self.layer2 = layer(outputs)
         self.conv2 = convolution(outputs, outputs, 3, init)
         self.shortcut = convolution(inputs, outputs, 1, init)
 
